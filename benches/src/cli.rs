@@ -1,0 +1,38 @@
+//! `cargo lab …`: one line per subcommand; each module parses and runs its own arguments.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::link;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "lab",
+    bin_name = "cargo lab",
+    about = "The laboratory of hikyaku: links, guests, measurements"
+)]
+struct Lab {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Run commands inside hosts joined by an emulated long-fat link
+    Link(link::cli::LinkArgs),
+}
+
+/// Parses the process's arguments and runs the subcommand they name.
+pub fn main() -> ExitCode {
+    let done = match Lab::parse().what {
+        What::Link(args) => link::cli::run(args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! The test guest: a bare-metal program under a real QEMU, watched from outside.

@@ -1,0 +1,1 @@
+//! Throughput of the stages a page goes through, each alone and all together.
