@@ -1,0 +1,121 @@
+//! When to stop the guest: what a policy sees, what it answers, and the prediction it may use.
+//!
+//! A policy never acts: the engine turns its answer into an [`crate::Action`], and the caller stops the guest. It is
+//! asked at the end of every pass of QEMU and every [`crate::SourceConfig::policy_interval`] in between, as long as the
+//! guest runs and no switch-over is under way.
+
+mod adaptive;
+mod predict;
+mod xen;
+
+pub use adaptive::{Adaptive, AdaptiveConfig};
+pub use predict::{Prediction, Terms};
+pub use xen::{Xen3, Xen3Config};
+
+use crate::types::{LinkStats, Time};
+
+/// Decides when the guest is stopped.
+pub trait Policy: Send {
+    /// The name users choose it by.
+    fn name(&self) -> &'static str;
+
+    /// What to do now.
+    fn decide(&mut self, view: &View) -> Decision;
+
+    /// The staging budget it wants, of the `configured` one. A policy that takes QEMU's passes for its own wants a
+    /// small one, so that QEMU runs at the rate of the link.
+    fn staging_bytes(&self, configured: usize) -> usize {
+        configured
+    }
+
+    /// The switch-over it asked for was given up and the guest runs on here.
+    fn resumed(&mut self, _now: Time) {}
+}
+
+/// What a policy sees.
+#[derive(Debug, Clone, Copy)]
+pub struct View {
+    pub now: Time,
+    /// When the layout was known.
+    pub started: Time,
+    /// Asked because a pass has just ended.
+    pub pass_ended: bool,
+    pub pass: PassStats,
+    pub link: LinkStats,
+    pub residual: Residual,
+    pub prediction: Prediction,
+    /// Every page of the guest has been taken in at least once.
+    pub whole_guest_seen: bool,
+    pub pages_total: u64,
+    /// Pages sent so far, zero pages included, every version counted.
+    pub pages_sent: u64,
+}
+
+/// QEMU's passes so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PassStats {
+    /// Passes that have ended.
+    pub ended: u32,
+    /// Pages found dirty at the end of the last one: as QEMU said, or else as many as it carried.
+    pub dirty_pages: u64,
+    /// Pages taken in since.
+    pub taken_in: u64,
+}
+
+/// What would have to cross after the guest had been stopped now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Residual {
+    /// Pages staged, being encoded, or dirty in QEMU.
+    pub pages: u64,
+    /// The same in bytes before encoding.
+    pub raw_bytes: u64,
+    /// What of it will have to cross the link, by the ratio seen so far, plus what is encoded and unsent.
+    pub encoded_bytes: u64,
+}
+
+/// A policy's answer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Decision {
+    /// Go on copying.
+    Continue,
+    /// Slow the guest down: the share of its time taken from it, 0.0-0.99.
+    Throttle(f32),
+    /// Stop the guest now.
+    SwitchOver,
+    /// Give up; the guest stays here.
+    Abort(AbortReason),
+}
+
+/// Why the engine gives up. The guest has not been touched.
+#[derive(Debug, Clone, PartialEq, Eq, Copy, thiserror::Error)]
+pub enum AbortReason {
+    /// The guest dirties memory faster than the link carries it, and the deadline has come.
+    #[error(
+        "not converging: stopping the guest now would take {predicted_ms} ms, {target_ms} ms are allowed"
+    )]
+    NotConverging { predicted_ms: u64, target_ms: u64 },
+    /// The caller fed a page outside the layout it had given. A defect of the caller.
+    #[error("page {page} is outside the guest's {pages} pages")]
+    PageOutsideLayout { page: u32, pages: u32 },
+    /// The caller fed pages or ordered bytes after raw relay or the tail had begun. A defect of the caller.
+    #[error("{what} fed after {after}")]
+    OutOfOrder { what: &'static str, after: &'static str },
+    /// The chunk numbers of a session (2^32) are used up.
+    #[error("the session's chunk numbers are used up")]
+    SequenceExhausted,
+    /// An encoder met a state that cannot be. A defect of the engine.
+    #[error("encoding failed: {0}")]
+    Encoding(&'static str),
+}
+
+/// What happens when the deadline comes and the stop would still be too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnDeadline {
+    /// Stop the guest however long it takes.
+    Force,
+    /// Slow the guest down, step by step; give up if that does not help either.
+    Throttle,
+    /// Give up; the guest stays here.
+    #[default]
+    Abort,
+}
