@@ -1,0 +1,195 @@
+//! Every knob of the transport, in one place: unit, default and why.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::key::{PublicKey, StaticKey};
+use crate::names::PeerName;
+
+/// What a [`Node`](crate::Node) is started with. Make one with [`NodeConfig::new`] and change what must differ.
+#[derive(Clone)]
+pub struct NodeConfig {
+    /// Addresses on which peers reach this node. Empty: this node only sends.
+    pub listen: Vec<SocketAddr>,
+    /// This node's own key pair; peers know it by its public half.
+    pub key: StaticKey,
+    /// The peers that may open links to this node or be sent to. Nobody else can do either.
+    pub peers: Vec<Peer>,
+    /// TCP connections per link that carry chunks. Default 8: with Linux' default buffer limits (about 3 MiB in
+    /// flight per connection) eight of them hold the 15 MB of 1 Gbit/s x 120 ms, and a loss halves only one of them.
+    pub lanes: u16,
+    /// Threads that seal, send, receive and open. 0 (default): half of the machine's CPUs, at least 1, at most 4. One
+    /// does about 1 GB/s, more than most WANs.
+    pub lane_threads: usize,
+    /// How lanes reach the kernel.
+    pub io: Io,
+    pub timeouts: Timeouts,
+    pub limits: Limits,
+    pub sockets: Sockets,
+}
+
+impl NodeConfig {
+    /// Defaults for everything but the key: nothing listens, nobody is a peer.
+    pub fn new(key: StaticKey) -> Self {
+        Self {
+            listen: Vec::new(),
+            key,
+            peers: Vec::new(),
+            lanes: 8,
+            lane_threads: 0,
+            io: Io::Auto,
+            timeouts: Timeouts::default(),
+            limits: Limits::default(),
+            sockets: Sockets::default(),
+        }
+    }
+}
+
+/// One peer: where it is, which key it must prove to hold, and what it may do.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    pub name: PeerName,
+    /// `host:port`, tried in order. Host names are resolved when a link is opened.
+    pub addresses: Vec<String>,
+    pub public_key: PublicKey,
+    /// The peer may send to us: it may open links to this node.
+    pub may_send: bool,
+    /// The peer may receive from us: this node may open links to it.
+    pub may_receive: bool,
+}
+
+/// The way from lanes to sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Io {
+    /// io_uring where the kernel allows it, plain sockets elsewhere (said once in the log).
+    #[default]
+    Auto,
+    /// io_uring, or the node does not start.
+    Uring,
+    /// `epoll`, `send` and `recv`.
+    Plain,
+}
+
+/// Bounds on every wait.
+#[derive(Clone, Debug)]
+pub struct Timeouts {
+    /// TCP connect to one address. Default 5 s: a lost SYN is repeated after 1 s and 3 s.
+    pub connect: Duration,
+    /// From accepting a connection to its peer being authenticated, and the same on the connecting side. Default 10 s:
+    /// three round trips of the worst path and some losses. It is what a slow-loris gets.
+    pub handshake: Duration,
+    /// From `Link::open` to the peer's answer; the peer may be asking a VMM in between. Default 30 s.
+    pub open: Duration,
+    /// A control connection from which nothing came for so long is dead. Default 10 s. Must exceed `ping_idle`.
+    pub dead_after: Duration,
+    /// Time between pings while a session is open: the rate at which the round trip is measured. Default 100 ms.
+    pub ping_active: Duration,
+    /// Time between pings of an idle link. Default 2 s.
+    pub ping_idle: Duration,
+    /// Longest wait before an acknowledgement. Default 10 ms: small beside a WAN's round trip, 100 messages per second.
+    pub ack: Duration,
+    /// How long a sender whose lane broke waits for the peer to say why. Default 500 ms, more than a round trip.
+    pub last_words: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(5),
+            handshake: Duration::from_secs(10),
+            open: Duration::from_secs(30),
+            dead_after: Duration::from_secs(10),
+            ping_active: Duration::from_millis(100),
+            ping_idle: Duration::from_secs(2),
+            ack: Duration::from_millis(10),
+            last_words: Duration::from_millis(500),
+        }
+    }
+}
+
+/// Bounds on memory and counts.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Longest payload of one chunk, bytes. Default 288 KiB: 256 KiB of pages plus records that did not compress.
+    /// The smaller of the two peers' values holds on a link. Worst-case memory: twice this per lane.
+    pub chunk_bytes: u32,
+    /// Longest session message, hello or reply, bytes; at most [`MESSAGE_BYTES_CEILING`]. Default 32 KiB.
+    pub message_bytes: usize,
+    /// Session messages that wait to be written on one link, bytes. Default 4 MiB.
+    pub outbox_bytes: usize,
+    /// Sessions open at once on one link. Default 256.
+    pub sessions: usize,
+    /// Lanes a peer may open on one link. Default 64.
+    pub lanes: u16,
+    /// Gaps in the numbers of one session's applied chunks. Default 65536 (about 2 MiB): more means a peer that
+    /// leaves out numbers on purpose.
+    pub gaps: usize,
+    /// Connections that have not authenticated, over all addresses. Default 64, each with at most 1 KiB of buffer.
+    pub pending: usize,
+    /// The same from one IPv4 address or IPv6 /64. Default 24: one link being opened has 9.
+    pub pending_per_address: usize,
+    /// When a session has less than this unsent, `TxEvents::room` is called as lanes take chunks. Default 1 MiB.
+    pub unsent_low_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            chunk_bytes: 288 * 1024,
+            message_bytes: 32 * 1024,
+            outbox_bytes: 4 * 1024 * 1024,
+            sessions: 256,
+            lanes: 64,
+            gaps: 65_536,
+            pending: 64,
+            pending_per_address: 24,
+            unsent_low_bytes: 1024 * 1024,
+        }
+    }
+}
+
+/// The most that [`Limits::message_bytes`] may be: a control message is one Noise record (65535 bytes, tag included).
+pub const MESSAGE_BYTES_CEILING: usize = 60 * 1024;
+
+/// The most that [`Limits::chunk_bytes`] may be, whatever is configured.
+pub const CHUNK_BYTES_CEILING: u32 = 4 * 1024 * 1024;
+
+/// Socket options of the lanes.
+#[derive(Clone, Debug)]
+pub struct Sockets {
+    /// Send buffer per lane, bytes, set past `wmem_max` where the process may (`SO_SNDBUFFORCE`), and not at all where
+    /// it may not. `None` (default): the kernel's autotuning.
+    pub send_buffer_bytes: Option<u32>,
+    /// The same for the receive buffer. `None` (default): the kernel's autotuning, which a fixed size would turn off.
+    pub receive_buffer_bytes: Option<u32>,
+    /// `TCP_NOTSENT_LOWAT`, bytes. Default 128 KiB: a lane takes its next chunk only when its socket has less than
+    /// this that was never sent, so that pages can be superseded until late.
+    pub notsent_low_bytes: u32,
+    /// Unacknowledged for so long, TCP gives the connection up. Default 15 s.
+    pub user_timeout: Duration,
+    pub congestion: Congestion,
+}
+
+impl Default for Sockets {
+    fn default() -> Self {
+        Self {
+            send_buffer_bytes: None,
+            receive_buffer_bytes: None,
+            notsent_low_bytes: 128 * 1024,
+            user_timeout: Duration::from_secs(15),
+            congestion: Congestion::HostDefault,
+        }
+    }
+}
+
+/// Congestion control of the lanes.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum Congestion {
+    /// What the host uses for everybody.
+    #[default]
+    HostDefault,
+    /// `bbr` where the kernel has it and lets us, else the host's default.
+    PreferBbr,
+    /// This one, or the link does not open.
+    Named(String),
+}

@@ -1,0 +1,35 @@
+//! What the transport tells its user. Every method is called from a transport thread and **must not block**.
+
+use crate::error::Lost;
+use crate::names::PeerName;
+use crate::node::Incoming;
+
+/// Answers peers that want to open sessions to this node.
+pub trait Acceptor: Send + Sync {
+    /// `peer` (authenticated, allowed to send) wants to open the session `incoming.id()`. Answer with
+    /// [`Incoming::accept`] or [`Incoming::refuse`], now or later, from any thread. Dropping it refuses.
+    fn open(&self, peer: &PeerName, hello: Vec<u8>, incoming: Incoming);
+}
+
+/// What happens to a session at its sender. After `lost` or `closed` nothing more is called.
+pub trait TxEvents: Send + Sync {
+    /// The peer applied every chunk up to and with `cumulative`, and those of `ranges` (both ends included).
+    fn acked(&self, cumulative: u64, ranges: &[(u64, u64)]);
+    /// There is less than `Limits::unsent_low_bytes` unsent, or credit grew: more may be sent. May come often.
+    fn room(&self);
+    fn message(&self, message: Vec<u8>);
+    /// The link ended; the session with it.
+    fn lost(&self, lost: Lost);
+    /// The peer closed the session.
+    fn closed(&self, code: u16, text: String);
+}
+
+/// What happens to a session at its receiver. After `lost` or `closed` nothing more is called.
+pub trait RxEvents: Send + Sync {
+    /// A chunk, opened and authentic, in any order. Whoever takes it holds memory that `credit_bytes` of
+    /// [`Incoming::accept`] stands for, until [`RxSession::applied`](crate::RxSession::applied).
+    fn chunk(&self, seq: u64, after: u64, payload: Vec<u8>);
+    fn message(&self, message: Vec<u8>);
+    fn lost(&self, lost: Lost);
+    fn closed(&self, code: u16, text: String);
+}
