@@ -1,0 +1,102 @@
+//! What is left, how long the stop would be, and what the policy makes of it.
+
+use crate::config::HoldBack;
+use crate::precopy::{Decision, Prediction, Residual, View};
+use crate::source::{Action, Phase, Source};
+use crate::types::{PAGE_BYTES, Time};
+
+impl Source {
+    /// Asks the policy, if it is time to.
+    pub(super) fn ask_policy(&mut self, now: Time) -> Option<Action> {
+        let started = self.layout_at?;
+        if self.phase != Phase::Live || self.raw.begun() || !(self.pass_ended || now >= self.next_decision) {
+            return None;
+        }
+        self.passes.measure(now, self.config.dirty_rate_window);
+        let residual = self.residual(now);
+        let view = View {
+            now,
+            started,
+            pass_ended: std::mem::take(&mut self.pass_ended),
+            pass: self.passes.stats,
+            link: self.window.link,
+            residual,
+            prediction: Prediction::of(&self.terms, &self.window.link, &residual),
+            whole_guest_seen: self.whole_guest_seen(),
+            pages_total: self.table.len().into(),
+            pages_sent: self.counts.pages_sent,
+        };
+        self.next_decision = now.plus(self.config.policy_interval);
+        match self.policy.decide(&view) {
+            Decision::Continue => None,
+            Decision::Throttle(share) if share == self.throttle => None,
+            Decision::Throttle(share) => {
+                self.throttle = share;
+                Some(Action::Throttle(share))
+            }
+            Decision::SwitchOver => {
+                self.phase = Phase::Switching;
+                Some(Action::Switch)
+            }
+            Decision::Abort(why) => Some(self.abort(why)),
+        }
+    }
+
+    /// When to be polled again, if that has changed.
+    pub(super) fn wake_up(&mut self, now: Time) -> Option<Action> {
+        let decision = (self.phase == Phase::Live && self.layout_at.is_some() && !self.raw.begun())
+            .then_some(self.next_decision);
+        let wake = decision.into_iter().chain(self.idle_until).min()?.max(now);
+        if self.wake == Some(wake) {
+            return None;
+        }
+        self.wake = Some(wake);
+        Some(Action::WakeAt(wake))
+    }
+
+    /// What would have to cross if the guest were stopped now.
+    pub(super) fn residual(&self, now: Time) -> Residual {
+        let in_qemu = if self.phase == Phase::Stopped || self.layout_at.is_none() {
+            0
+        } else {
+            self.passes.dirty_in_qemu(now, self.table.len().into())
+        };
+        let content_pages = (self.staging.len() + self.encoding_pages) as u64 + in_qemu;
+        let stream_bytes = (self.opaque.queued_bytes()
+            + self.raw.queued_bytes()
+            + self.tail.queued_bytes()
+            + self.encoding_stream_bytes) as u64;
+        let raw_bytes = content_pages.saturating_mul(PAGE_BYTES as u64).saturating_add(stream_bytes);
+        let link = &self.window.link;
+        let carried_by_delay = u128::from(link.goodput_bytes_per_s) * u128::from(link.rtt_ns) / 1_000_000_000;
+        let late_bytes =
+            link.in_flight_bytes.saturating_sub(u64::try_from(carried_by_delay).unwrap_or(u64::MAX));
+        let encoded_bytes = ((raw_bytes as f64 * self.ratio) as u64)
+            .saturating_add(self.window.unsent_bytes())
+            .saturating_add(self.ready_bytes as u64)
+            .saturating_add(late_bytes);
+        Residual { pages: content_pages + self.table.zeros.len() as u64, raw_bytes, encoded_bytes }
+    }
+
+    /// Bytes staging may hold now.
+    pub(super) fn staging_budget(&self) -> usize {
+        let wanted = self.policy.staging_bytes(self.config.staging_bytes);
+        match self.config.hold_back {
+            HoldBack::Rate(time) if self.phase == Phase::Live => {
+                let goodput = u128::from(self.window.link.goodput_bytes_per_s);
+                let encoded = goodput * time.as_nanos() / 1_000_000_000;
+                let raw = encoded as f64 / self.ratio.max(MIN_RATIO);
+                let least = self.config.chunk_bytes * self.config.encode_jobs.max(1);
+                wanted.min((raw as usize).max(least))
+            }
+            HoldBack::Rate(_) | HoldBack::Ack => wanted,
+        }
+    }
+
+    fn whole_guest_seen(&self) -> bool {
+        self.counts.pages_seen == u64::from(self.table.len()) || self.passes.first_pass_done()
+    }
+}
+
+/// Keeps a ratio measured on nearly empty chunks from making the budget of [`HoldBack::Rate`] meaningless.
+const MIN_RATIO: f64 = 0.01;
