@@ -10,6 +10,8 @@ readonly CACHE_DIR=${XDG_CACHE_HOME:-$HOME/.cache}/hikyaku-tests
 # A version on either side of the capability that decides how a guest is held before it is stopped
 # (switchover-ack, 8.1): the two ways of the daemon are both tested.
 readonly QEMU_OLD_BELOW=8.1
+# Never unpacked beside the machine's own: the dynamic loader is the machine's, and its library must match it.
+readonly LEFT_TO_THE_MACHINE='libc6|libc-bin|libgcc-s1|gcc-[0-9]+-base'
 
 as_root() {
     if ((EUID == 0)); then
@@ -85,6 +87,7 @@ add_backports() {
     local have
     have=$(installed_qemu)
     if [[ -n $have ]] && dpkg --compare-versions "${have#*:}" ge 10; then return 0; fi
+    refresh_apt_lists || return 1
     if ! apt-cache policy 2>/dev/null | grep -q "n=$release-backports"; then
         backports_source "$release" || return 1
         apt_lists_refreshed=no
@@ -98,7 +101,7 @@ backports_source() { # RELEASE
     for file in "$dir"/*.sources; do
         [[ -e $file ]] || continue
         stanza=$(awk -v release="$1" -v RS= '
-            /(^|\n)Enabled:[ \t]*no/ || !/(^|\n)Types:[^\n]*\<deb\>/ { next }
+            /(^|\n)Enabled:[ \t]*no/ || !/(^|\n)Types:([ \t]*deb-src)*[ \t]*deb([ \t\n]|$)/ { next }
             match($0, /(^|\n)Suites:[^\n]*/) {
                 n = split(substr($0, RSTART, RLENGTH), suite, /[ \t]+/)
                 for (i = 2; i <= n; i++) if (suite[i] == release) {
@@ -163,8 +166,7 @@ unpack_other_qemu() {
         return 0
     fi
 
-    # The closure apt would install for that version, less what the machine has.
-    local wanted=("qemu-system-x86=$version") names=()
+    local wanted=("qemu-system-x86=$version") names=() from=()
     for package in qemu-system-common qemu-system-data; do
         # A binary rebuild (+bN) leaves the architecture-independent package at the source's version.
         local candidate
@@ -172,8 +174,14 @@ unpack_other_qemu() {
             if apt-cache madison "$package" | grep -qF " $candidate |"; then wanted+=("$package=$candidate"); break; fi
         done
     done
-    mapfile -t names < <(apt-get -s --allow-downgrades --no-install-recommends install "${wanted[@]}" 2>/dev/null |
-        sed -n 's/^Inst \([^ ]*\) \(\[[^]]*\] \)\{0,1\}(\([^ ]*\) .*/\1=\3/p')
+    [[ $version == *~bpo* ]] && from=(--target-release "$(release_name)-backports")
+    # What apt would install on an empty machine, less what is here in the same version. Resolved against the
+    # machine itself it may have no answer: the installed QEMU's libraries can rule out the other's.
+    mapfile -t names < <(comm -23 \
+        <(apt-get -s -o Dir::State::status=/dev/null --no-install-recommends "${from[@]}" install "${wanted[@]}" 2>/dev/null |
+            sed -n 's/^Inst \([^ ]*\) \(\[[^]]*\] \)\{0,1\}(\([^ ]*\) .*/\1=\3/p' |
+            grep -vE "^($LEFT_TO_THE_MACHINE)=" | sort) \
+        <(dpkg-query -W -f '${Package}=${Version}\n' | sort))
     if ((${#names[@]} == 0)); then
         echo "tests/run: apt cannot resolve QEMU $version" >&2
         return 1
