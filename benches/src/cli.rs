@@ -29,7 +29,7 @@ pub fn main() -> ExitCode {
         What::Link(args) => link::cli::run(args),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("lab: {error:#}");
             ExitCode::FAILURE

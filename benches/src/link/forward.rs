@@ -1,0 +1,199 @@
+//! The thread of one host: reads what the host sends, keeps it in the paths, delivers what is due to other hosts.
+//!
+//! One thread does both, so a packet changes threads nowhere in the emulator; two hosts use two cores at most.
+//! It sleeps in `ppoll` until a packet comes or one is due and never spins. It ends when told, or when the host's
+//! interface is gone.
+
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::eventfd::EventFd;
+use nix::sys::time::TimeSpec;
+use nix::unistd::{read, write};
+
+use super::network::Counters;
+use super::packet::{MAX_RAW_BYTES, Packet};
+use super::path::{Emulation, Path};
+use super::profile::Direction;
+use super::sys;
+
+/// What a path shares with the owner of the network.
+#[derive(Debug)]
+pub(super) struct Shared {
+    wanted: Mutex<Wanted>,
+    /// Counts the changes of `wanted`, so that the thread need not lock for each packet.
+    changes: AtomicU64,
+    delivered_bytes: AtomicU64,
+    delivered_packets: AtomicU64,
+    dropped_queue: AtomicU64,
+    dropped_loss: AtomicU64,
+    dropped_outage: AtomicU64,
+    refused: AtomicU64,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted {
+    pub direction: Direction,
+    pub out: bool,
+}
+
+impl Shared {
+    pub fn new(direction: Direction) -> Self {
+        Self {
+            wanted: Mutex::new(Wanted { direction, out: false }),
+            changes: AtomicU64::new(0),
+            delivered_bytes: AtomicU64::new(0),
+            delivered_packets: AtomicU64::new(0),
+            dropped_queue: AtomicU64::new(0),
+            dropped_loss: AtomicU64::new(0),
+            dropped_outage: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+        }
+    }
+
+    pub fn wanted(&self) -> Wanted {
+        *self.lock()
+    }
+
+    pub fn change(&self, change: impl FnOnce(&mut Wanted)) {
+        change(&mut self.lock());
+        self.changes.fetch_add(1, Ordering::Release);
+    }
+
+    pub fn counters(&self) -> Counters {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counters {
+            bytes: read(&self.delivered_bytes),
+            packets: read(&self.delivered_packets),
+            dropped_queue: read(&self.dropped_queue),
+            dropped_loss: read(&self.dropped_loss),
+            dropped_outage: read(&self.dropped_outage),
+            refused: read(&self.refused),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Wanted> {
+        // A plain value: whoever panicked while holding it cannot have left it half written.
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A way from this thread's host to another.
+#[derive(Debug)]
+pub(super) struct Out {
+    addresses: [IpAddr; 2],
+    tun: Arc<OwnedFd>,
+    path: Path,
+    shared: Arc<Shared>,
+    seen_changes: u64,
+    is_out: bool,
+}
+
+impl Out {
+    pub fn new(addresses: [IpAddr; 2], tun: Arc<OwnedFd>, path: Path, shared: Arc<Shared>) -> Self {
+        Self { addresses, tun, path, shared, seen_changes: 0, is_out: false }
+    }
+
+    fn refresh(&mut self) {
+        let changes = self.shared.changes.load(Ordering::Acquire);
+        if changes != self.seen_changes {
+            self.seen_changes = changes;
+            let wanted = self.shared.wanted();
+            self.is_out = wanted.out;
+            self.path.set(&wanted.direction, wanted.out);
+        }
+    }
+
+    fn enter(&mut self, now_ns: u64, packet: &Packet<'_>) {
+        let fate = self.path.enter(now_ns, packet);
+        let count = |counter: &AtomicU64, packets: u64| {
+            if packets > 0 {
+                counter.fetch_add(packets, Ordering::Relaxed);
+            }
+        };
+        count(&self.shared.dropped_queue, fate.dropped_queue);
+        count(&self.shared.dropped_loss, fate.dropped_loss);
+        count(&self.shared.dropped_outage, fate.dropped_outage);
+    }
+
+    fn deliver_due(&mut self, now_ns: u64) {
+        while let Some((held, bytes)) = self.path.front().filter(|(held, _)| held.due_ns <= now_ns) {
+            let packets = u64::from(held.packets);
+            if self.is_out {
+                self.shared.dropped_outage.fetch_add(packets, Ordering::Relaxed);
+            } else if write(&self.tun, bytes).is_ok() {
+                self.shared.delivered_packets.fetch_add(packets, Ordering::Relaxed);
+                self.shared.delivered_bytes.fetch_add(held.wire_bytes, Ordering::Relaxed);
+            } else {
+                self.shared.refused.fetch_add(packets, Ordering::Relaxed);
+            }
+            self.path.pop();
+        }
+    }
+}
+
+/// The thread's state.
+#[derive(Debug)]
+pub(super) struct Forwarder {
+    pub tun: Arc<OwnedFd>,
+    pub outs: Vec<Out>,
+    pub emulation: Emulation,
+    pub stop: Arc<AtomicBool>,
+    /// Becomes readable when `stop` was set.
+    pub wake: Arc<EventFd>,
+    pub clock: Instant,
+}
+
+impl Forwarder {
+    pub fn run(mut self) {
+        sys::be_punctual(self.emulation.realtime);
+        let mut raw = vec![0; MAX_RAW_BYTES];
+        while !self.stop.load(Ordering::Acquire) {
+            let now_ns = self.now_ns();
+            for out in &mut self.outs {
+                out.refresh();
+                out.deliver_due(now_ns);
+            }
+            match read(&self.tun, &mut raw) {
+                Ok(len) => self.enter(&raw[..len]),
+                Err(Errno::EAGAIN) => self.sleep(),
+                Err(Errno::EINTR) => {}
+                // The host has removed its interface: nothing will come any more.
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn enter(&mut self, raw: &[u8]) {
+        // What is no packet, or goes to nobody (multicast), ends here as it would at a router.
+        let Ok(packet) = Packet::parse(raw) else { return };
+        let destination = packet.destination();
+        let now_ns = self.now_ns();
+        if let Some(out) = self.outs.iter_mut().find(|out| out.addresses.contains(&destination)) {
+            out.enter(now_ns, &packet);
+        }
+    }
+
+    fn sleep(&self) {
+        let next_ns = self.outs.iter().filter_map(|out| out.path.due_ns()).min();
+        let timeout = next_ns.map(|due_ns| {
+            let until = Duration::from_nanos(due_ns.saturating_sub(self.now_ns()));
+            TimeSpec::from_duration(until.max(self.emulation.granularity))
+        });
+        let mut ready = [
+            PollFd::new(self.tun.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.wake.as_fd(), PollFlags::POLLIN),
+        ];
+        // Interrupted or not, the loop looks at everything again.
+        let _ = ppoll(&mut ready, timeout, None);
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.clock.elapsed().as_nanos() as u64
+    }
+}
