@@ -1,0 +1,57 @@
+//! The programs under test, as built from this checkout, in the profile and target directory of the running test.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::LazyLock;
+
+/// `hikyakud` or `hikyaku`. Built on first use, so that no test meets a stale one; `$HIKYAKU_BIN_DIR` names a
+/// directory to take them from instead.
+pub fn product(name: &str) -> PathBuf {
+    static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| match std::env::var_os("HIKYAKU_BIN_DIR") {
+        Some(directory) => directory.into(),
+        None => build("hikyaku-daemon"),
+    });
+    existing(DIRECTORY.join(name))
+}
+
+/// A helper program of the tests' own.
+pub fn helper(name: &str) -> PathBuf {
+    static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| build("hikyaku-tests"));
+    existing(DIRECTORY.join(name))
+}
+
+fn existing(program: PathBuf) -> PathBuf {
+    assert!(program.exists(), "{} is not there", program.display());
+    program
+}
+
+/// Builds a package's programs and returns where they are.
+fn build(package: &str) -> PathBuf {
+    let (target, profile) = layout();
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(["build", "--quiet", "--bins", "--package", package, "--profile"])
+        .arg(match profile.as_str() {
+            "debug" => "dev",
+            other => other,
+        })
+        .arg("--target-dir")
+        .arg(&target)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status()
+        .expect("cargo runs");
+    assert!(status.success(), "{package} does not build");
+    target.join(profile)
+}
+
+/// The target directory and the profile of the running test: `TARGET/PROFILE/deps/TEST`.
+fn layout() -> (PathBuf, String) {
+    let test = std::env::current_exe().expect("the test knows its own program");
+    let profile = test
+        .ancestors()
+        .skip(1)
+        .find(|dir| dir.file_name().is_some_and(|name| name != "deps" && name != "examples"))
+        .expect("a test lies in a profile's directory");
+    let target = profile.parent().map_or_else(|| Path::new("/").to_owned(), Path::to_owned);
+    (target, profile.file_name().unwrap_or_default().to_string_lossy().into_owned())
+}

@@ -1,0 +1,281 @@
+//! A host with a daemon on it, and the pair of them on either side of an emulated link.
+
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use hikyaku_lab::link::{self, Host, Link, Network, Profile};
+use tempfile::TempDir;
+
+use crate::binaries;
+use crate::command::{self, Output, Running};
+use crate::proxy::Fault;
+
+/// The port daemons listen on.
+pub const PORT: u16 = 4707;
+/// The port a proxy in front of a daemon listens on.
+pub const PROXY_PORT: u16 = 4708;
+
+const START_LIMIT: Duration = Duration::from_secs(15);
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(5);
+/// Lines of a daemon's log that are shown when a test fails.
+const LOG_TAIL_LINES: usize = 60;
+
+/// Two hosts, `a` and `b`, on either side of the link of this name (see BENCH's table of links).
+///
+/// Panics when the machine cannot make one: there is no test without a link.
+pub fn network(link: &str) -> Network {
+    let profile = Profile::named(link).unwrap_or_else(|| panic!("no link is called {link}"));
+    Link::builder().hosts(["a", "b"]).profile(profile).build().unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// What a daemon's configuration file will say. A test changes what it is about.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The site's name, which is also the host's.
+    pub name: String,
+    pub listen: String,
+    pub peers: Vec<PeerSettings>,
+    /// More TOML: whole tables.
+    pub more: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct PeerSettings {
+    pub name: String,
+    pub addresses: Vec<String>,
+    pub public_key: String,
+    pub allow: Vec<&'static str>,
+}
+
+impl Settings {
+    fn to_toml(&self, directory: &Path) -> String {
+        let file = |name| directory.join(name).display().to_string();
+        let mut text = format!(
+            "listen = {:?}\napi = {:?}\nkey = {:?}\nstate = {:?}\n",
+            self.listen,
+            file(API),
+            file(KEY),
+            file(STATE)
+        );
+        for peer in &self.peers {
+            let _ = write!(
+                text,
+                "\n[[peer]]\nname = {:?}\naddresses = {:?}\npublic_key = {:?}\nallow = {:?}\n",
+                peer.name, peer.addresses, peer.public_key, peer.allow
+            );
+        }
+        text + "\n" + &self.more
+    }
+}
+
+const API: &str = "api.sock";
+const KEY: &str = "key";
+const STATE: &str = "state";
+const CONFIG: &str = "config.toml";
+const LOG: &str = "log";
+
+/// A daemon inside a host, with directories of its own. Killed on drop; its log is shown if the test is failing.
+#[derive(Debug)]
+pub struct Site {
+    name: String,
+    directory: TempDir,
+    daemon: Child,
+}
+
+impl Site {
+    /// Starts `hikyakud` inside `host` and waits until its API answers.
+    fn start(host: &Host, settings: &Settings, directory: TempDir) -> Site {
+        let path = directory.path();
+        fs::write(path.join(CONFIG), settings.to_toml(path)).expect("the configuration can be written");
+        let daemon = spawn(host, path);
+        let mut site = Site { name: settings.name.clone(), directory, daemon };
+        site.wait_for_api();
+        site
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn api(&self) -> PathBuf {
+        self.directory.path().join(API)
+    }
+
+    /// A directory that lives as long as the site: for QMP sockets and the like.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// `hikyaku ARGS…` to its end.
+    #[track_caller]
+    pub fn hikyaku<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>, limit: Duration) -> Output {
+        self.hikyaku_beside(args).wait(limit)
+    }
+
+    /// `hikyaku ARGS…` beside the test.
+    pub fn hikyaku_beside<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Running {
+        command::hikyaku(&self.api(), args)
+    }
+
+    /// What the daemon has said so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join(LOG)).unwrap_or_default()
+    }
+
+    /// The largest resident size the daemon has had, in bytes.
+    pub fn rss_peak_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.daemon.id())).unwrap_or_default();
+        let kib = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
+        let kib: u64 =
+            kib.unwrap_or_else(|| panic!("the daemon of {} has no resident size: is it dead?", self.name));
+        kib << 10
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.daemon.try_wait(), Ok(None))
+    }
+
+    /// Ends the daemon as a crash would.
+    pub fn kill(&mut self) {
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+    }
+
+    /// Starts the daemon again, after [`kill`](Site::kill), with the same configuration and state.
+    pub fn restart(&mut self, host: &Host) {
+        self.kill();
+        self.daemon = spawn(host, self.directory.path());
+        self.wait_for_api();
+    }
+
+    /// Ends the daemon as a service manager would; its exit code, or `None` if it had to be killed.
+    pub fn stop(&mut self) -> Option<i32> {
+        let pid = nix::unistd::Pid::from_raw(self.daemon.id() as i32);
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+        let deadline = Instant::now() + STOP_LIMIT;
+        while self.is_running() {
+            if Instant::now() > deadline {
+                self.kill();
+                return None;
+            }
+            std::thread::sleep(POLL);
+        }
+        self.daemon.wait().ok().and_then(|status| status.code())
+    }
+
+    fn wait_for_api(&mut self) {
+        let deadline = Instant::now() + START_LIMIT;
+        while UnixStream::connect(self.api()).is_err() {
+            let running = self.is_running();
+            assert!(running, "the daemon of {} ended at its start:\n{}", self.name, self.log());
+            assert!(Instant::now() < deadline, "the daemon of {} opens no API:\n{}", self.name, self.log());
+            std::thread::sleep(POLL);
+        }
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            let log = self.log();
+            let skip = log.lines().count().saturating_sub(LOG_TAIL_LINES);
+            eprintln!("--- the daemon of {}, last lines:", self.name);
+            log.lines().skip(skip).for_each(|line| eprintln!("{line}"));
+        }
+    }
+}
+
+fn spawn(host: &Host, directory: &Path) -> Child {
+    let log =
+        File::options().append(true).create(true).open(directory.join(LOG)).expect("the log can be made");
+    let mut command = host.command(binaries::product("hikyakud"));
+    command.arg("--config").arg(directory.join(CONFIG)).stdin(std::process::Stdio::null());
+    command.stdout(log.try_clone().expect("a descriptor")).stderr(log);
+    link::die_with_parent(&mut command);
+    command.spawn().expect("hikyakud starts")
+}
+
+/// Two sites that know each other: `a` and `b`, each allowed to send to and receive from the other.
+#[derive(Debug)]
+pub struct Pair {
+    pub a: Site,
+    pub b: Site,
+}
+
+impl Pair {
+    pub fn start(network: &Network) -> Pair {
+        Pair::start_with(network, |_| {})
+    }
+
+    /// `adjust` is called with the settings of either site, before anything is started.
+    pub fn start_with(network: &Network, mut adjust: impl FnMut(&mut Settings)) -> Pair {
+        let directories = ["a", "b"].map(|name| {
+            tempfile::Builder::new()
+                .prefix(&format!("hikyaku-{name}."))
+                .tempdir()
+                .expect("a temporary directory")
+        });
+        let [key_a, key_b] = directories.each_ref().map(|directory| make_key(&directory.path().join(KEY)));
+        let mut a = settings(network, "a", "b", key_b);
+        let mut b = settings(network, "b", "a", key_a);
+        adjust(&mut a);
+        adjust(&mut b);
+        let [directory_a, directory_b] = directories;
+        Pair {
+            a: Site::start(network.host("a"), &a, directory_a),
+            b: Site::start(network.host("b"), &b, directory_b),
+        }
+    }
+
+    pub fn site(&self, name: &str) -> &Site {
+        if name == self.a.name { &self.a } else { &self.b }
+    }
+}
+
+fn settings(network: &Network, name: &str, peer: &str, peer_key: String) -> Settings {
+    let peer = PeerSettings {
+        name: peer.to_owned(),
+        addresses: vec![SocketAddr::from((network.host(peer).ip4(), PORT)).to_string()],
+        public_key: peer_key,
+        allow: vec!["send", "receive"],
+    };
+    Settings { name: name.to_owned(), listen: format!("[::]:{PORT}"), peers: vec![peer], more: String::new() }
+}
+
+/// Makes a private key and returns its public half.
+pub fn make_key(file: &Path) -> String {
+    let mut command = Command::new(binaries::product("hikyaku"));
+    command.arg("keygen").arg("--out").arg(file);
+    let output = Running::start(&mut command).wait(Duration::from_secs(10)).expect_code(0);
+    output.stdout.trim().to_owned()
+}
+
+/// A proxy in front of `b`'s daemon that damages what `a` sends. `a` must be told to go there: see [`through_proxy`].
+pub fn faulty_proxy(network: &Network, fault: Fault) -> Running {
+    let host = network.host("b");
+    let mut command = host.command(binaries::helper("faulty-proxy"));
+    command.arg(SocketAddr::from((host.ip4(), PROXY_PORT)).to_string());
+    command.arg(SocketAddr::from((host.ip4(), PORT)).to_string());
+    command.args(fault.arguments());
+    Running::start(&mut command)
+}
+
+/// An adjustment for [`Pair::start_with`]: `a` finds `b` at the proxy's port.
+pub fn through_proxy(network: &Network) -> impl FnMut(&mut Settings) + use<> {
+    let proxy = SocketAddr::from((network.host("b").ip4(), PROXY_PORT)).to_string();
+    move |settings| {
+        if settings.name == "a" {
+            settings.peers[0].addresses = vec![proxy.clone()];
+        }
+    }
+}
