@@ -197,13 +197,19 @@ impl Parser {
         self.ram_started.then_some(&self.layout)
     }
 
-    fn fail(&mut self, why: Why, consumed_before: usize) -> NotUnderstood {
-        let resume = match self.state {
+    /// How a rebuilt stream must stand for a verbatim relay from [`Self::position`] on: for a caller that gives
+    /// up parsing by its own choice, before RAM's end.
+    pub fn resume(&self) -> Resume {
+        match self.state {
             State::Failed { resume, .. } => resume,
             State::Ram { .. } => Resume::InRam { last_block: self.last_block },
             State::Item if self.ram_started => Resume::Item { last_block: self.last_block },
             _ => Resume::Verbatim,
-        };
+        }
+    }
+
+    fn fail(&mut self, why: Why, consumed_before: usize) -> NotUnderstood {
+        let resume = self.resume();
         self.state = State::Failed { why, resume };
         NotUnderstood { at: self.at, consumed_before, why, resume }
     }
