@@ -88,6 +88,9 @@ pub struct Timeouts {
     pub ping_idle: Duration,
     /// Longest wait before an acknowledgement. Default 10 ms: small beside a WAN's round trip, 100 messages per second.
     pub ack: Duration,
+    /// The rest of a frame that has begun to arrive must go on coming within this. Default 30 s: TCP's back-off after
+    /// the longest outage that `dead_after` lets pass. (A frame whose length was changed on the way never ends.)
+    pub frame: Duration,
     /// How long a sender whose lane broke waits for the peer to say why. Default 500 ms, more than a round trip.
     pub last_words: Duration,
 }
@@ -102,6 +105,7 @@ impl Default for Timeouts {
             ping_active: Duration::from_millis(100),
             ping_idle: Duration::from_secs(2),
             ack: Duration::from_millis(10),
+            frame: Duration::from_secs(30),
             last_words: Duration::from_millis(500),
         }
     }

@@ -89,6 +89,17 @@ pub enum OpenError {
     Lost(#[from] Lost),
 }
 
+/// [`Incoming::accept`](crate::Incoming::accept).
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum AcceptError {
+    #[error("the reply has {bytes} bytes, the limit is {limit}")]
+    ReplyTooLong { bytes: usize, limit: usize },
+    #[error("the opener stopped waiting")]
+    Gone,
+    #[error("{0}")]
+    Lost(#[from] Lost),
+}
+
 /// A session's control message that was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MessageError {

@@ -1,8 +1,8 @@
 //! What the transport tells its user. Every method is called from a transport thread and **must not block**.
 
 use crate::error::Lost;
+use crate::incoming::Incoming;
 use crate::names::PeerName;
-use crate::node::Incoming;
 
 /// Answers peers that want to open sessions to this node.
 pub trait Acceptor: Send + Sync {
@@ -11,7 +11,8 @@ pub trait Acceptor: Send + Sync {
     fn open(&self, peer: &PeerName, hello: Vec<u8>, incoming: Incoming);
 }
 
-/// What happens to a session at its sender. After `lost` or `closed` nothing more is called.
+/// What happens to a session at its sender. After `lost` or `closed` nothing more is called, but for a `room` that was
+/// under way.
 pub trait TxEvents: Send + Sync {
     /// The peer applied every chunk up to and with `cumulative`, and those of `ranges` (both ends included).
     fn acked(&self, cumulative: u64, ranges: &[(u64, u64)]);

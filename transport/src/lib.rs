@@ -1,20 +1,60 @@
-//! Sealed chunks between two daemons.
+//! Sealed chunks between two daemons: one control connection and many lanes over a long fat pipe.
+//!
+//! This crate knows sessions, keys, lanes and sockets. It does not know what a chunk means: order, versions and
+//! completeness are its users' business, and so are files, configuration texts and what a session is for.
+//!
+//! ```text
+//!  sender                                                     receiver
+//!  Node::link ── Noise IK ─────────── control ──────────────  Node (listening)
+//!  Link::open ── hello ─────────────────────────────────────▶ Acceptor::open → Incoming::accept
+//!  TxSession::send → TxQueue → lanes ═══ sealed frames ═════▶ lanes → RxEvents::chunk
+//!  TxEvents::acked ◀── cumulative, ranges, credit ─────────── RxSession::applied
+//!  TxSession::message ◀────────────── control ──────────────▶ RxSession::message
+//! ```
+//!
+//! What always holds:
+//! * A chunk reaches `RxEvents::chunk` as it was sent, at most once, from a peer that proved its key; or not at all.
+//! * Chunks come in any order; messages in the order they were sent; the two in no order.
+//! * A receiver's memory for a session is bounded by the credit it gave; a sender's queue by its user.
+//! * A peer that has not authenticated costs at most 64 connections and 64 KiB.
+//! * Every wait is bounded by [`Timeouts`]; a link that ends tells every session why, once.
+//!
+//! How it works and what can be tuned: `docs/transport.md`. Bytes: `docs/wire-format.md`.
 #![deny(unsafe_code)]
 
 pub mod config;
+mod control;
+mod dial;
 mod error;
 mod events;
+mod gate;
+mod hello;
+mod incoming;
 mod key;
+mod lane;
+mod link;
+mod listen;
+mod meter;
 mod names;
 mod node;
+mod noise;
+mod outbox;
+mod queue;
+mod ranges;
+mod rx_session;
+pub mod seal;
 mod session;
+mod socket;
+mod sys;
+pub mod wire;
 
 pub use config::{Congestion, Io, Limits, NodeConfig, Peer, Sockets, Timeouts};
-pub use error::{LinkError, Lost, MessageError, OpenError, SendError, StartError, Versions};
+pub use error::{AcceptError, LinkError, Lost, MessageError, OpenError, SendError, StartError, Versions};
 pub use events::{Acceptor, RxEvents, TxEvents};
+pub use incoming::Incoming;
 pub use key::{KeyError, PublicKey, StaticKey};
 pub use names::{Epoch, LaneId, PeerName, SessionId};
-pub use node::{Incoming, Link, Node};
+pub use node::{Link, Node};
 pub use session::{Chunk, LinkStats, Payload, RxSession, TxSession};
 
 /// Codes that the transport itself puts into refusals and closes. The daemons use those below 0xff00.
@@ -25,4 +65,6 @@ pub mod code {
     pub const NOT_ANSWERED: u16 = 0xff01;
     /// The opener stopped waiting.
     pub const GAVE_UP: u16 = 0xff02;
+    /// More sessions than the receiver's limit.
+    pub const TOO_MANY: u16 = 0xff03;
 }

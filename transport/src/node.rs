@@ -1,56 +1,264 @@
-use crate::config::NodeConfig;
-use crate::error::*;
-use crate::events::*;
-use crate::names::*;
-use crate::session::*;
-use std::net::SocketAddr;
-use std::sync::Arc;
+//! A node: its listeners, its links, its threads.
+//!
+//! A node runs on threads of its own (one for control connections, some for lanes), so a user that is busy does not
+//! delay acknowledgements, and its futures can be awaited under any executor. When the last [`Node`] is dropped all its
+//! links end ([`Lost::Stopped`](crate::Lost::Stopped)).
 
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
+
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::config::{CHUNK_BYTES_CEILING, Io, MESSAGE_BYTES_CEILING, NodeConfig, Peer};
+use crate::dial;
+use crate::error::{LinkError, Lost, OpenError, StartError};
+use crate::events::{Acceptor, TxEvents};
+use crate::gate::Gate;
+use crate::key::PublicKey;
+use crate::lane::engine::LaneEngine;
+use crate::link::LinkCore;
+use crate::listen;
+use crate::names::{PeerName, SessionId};
+use crate::session::{LinkStats, TxSession};
+
+/// A running node. Clones are the same node.
 #[derive(Clone)]
-pub struct Node;
+pub struct Node(Arc<Guard>);
+
+/// Stops everything when the last handle goes.
+struct Guard {
+    shared: Arc<Shared>,
+    runtime: Option<Runtime>,
+    addresses: Vec<SocketAddr>,
+}
+
+/// What the node's tasks share.
+pub(crate) struct Shared {
+    pub config: NodeConfig,
+    pub clock: Instant,
+    pub lanes: LaneEngine,
+    pub acceptor: Arc<dyn Acceptor>,
+    pub gate: Arc<Gate>,
+    /// By name; the lock is held while a link is being opened, so that two askers share one.
+    outbound: HashMap<PeerName, Outbound>,
+    by_key: HashMap<PublicKey, Peer>,
+    /// Links that peers opened, by the id that lanes name.
+    inbound: Mutex<HashMap<[u8; 16], Arc<LinkCore>>>,
+    /// Every link that may still live, for the end.
+    all: Mutex<Vec<Weak<LinkCore>>>,
+}
+
+struct Outbound {
+    peer: Peer,
+    link: tokio::sync::Mutex<Option<Arc<LinkCore>>>,
+}
+
 impl Node {
-    pub fn start(_config: NodeConfig, _acceptor: Arc<dyn Acceptor>) -> Result<Node, StartError> {
-        unimplemented!()
+    /// Starts listening and the threads. On `Err` nothing is left running.
+    pub fn start(config: NodeConfig, acceptor: Arc<dyn Acceptor>) -> Result<Node, StartError> {
+        let mut outbound = HashMap::new();
+        let mut by_key = HashMap::<_, Peer>::new();
+        check(&config)?;
+        for peer in &config.peers {
+            if let Some(other) = by_key.insert(peer.public_key, peer.clone()) {
+                return Err(StartError::SameKey(other.name, peer.name.clone()));
+            }
+            let slot = Outbound { peer: peer.clone(), link: tokio::sync::Mutex::default() };
+            if outbound.insert(peer.name.clone(), slot).is_some() {
+                return Err(StartError::PeerTwice(peer.name.clone()));
+            }
+        }
+        let listeners = config.listen.iter().map(bind).collect::<Result<Vec<_>, _>>()?;
+        let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
+        let clock = Instant::now();
+        let lanes = LaneEngine::start(threads(config.lane_threads), config.io, clock)?;
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("hikyaku-link")
+            .enable_all()
+            .build()
+            .map_err(StartError::Threads)?;
+        let gate = Gate::new(config.limits.pending, config.limits.pending_per_address);
+        let shared = Arc::new(Shared {
+            config,
+            clock,
+            lanes,
+            acceptor,
+            gate,
+            outbound,
+            by_key,
+            inbound: Mutex::default(),
+            all: Mutex::default(),
+        });
+        {
+            let _inside = runtime.enter();
+            for listener in listeners {
+                let address = listener.local_addr();
+                let listener = TcpListener::from_std(listener).map_err(StartError::Threads)?;
+                tracing::debug!(?address, "listening");
+                tokio::spawn(listen::run(shared.clone(), listener));
+            }
+        }
+        Ok(Node(Arc::new(Guard { shared, runtime: Some(runtime), addresses })))
     }
+
+    /// Where this node listens: port 0 of the configuration is resolved.
     pub fn addresses(&self) -> &[SocketAddr] {
-        unimplemented!()
+        &self.0.addresses
     }
-    pub async fn link(&self, _peer: &PeerName) -> Result<Link, LinkError> {
-        unimplemented!()
+
+    /// [`Io::Uring`] or [`Io::Plain`], as it was decided at the start.
+    pub fn io(&self) -> Io {
+        self.0.shared.lanes.io()
+    }
+
+    /// The link to `peer`: the one that is open, or a new one. `Ok` means that the peer proved its key and every lane
+    /// is up.
+    pub async fn link(&self, peer: &PeerName) -> Result<Link, LinkError> {
+        let Some(runtime) = &self.0.runtime else { return Err(LinkError::Stopped) };
+        let shared = self.0.shared.clone();
+        let name = peer.clone();
+        let task = runtime.spawn(async move { shared.link(&name).await });
+        Ok(Link(task.await.map_err(|_| LinkError::Stopped)??))
     }
 }
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let links: Vec<_> = lock(&self.shared.all).drain(..).filter_map(|link| link.upgrade()).collect();
+        for link in links {
+            link.end(Lost::Stopped);
+            self.shared.lanes.close(&link);
+        }
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Shared {
+    async fn link(self: &Arc<Self>, name: &PeerName) -> Result<Arc<LinkCore>, LinkError> {
+        let slot = self.outbound.get(name).ok_or_else(|| LinkError::UnknownPeer(name.clone()))?;
+        if !slot.peer.may_receive {
+            return Err(LinkError::NotAllowedHere(name.clone()));
+        }
+        let mut current = slot.link.lock().await;
+        if let Some(link) = &*current
+            && link.ended().is_none()
+        {
+            return Ok(link.clone());
+        }
+        *current = None;
+        let link = dial::link(self, &slot.peer).await?;
+        *current = Some(link.clone());
+        Ok(link)
+    }
+
+    pub fn peer_of(&self, key: &PublicKey) -> Option<&Peer> {
+        self.by_key.get(key)
+    }
+
+    /// A link that a peer opened; the one it had before ends. `Err`: its id is taken.
+    pub fn add_inbound(&self, link: &Arc<LinkCore>) -> Result<(), ()> {
+        let mut inbound = lock(&self.inbound);
+        if inbound.contains_key(&link.id) {
+            return Err(());
+        }
+        for old in inbound.values().filter(|old| old.peer == link.peer) {
+            old.fault(Lost::Replaced { peer: link.peer.clone() });
+        }
+        inbound.insert(link.id, link.clone());
+        drop(inbound);
+        self.remember(link);
+        Ok(())
+    }
+
+    pub fn inbound(&self, id: &[u8; 16]) -> Option<Arc<LinkCore>> {
+        lock(&self.inbound).get(id).cloned()
+    }
+
+    pub fn remember(&self, link: &Arc<LinkCore>) {
+        let mut all = lock(&self.all);
+        all.retain(|link| link.strong_count() > 0);
+        all.push(Arc::downgrade(link));
+    }
+
+    /// After a link's control task is done.
+    pub fn forget(&self, link: &Arc<LinkCore>) {
+        let mut inbound = lock(&self.inbound);
+        if inbound.get(&link.id).is_some_and(|known| Arc::ptr_eq(known, link)) {
+            inbound.remove(&link.id);
+        }
+        drop(inbound);
+        self.lanes.close(link);
+    }
+}
+
+/// A link to a peer that may receive from us. Clones are the same link; it stays open when they are dropped, for the
+/// next migration.
 #[derive(Clone)]
-pub struct Link;
+pub struct Link(Arc<LinkCore>);
+
 impl Link {
+    /// Opens a session. `hello` goes to the peer's [`Acceptor`], whose reply comes back. On `Err` no event will come.
     pub async fn open(
         &self,
-        _id: SessionId,
-        _hello: Vec<u8>,
-        _events: Arc<dyn TxEvents>,
+        id: SessionId,
+        hello: Vec<u8>,
+        events: Arc<dyn TxEvents>,
     ) -> Result<(TxSession, Vec<u8>), OpenError> {
-        unimplemented!()
+        self.0.open(id, hello, events).await
     }
-    pub fn stats(&self) -> LinkStats {
-        unimplemented!()
-    }
+
     pub fn peer(&self) -> &PeerName {
-        unimplemented!()
+        &self.0.peer
+    }
+
+    pub fn stats(&self) -> LinkStats {
+        self.0.stats()
+    }
+
+    /// Why the link ended, if it has.
+    pub fn lost(&self) -> Option<Lost> {
+        self.0.ended().cloned()
     }
 }
-pub struct Incoming;
-impl Incoming {
-    pub fn id(&self) -> SessionId {
-        unimplemented!()
+
+fn check(config: &NodeConfig) -> Result<(), StartError> {
+    let wrong = |what| Err(StartError::Config(what));
+    if config.lanes == 0 || config.lanes > config.limits.lanes {
+        return wrong("lanes must be at least 1 and at most limits.lanes");
     }
-    pub fn accept(
-        self,
-        _reply: Vec<u8>,
-        _credit_bytes: u64,
-        _events: Arc<dyn RxEvents>,
-    ) -> Result<RxSession, Lost> {
-        unimplemented!()
+    if config.limits.chunk_bytes == 0 || config.limits.chunk_bytes > CHUNK_BYTES_CEILING {
+        return wrong("limits.chunk_bytes must be 1 byte to 4 MiB");
     }
-    pub fn refuse(self, _code: u16, _text: &str) {
-        unimplemented!()
+    if config.limits.message_bytes > MESSAGE_BYTES_CEILING {
+        return wrong("limits.message_bytes must be at most 60 KiB");
     }
+    if config.timeouts.dead_after <= config.timeouts.ping_idle {
+        return wrong("timeouts.dead_after must be longer than timeouts.ping_idle");
+    }
+    Ok(())
+}
+
+fn bind(address: &SocketAddr) -> Result<std::net::TcpListener, StartError> {
+    let failed = |error| StartError::Listen { address: *address, error };
+    let listener = std::net::TcpListener::bind(address).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Half the CPUs, for the other half encodes: at least one, and four are more than a 10 Gbit/s link needs.
+fn threads(configured: usize) -> usize {
+    match configured {
+        0 => std::thread::available_parallelism().map_or(1, |cpus| (cpus.get() / 2).clamp(1, 4)),
+        some => some,
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

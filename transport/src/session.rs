@@ -1,78 +1,254 @@
-use crate::error::*;
+//! The two ends of a session, as their users hold them.
+
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::code;
+use crate::error::{MessageError, SendError};
+use crate::link::LinkCore;
+use crate::names::SessionId;
+use crate::rx_session::RxAccount;
+
+/// Bytes of a chunk, shared and immutable. Cheap to clone.
 #[derive(Clone)]
 pub struct Payload(Arc<dyn AsRef<[u8]> + Send + Sync>);
+
 impl Payload {
-    pub fn new(b: impl AsRef<[u8]> + Send + Sync + 'static) -> Self {
-        Self(Arc::new(b))
+    pub fn new(bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(bytes))
     }
-}
-impl From<Vec<u8>> for Payload {
-    fn from(v: Vec<u8>) -> Self {
-        Self::new(v)
+
+    pub fn len(&self) -> usize {
+        self.as_ref().len()
     }
-}
-impl From<Arc<[u8]>> for Payload {
-    fn from(v: Arc<[u8]>) -> Self {
-        Self::new(v)
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 }
 
+impl AsRef<[u8]> for Payload {
+    fn as_ref(&self) -> &[u8] {
+        (*self.0).as_ref()
+    }
+}
+
+impl From<Vec<u8>> for Payload {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::new(bytes)
+    }
+}
+
+impl From<Arc<[u8]>> for Payload {
+    fn from(bytes: Arc<[u8]>) -> Self {
+        Self::new(bytes)
+    }
+}
+
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Payload({} bytes)", self.len())
+    }
+}
+
+/// What a session carries: immutable from the moment it is sent.
+#[derive(Clone, Debug)]
 pub struct Chunk {
+    /// Session-wide, from 1, rising; numbers may not be left out, or they are never acknowledged cumulatively.
     pub seq: u64,
+    /// Carried, not interpreted: everything up to this is to be applied first.
     pub after: u64,
     pub payload: Payload,
 }
 
-#[derive(Clone)]
-pub struct TxSession;
-#[derive(Clone)]
-pub struct RxSession;
+/// What a chunk costs of its session's credit: its payload, and something for the receiver's bookkeeping, so that
+/// empty chunks are not free.
+pub(crate) fn charge(payload_bytes: usize) -> u64 {
+    payload_bytes as u64 + CHUNK_OVERHEAD_BYTES
+}
 
-#[derive(Clone, Debug, Default)]
+pub(crate) const CHUNK_OVERHEAD_BYTES: u64 = 64;
+
+/// How a link, and one session on it, does.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct LinkStats {
+    /// Smoothed round trip of the control connection, with the queues of the path as they are.
     pub rtt: Option<Duration>,
+    /// The smallest seen: the path with empty queues.
     pub min_rtt: Option<Duration>,
+    /// Acknowledged payload, smoothed over 1 s or one round trip. At a sender: of this session.
     pub goodput_bytes_per_s: Option<u64>,
+    /// Payload acknowledged (sender) or received (receiver) in this session.
+    pub delivered_bytes: u64,
+    /// Lanes that are up.
     pub lanes: u16,
+    /// Bytes that the lanes gave to their sockets, headers and tags included. 0 at a receiver.
+    pub lane_bytes_sent: u64,
+}
+
+/// A session's sending end. Clones are the same session; when the last one is dropped it is closed ([`code::DROPPED`]).
+#[derive(Clone)]
+pub struct TxSession(Arc<TxHandle>);
+
+struct TxHandle {
+    link: Arc<LinkCore>,
+    wire: u32,
+    id: SessionId,
 }
 
 impl TxSession {
-    pub fn send(&self, _chunk: Chunk) -> Result<(), SendError> {
-        unimplemented!()
+    pub(crate) fn new(link: Arc<LinkCore>, wire: u32, id: SessionId) -> Self {
+        Self(Arc::new(TxHandle { link, wire, id }))
     }
-    pub fn message(&self, _message: Vec<u8>) -> Result<(), MessageError> {
-        unimplemented!()
+
+    pub fn id(&self) -> SessionId {
+        self.0.id
     }
+
+    /// Queues a chunk and returns at once. How much is queued is the caller's to watch ([`TxSession::unsent_bytes`],
+    /// `TxEvents::room`).
+    pub fn send(&self, chunk: Chunk) -> Result<(), SendError> {
+        let limit = self.chunk_bytes_max();
+        if chunk.payload.len() > limit {
+            return Err(SendError::TooLong { bytes: chunk.payload.len(), limit });
+        }
+        self.0.link.queue.push(self.0.wire, chunk)
+    }
+
+    /// The longest payload this link takes.
+    pub fn chunk_bytes_max(&self) -> usize {
+        self.0.link.agreed.chunk_bytes_max as usize
+    }
+
+    /// Sends a message to the session's other end: reliable and in order among messages, in no order with chunks.
+    pub fn message(&self, message: Vec<u8>) -> Result<(), MessageError> {
+        if self.0.link.queue.figures(self.0.wire).is_none() {
+            return Err(MessageError::Closed);
+        }
+        self.0.link.user_message(self.0.wire, message)
+    }
+
+    /// Payload queued that no lane has taken.
     pub fn unsent_bytes(&self) -> u64 {
-        unimplemented!()
+        self.figures().unsent_bytes
     }
+
+    /// Payload that lanes took and the peer has not acknowledged.
     pub fn in_flight_bytes(&self) -> u64 {
-        unimplemented!()
+        self.figures().in_flight_bytes
     }
+
+    /// What may still be taken before the peer gives credit; every chunk costs its payload and 64 bytes.
     pub fn credit_left(&self) -> u64 {
-        unimplemented!()
+        self.figures().credit_left
     }
+
     pub fn stats(&self) -> LinkStats {
-        unimplemented!()
+        let figures = self.figures();
+        LinkStats {
+            goodput_bytes_per_s: figures.goodput_bytes_per_s,
+            delivered_bytes: figures.delivered_bytes,
+            ..self.0.link.stats()
+        }
     }
-    pub fn close(&self, _code: u16, _text: &str) {
-        unimplemented!()
+
+    /// Ends the session and tells the other end. What is unsent is dropped. Nothing is called on the events afterwards
+    /// (a call that is under way may still end).
+    pub fn close(&self, code: u16, text: &str) {
+        self.0.close(code, text);
+    }
+
+    fn figures(&self) -> crate::queue::Figures {
+        self.0.link.queue.figures(self.0.wire).unwrap_or_default()
     }
 }
+
+impl TxHandle {
+    fn close(&self, code: u16, text: &str) {
+        if self.link.queue.remove_session(self.wire).is_some() {
+            self.link.send_close(self.wire, code, text);
+        }
+    }
+}
+
+impl Drop for TxHandle {
+    fn drop(&mut self) {
+        self.close(code::DROPPED, "the sender dropped the session");
+    }
+}
+
+/// A session's receiving end. Clones are the same session; when the last one is dropped it is closed
+/// ([`code::DROPPED`]).
+#[derive(Clone)]
+pub struct RxSession(Arc<RxHandle>);
+
+struct RxHandle {
+    link: Arc<LinkCore>,
+    account: Arc<RxAccount>,
+}
+
 impl RxSession {
-    pub fn applied(&self, _seq: u64, _payload_bytes: u64) {
-        unimplemented!()
+    pub(crate) fn new(link: Arc<LinkCore>, account: Arc<RxAccount>) -> Self {
+        Self(Arc::new(RxHandle { link, account }))
     }
-    pub fn message(&self, _message: Vec<u8>) -> Result<(), MessageError> {
-        unimplemented!()
+
+    pub fn id(&self) -> SessionId {
+        self.0.account.id
     }
+
+    /// Chunk `seq`, whose payload had `payload_bytes`, is done with and its memory free: it is acknowledged, and the
+    /// sender gets the credit back, within `Timeouts::ack`. Once per chunk that `RxEvents::chunk` gave.
+    pub fn applied(&self, seq: u64, payload_bytes: u64) {
+        if self.0.account.applied(seq, payload_bytes) {
+            self.0.link.ack_soon();
+        }
+    }
+
+    pub fn message(&self, message: Vec<u8>) -> Result<(), MessageError> {
+        if self.0.account.is_closed() {
+            return Err(MessageError::Closed);
+        }
+        self.0.link.user_message(self.0.account.wire, message)
+    }
+
     pub fn stats(&self) -> LinkStats {
-        unimplemented!()
+        LinkStats { delivered_bytes: self.0.account.received_bytes(), ..self.0.link.stats() }
     }
-    pub fn close(&self, _code: u16, _text: &str) {
-        unimplemented!()
+
+    /// Ends the session and tells the sender. Nothing is called on the events afterwards (a call that is under way may
+    /// still end).
+    pub fn close(&self, code: u16, text: &str) {
+        self.0.close(code, text);
     }
+}
+
+impl RxHandle {
+    fn close(&self, code: u16, text: &str) {
+        if self.account.close() {
+            // What was applied before is acknowledged before the end is told.
+            self.link.last_ack(&self.account);
+            self.link.forget_rx(self.account.wire);
+            self.link.send_close(self.account.wire, code, text);
+        }
+    }
+}
+
+impl Drop for RxHandle {
+    fn drop(&mut self) {
+        self.close(code::DROPPED, "the receiver dropped the session");
+    }
+}
+
+/// Events for tests that look elsewhere.
+#[cfg(test)]
+pub(crate) struct Deaf;
+
+#[cfg(test)]
+impl crate::TxEvents for Deaf {
+    fn acked(&self, _: u64, _: &[(u64, u64)]) {}
+    fn room(&self) {}
+    fn message(&self, _: Vec<u8>) {}
+    fn lost(&self, _: crate::Lost) {}
+    fn closed(&self, _: u16, _: String) {}
 }

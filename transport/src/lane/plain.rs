@@ -1,0 +1,202 @@
+//! Lanes over `epoll`, `send` and `recv`.
+//!
+//! Edge-triggered: a lane remembers whether its socket is readable and writable until the kernel says otherwise. Each
+//! turn gives every lane a bounded share, so no lane starves another of the same thread.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::socket::{MsgFlags, send};
+
+use super::engine::{Command, Core, Inbox, connection_lost, received, shut_down};
+use crate::link::LinkCore;
+use crate::sys::recv_append;
+
+/// System calls one lane may make before the next lane's turn: a few frames.
+const CALLS_PER_TURN: usize = 8;
+const WAKE: u64 = u64::MAX;
+
+struct Lane {
+    link: Arc<LinkCore>,
+    socket: OwnedFd,
+    core: Core,
+    readable: bool,
+    writable: bool,
+    /// Nothing more is done with it; its socket stays open until the link is closed, so that the peer hears the reason
+    /// first.
+    over: bool,
+}
+
+#[derive(PartialEq)]
+enum Turn {
+    /// Its share is used up.
+    Again,
+    /// Until its socket changes.
+    Waiting,
+    /// Until there is a chunk.
+    Hungry,
+    Over,
+}
+
+pub fn run(inbox: &Inbox) -> io::Result<()> {
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    epoll.add(inbox.waker.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
+    let mut lanes: Vec<Option<Lane>> = Vec::new();
+    let mut events = [EpollEvent::empty(); 64];
+    loop {
+        let mut again = false;
+        let mut hungry = false;
+        for lane in lanes.iter_mut().flatten() {
+            match lane.turn(inbox) {
+                Turn::Again => again = true,
+                Turn::Hungry => hungry = true,
+                Turn::Waiting => {}
+                Turn::Over => lane.over = true,
+            }
+        }
+        if hungry && !again {
+            inbox.waker.set_hungry(true);
+            again =
+                lanes.iter().flatten().any(|lane| lane.writable && !lane.over && lane.link.queue.has_work());
+        }
+        let timeout = if again { EpollTimeout::ZERO } else { EpollTimeout::NONE };
+        let count = match epoll.wait(&mut events, timeout) {
+            Ok(count) => count,
+            Err(Errno::EINTR) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        inbox.waker.set_hungry(false);
+        for event in &events[..count] {
+            if event.data() == WAKE {
+                inbox.waker.reset();
+                if !obey(inbox, &epoll, &mut lanes)? {
+                    return Ok(());
+                }
+                continue;
+            }
+            let slot = usize::try_from(event.data()).ok().and_then(|i| lanes.get_mut(i));
+            if let Some(Some(lane)) = slot {
+                let failed = EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP;
+                lane.readable |=
+                    event.events().intersects(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | failed);
+                lane.writable |= event.events().intersects(EpollFlags::EPOLLOUT | failed);
+            }
+        }
+    }
+}
+
+/// False: stop.
+fn obey(inbox: &Inbox, epoll: &Epoll, lanes: &mut Vec<Option<Lane>>) -> io::Result<bool> {
+    for command in inbox.take() {
+        match command {
+            Command::Add(new) => {
+                let lane = Lane {
+                    link: new.link,
+                    socket: new.socket,
+                    core: new.core,
+                    readable: true,
+                    writable: true,
+                    over: false,
+                };
+                let slot = lanes.iter().position(Option::is_none).unwrap_or(lanes.len());
+                let interest =
+                    EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
+                epoll.add(lane.socket.as_fd(), EpollEvent::new(interest, slot as u64))?;
+                if slot == lanes.len() {
+                    lanes.push(None);
+                }
+                lanes[slot] = Some(lane);
+            }
+            Command::Close(link) => {
+                for slot in lanes.iter_mut() {
+                    if slot.as_ref().is_some_and(|lane| Arc::ptr_eq(&lane.link, &link))
+                        && let Some(lane) = slot.take()
+                    {
+                        shut_down(&lane.socket);
+                    }
+                }
+            }
+            Command::Stop => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
+impl Lane {
+    fn turn(&mut self, inbox: &Inbox) -> Turn {
+        if self.over {
+            return Turn::Waiting;
+        }
+        match self.core {
+            Core::Tx(_) => self.turn_tx(),
+            Core::Rx(_) => self.turn_rx(inbox),
+        }
+    }
+
+    fn turn_tx(&mut self) -> Turn {
+        let Core::Tx(tx) = &mut self.core else { return Turn::Over };
+        if self.readable {
+            // Nothing is ever sent back on a lane, so this is the end, or nothing.
+            match recv_append(self.socket.as_fd(), &mut Vec::new(), 1) {
+                Ok(0) => return lost(&self.link, tx.id, "closed by the peer"),
+                Ok(_) => {
+                    return lost(&self.link, tx.id, "the peer sent something on a lane that only receives");
+                }
+                Err(error) if would_block(&error) => self.readable = false,
+                Err(error) => return lost(&self.link, tx.id, error),
+            }
+        }
+        for _ in 0..CALLS_PER_TURN {
+            if !self.writable {
+                return Turn::Waiting;
+            }
+            if !tx.load(&self.link.queue) {
+                return Turn::Hungry;
+            }
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            match send(self.socket.as_raw_fd(), tx.unsent(), flags) {
+                Ok(bytes) => {
+                    tx.advance(bytes);
+                    self.link.sent(bytes);
+                }
+                Err(Errno::EAGAIN) => self.writable = false,
+                Err(Errno::EINTR) => {}
+                Err(error) => return lost(&self.link, tx.id, io::Error::from(error)),
+            }
+        }
+        Turn::Again
+    }
+
+    fn turn_rx(&mut self, inbox: &Inbox) -> Turn {
+        let Core::Rx(rx) = &mut self.core else { return Turn::Over };
+        for _ in 0..CALLS_PER_TURN {
+            if !self.readable {
+                return Turn::Waiting;
+            }
+            let (buffer, want) = rx.space();
+            match recv_append(self.socket.as_fd(), buffer, want) {
+                Ok(0) => return lost(&self.link, rx.id, "closed by the peer"),
+                Ok(_) => {
+                    if !received(&self.link, rx, inbox.now_ms()) {
+                        return Turn::Over;
+                    }
+                }
+                Err(error) if would_block(&error) => self.readable = false,
+                Err(error) => return lost(&self.link, rx.id, error),
+            }
+        }
+        Turn::Again
+    }
+}
+
+fn would_block(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+fn lost(link: &LinkCore, lane: crate::names::LaneId, what: impl ToString) -> Turn {
+    link.fault(connection_lost(link, lane, what));
+    Turn::Over
+}

@@ -1,0 +1,199 @@
+//! Lanes over io_uring.
+//!
+//! Each lane has one operation with the kernel: a whole frame to send, or the rest of a header or body to receive
+//! (`MSG_WAITALL`: the kernel goes on by itself until it has all). A sending lane has a second one, which only notices
+//! that the peer closed. All that became ready in a turn goes to the kernel in one system call.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use super::engine::{Command, Core, Inbox, connection_lost, received, shut_down};
+use crate::link::LinkCore;
+use crate::sys::{Completion, OperationKind, Ring};
+
+const WAKE: u64 = u64::MAX;
+
+struct Lane {
+    link: Arc<LinkCore>,
+    socket: Arc<OwnedFd>,
+    core: Core,
+    /// Its frame's operation is with the kernel.
+    busy: bool,
+    /// So is the one that notices the end.
+    watched: bool,
+    /// Nothing more is started; see `plain.rs`.
+    over: bool,
+    /// The link is closed: the lane goes when the kernel has given everything back.
+    closing: bool,
+}
+
+pub fn run(inbox: &Inbox, mut ring: Ring) -> io::Result<()> {
+    let mut lanes: Vec<Option<Lane>> = Vec::new();
+    let mut completed = Vec::new();
+    let mut stopping = false;
+    ring.poll_readable(WAKE, inbox.waker.as_fd());
+    loop {
+        let mut hungry = false;
+        for (slot, entry) in lanes.iter_mut().enumerate() {
+            let Some(lane) = entry else { continue };
+            if lane.closing && !lane.busy && !lane.watched {
+                *entry = None;
+            } else if !lane.over {
+                hungry |= lane.start(slot as u64, &mut ring);
+            }
+        }
+        // Only the poll of the waker is left.
+        if stopping && ring.in_flight() <= 1 {
+            return Ok(());
+        }
+        if hungry {
+            inbox.waker.set_hungry(true);
+            if lanes.iter().flatten().any(Lane::could_load) {
+                inbox.waker.set_hungry(false);
+                continue;
+            }
+        }
+        ring.turn(&mut completed)?;
+        inbox.waker.set_hungry(false);
+        for done in completed.drain(..) {
+            if done.key == WAKE {
+                inbox.waker.reset();
+                stopping |= obey(inbox, &mut lanes);
+                ring.poll_readable(WAKE, inbox.waker.as_fd());
+            } else if let Some(Some(lane)) =
+                usize::try_from(done.key >> 1).ok().and_then(|slot| lanes.get_mut(slot))
+            {
+                lane.complete(done, inbox);
+            }
+        }
+    }
+}
+
+/// True: stop.
+fn obey(inbox: &Inbox, lanes: &mut Vec<Option<Lane>>) -> bool {
+    let mut stop = false;
+    for command in inbox.take() {
+        match command {
+            Command::Add(new) => {
+                // On a non-blocking socket the kernel would answer "try again" instead of waiting by itself.
+                let socket = std::net::TcpStream::from(new.socket);
+                if let Err(error) = socket.set_nonblocking(false) {
+                    new.link.fault(connection_lost(&new.link, new.core.id(), error));
+                    continue;
+                }
+                let lane = Lane {
+                    link: new.link,
+                    socket: Arc::new(socket.into()),
+                    core: new.core,
+                    busy: false,
+                    watched: false,
+                    over: false,
+                    closing: false,
+                };
+                match lanes.iter().position(Option::is_none) {
+                    Some(slot) => lanes[slot] = Some(lane),
+                    None => lanes.push(Some(lane)),
+                }
+            }
+            Command::Close(link) => {
+                lanes
+                    .iter_mut()
+                    .flatten()
+                    .filter(|lane| Arc::ptr_eq(&lane.link, &link))
+                    .for_each(Lane::close);
+            }
+            Command::Stop => {
+                stop = true;
+                lanes.iter_mut().flatten().for_each(Lane::close);
+            }
+        }
+    }
+    stop
+}
+
+impl Lane {
+    /// Gives the kernel what it lacks. True: there was no chunk to send.
+    fn start(&mut self, slot: u64, ring: &mut Ring) -> bool {
+        match &mut self.core {
+            Core::Tx(tx) => {
+                if !self.watched {
+                    self.watched = true;
+                    ring.recv(slot << 1 | 1, &self.socket, Vec::new(), 1);
+                }
+                if self.busy {
+                    return false;
+                }
+                if !tx.load(&self.link.queue) {
+                    return true;
+                }
+                let (buffer, part) = tx.lend();
+                ring.send(slot << 1, &self.socket, buffer, part);
+            }
+            Core::Rx(rx) => {
+                if self.busy {
+                    return false;
+                }
+                let (buffer, want) = rx.lend();
+                ring.recv(slot << 1, &self.socket, buffer, want);
+            }
+        }
+        self.busy = true;
+        false
+    }
+
+    fn could_load(&self) -> bool {
+        matches!(self.core, Core::Tx(_)) && !self.busy && !self.over && self.link.queue.has_work()
+    }
+
+    fn complete(&mut self, done: Completion, inbox: &Inbox) {
+        let watch = done.key & 1 == 1;
+        if watch {
+            self.watched = false;
+        } else {
+            self.busy = false;
+        }
+        let id = self.core.id();
+        let outcome = match (&mut self.core, done.kind, done.result) {
+            (_, OperationKind::Recv, Ok(0)) => Err("closed by the peer".to_owned()),
+            (Core::Tx(_), OperationKind::Recv, Ok(_)) => {
+                Err("the peer sent something on a lane that only receives".to_owned())
+            }
+            (Core::Tx(tx), OperationKind::Send, Ok(bytes)) => {
+                tx.give_back(done.buffer);
+                tx.advance(bytes);
+                self.link.sent(bytes);
+                Ok(())
+            }
+            (Core::Rx(rx), OperationKind::Recv, Ok(_)) => {
+                rx.give_back(done.buffer);
+                if !self.over && !received(&self.link, rx, inbox.now_ms()) {
+                    self.over = true;
+                }
+                Ok(())
+            }
+            (_, _, Err(error)) if error.kind() == io::ErrorKind::Interrupted => {
+                match &mut self.core {
+                    Core::Tx(tx) if !watch => tx.give_back(done.buffer),
+                    Core::Rx(rx) => rx.give_back(done.buffer),
+                    Core::Tx(_) => {}
+                }
+                Ok(())
+            }
+            (_, _, Err(error)) => Err(error.to_string()),
+            (_, OperationKind::Send | OperationKind::Poll, Ok(_)) => Ok(()),
+        };
+        if let Err(what) = outcome
+            && !self.over
+        {
+            self.over = true;
+            self.link.fault(connection_lost(&self.link, id, what));
+        }
+    }
+
+    fn close(&mut self) {
+        self.over = true;
+        self.closing = true;
+        shut_down(&self.socket);
+    }
+}

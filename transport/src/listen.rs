@@ -1,0 +1,179 @@
+//! The side that is connected to.
+//!
+//! A connection holds a ticket of the gate, a timer and at most 1 KiB until its peer has proved its key; nobody else
+//! learns of it before.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::config::CHUNK_BYTES_CEILING;
+use crate::control;
+use crate::hello;
+use crate::lane::engine::{Core, NewLane};
+use crate::lane::rx::RxLane;
+use crate::link::{LinkCore, Role};
+use crate::node::Shared;
+use crate::noise::{self, HandshakeError, Records};
+use crate::socket;
+use crate::wire::control::{Message, Started};
+use crate::wire::greeting::{GREETING_BYTES, Greeting, Kind, Refusal};
+
+/// After accept itself failed (no descriptors): long enough to free some.
+const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+/// No message is shorter than what a peer must be able to send us.
+const MESSAGE_BYTES_LEAST: u32 = 1024;
+
+pub async fn run(shared: Arc<Shared>, listener: TcpListener) {
+    loop {
+        let (stream, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let Some(ticket) = shared.gate.enter(from.ip()) else {
+            tracing::debug!(%from, "too many connections that have not authenticated");
+            continue;
+        };
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            let bound = shared.config.timeouts.handshake;
+            let arrived = tokio::time::timeout(bound, arrive(&shared, stream, from)).await;
+            drop(ticket);
+            match arrived {
+                Ok(Ok(Some((link, records)))) => {
+                    control::run(link.clone(), records, shared.acceptor.clone()).await;
+                    shared.forget(&link);
+                }
+                Ok(Ok(None)) => {}
+                Ok(Err(error)) => tracing::info!(%from, %error, "connection refused"),
+                Err(_) => tracing::info!(%from, "connection did not authenticate in time"),
+            }
+        });
+    }
+}
+
+type NewLink = (Arc<LinkCore>, Records);
+
+/// `Some`: a new link.
+async fn arrive(
+    shared: &Arc<Shared>,
+    mut stream: TcpStream,
+    from: SocketAddr,
+) -> Result<Option<NewLink>, HandshakeError> {
+    let mut bytes = [0; GREETING_BYTES];
+    stream.read_exact(&mut bytes).await?;
+    let greeting = Greeting::decode(&bytes).map_err(|e| HandshakeError::Protocol(e.to_string()))?;
+    match greeting.kind {
+        Kind::Control { suites } => control_connection(shared, stream, &bytes, suites).await.map(Some),
+        Kind::Lane => lane(shared, stream, &bytes, from).await.map(|()| None),
+        Kind::Foreign => {
+            noise::refuse(&mut stream, Refusal::Version).await?;
+            Err(HandshakeError::Version(greeting.versions))
+        }
+        Kind::GoOn | Kind::Refused(_) => Err(HandshakeError::Protocol("an answer to nothing".into())),
+    }
+}
+
+async fn control_connection(
+    shared: &Arc<Shared>,
+    stream: TcpStream,
+    greeting: &[u8; GREETING_BYTES],
+    suites: u8,
+) -> Result<NewLink, HandshakeError> {
+    socket::prepare_control(&stream, &shared.config.sockets)?;
+    let who = |key| match shared.peer_of(&key) {
+        Some(peer) if peer.may_send => Ok(peer.name.clone()),
+        Some(peer) => Err(format!("{} may not send here", peer.name)),
+        None => Err(format!("the key {key} is not among the peers there")),
+    };
+    let (mut records, peer) = noise::respond(stream, greeting, suites, &shared.config.key, who).await?;
+    let first = records.reader.read().await.map_err(|e| HandshakeError::Protocol(e.to_string()))?;
+    let Message::Start(start) = first else {
+        return Err(HandshakeError::Protocol("the first message is no start".into()));
+    };
+    let limits = &shared.config.limits;
+    if start.lanes == 0
+        || start.chunk_bytes_max == 0
+        || start.chunk_bytes_max > CHUNK_BYTES_CEILING
+        || start.message_bytes_max < MESSAGE_BYTES_LEAST
+    {
+        return Err(HandshakeError::Protocol(format!("{peer} asks for a link that cannot work")));
+    }
+    let agreed = Started {
+        lanes: start.lanes.min(limits.lanes),
+        chunk_bytes_max: start.chunk_bytes_max.min(limits.chunk_bytes),
+        message_bytes_max: start.message_bytes_max.min(limits.message_bytes as u32),
+    };
+    let link = Arc::new(LinkCore::new(
+        peer.clone(),
+        Role::Responder,
+        start,
+        agreed.clone(),
+        shared.config.timeouts.clone(),
+        limits.clone(),
+        shared.clock,
+    ));
+    // Lanes may come as soon as the answer is out.
+    if shared.add_inbound(&link).is_err() {
+        return Err(HandshakeError::Protocol("the link's id is taken".into()));
+    }
+    let undo = Forget { shared, link: Some(&link) };
+    records
+        .writer
+        .send(&Message::Started(agreed))
+        .await
+        .map_err(|e| HandshakeError::Protocol(e.to_string()))?;
+    undo.keep();
+    tracing::info!(%peer, "link opened by the peer");
+    Ok((link, records))
+}
+
+/// Takes a link out again whose opening fails or runs out of time.
+struct Forget<'a> {
+    shared: &'a Arc<Shared>,
+    link: Option<&'a Arc<LinkCore>>,
+}
+
+impl Forget<'_> {
+    fn keep(mut self) {
+        self.link = None;
+    }
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        if let Some(link) = self.link {
+            self.shared.forget(link);
+        }
+    }
+}
+
+async fn lane(
+    shared: &Arc<Shared>,
+    mut stream: TcpStream,
+    greeting: &[u8; GREETING_BYTES],
+    from: SocketAddr,
+) -> Result<(), HandshakeError> {
+    let mut rest = [0; hello::REST_BYTES];
+    stream.read_exact(&mut rest).await?;
+    let wrong = |what: &str| HandshakeError::Protocol(format!("lane hello: {what}"));
+    let link = shared.inbound(&hello::claimed_link(&rest)).ok_or_else(|| wrong("no such link"))?;
+    let (lane, epoch, opener) =
+        hello::open(&link.secret, greeting, &rest).ok_or_else(|| wrong("failed authentication"))?;
+    let progress = link.admit_lane(lane, epoch).ok_or_else(|| wrong("a replay, or a lane too many"))?;
+    socket::prepare_lane(&stream, &shared.config.sockets)?;
+    stream.write_all(&hello::accepted(&link.secret, &link.id, lane, epoch)).await?;
+    let core = RxLane::new(lane, epoch, opener, link.agreed.chunk_bytes_max, progress);
+    let socket = stream.into_std()?.into();
+    tracing::debug!(peer = %link.peer, %lane, %from, "lane up");
+    if link.ended().is_none() {
+        shared.lanes.add(NewLane { link, socket, core: Core::Rx(core) });
+    }
+    Ok(())
+}

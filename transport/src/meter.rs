@@ -1,0 +1,168 @@
+//! Round trip and goodput, from events with a time; no clock of its own.
+
+use std::time::{Duration, Instant};
+
+/// Weight of a new round trip in the smoothed one: 1/8, as TCP's (RFC 6298).
+const RTT_WEIGHT: u32 = 8;
+/// Goodput is smoothed over this or one round trip, whichever is longer.
+const GOODPUT_WINDOW: Duration = Duration::from_secs(1);
+
+/// Round trips of one link.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RttMeter {
+    pub smoothed: Option<Duration>,
+    pub min: Option<Duration>,
+    pub latest: Option<Duration>,
+}
+
+impl RttMeter {
+    pub fn sample(&mut self, rtt: Duration) {
+        self.latest = Some(rtt);
+        self.min = Some(self.min.map_or(rtt, |min| min.min(rtt)));
+        self.smoothed = Some(self.smoothed.map_or(rtt, |old| (old * (RTT_WEIGHT - 1) + rtt) / RTT_WEIGHT));
+    }
+}
+
+/// What one session delivers per second, by the samples BBR takes: each chunk remembers how much was delivered when
+/// it left, so that its acknowledgement tells a rate over its own flight. A flight during which there was too little
+/// to send says only that the path does *at least* so much.
+#[derive(Debug, Default)]
+pub struct GoodputMeter {
+    delivered_bytes: u64,
+    last_delivery: Option<Instant>,
+    /// Flights that left before so much was delivered were short of data.
+    starved_until: u64,
+    rate: Option<f64>,
+    rate_at: Option<Instant>,
+}
+
+/// What a chunk in flight remembers.
+#[derive(Clone, Copy, Debug)]
+pub struct Departure {
+    delivered_bytes: u64,
+    /// When the delivery before it came, or it left, if nothing was in flight.
+    since: Instant,
+    starved: bool,
+}
+
+impl GoodputMeter {
+    /// A chunk leaves. `in_flight_bytes` does not count it.
+    pub fn depart(&mut self, now: Instant, in_flight_bytes: u64) -> Departure {
+        if in_flight_bytes == 0 {
+            self.last_delivery = None;
+        }
+        Departure {
+            delivered_bytes: self.delivered_bytes,
+            since: self.last_delivery.unwrap_or(now),
+            starved: self.delivered_bytes < self.starved_until,
+        }
+    }
+
+    /// Nothing is left to send while lanes would take more.
+    pub fn starved(&mut self, in_flight_bytes: u64) {
+        self.starved_until = self.delivered_bytes + in_flight_bytes.max(1);
+    }
+
+    /// One acknowledgement: `bytes` arrived, the newest of them departed at `departure`.
+    pub fn delivered(&mut self, now: Instant, bytes: u64, departure: Departure, rtt: Option<Duration>) {
+        self.delivered_bytes += bytes;
+        self.last_delivery = Some(now);
+        let elapsed = now.saturating_duration_since(departure.since);
+        if elapsed.is_zero() {
+            return;
+        }
+        let sample = (self.delivered_bytes - departure.delivered_bytes) as f64 / elapsed.as_secs_f64();
+        let rate = match (self.rate, self.rate_at) {
+            (Some(rate), Some(at)) => {
+                if departure.starved && sample < rate {
+                    return;
+                }
+                let window = GOODPUT_WINDOW.max(rtt.unwrap_or_default()).as_secs_f64();
+                let share = 1.0 - (-now.saturating_duration_since(at).as_secs_f64() / window).exp();
+                rate + (sample - rate) * share
+            }
+            _ => sample,
+        };
+        self.rate = Some(rate);
+        self.rate_at = Some(now);
+    }
+
+    pub fn bytes_per_s(&self) -> Option<u64> {
+        self.rate.map(|rate| rate as u64)
+    }
+
+    pub fn delivered_bytes(&self) -> u64 {
+        self.delivered_bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::VecDeque;
+
+    const CHUNK: u64 = 100_000;
+
+    /// A path of `rate` bytes/s and `rtt`; `window` chunks in flight; acks every 10 ms.
+    fn run(rate: f64, rtt: Duration, window: usize, seconds: f64, starved: bool) -> GoodputMeter {
+        let start = Instant::now();
+        let mut meter = GoodputMeter::default();
+        let mut flying: VecDeque<(Duration, Departure)> = VecDeque::new();
+        let mut free_at = Duration::ZERO;
+        let mut now = Duration::ZERO;
+        while now.as_secs_f64() < seconds {
+            let mut arrived = 0;
+            let mut newest = None;
+            while flying.front().is_some_and(|(at, _)| *at <= now) {
+                newest = flying.pop_front().map(|(_, departure)| departure);
+                arrived += CHUNK;
+            }
+            if let Some(departure) = newest {
+                meter.delivered(start + now, arrived, departure, Some(rtt));
+            }
+            while flying.len() < window {
+                let departure = meter.depart(start + now, flying.len() as u64 * CHUNK);
+                free_at = free_at.max(now) + Duration::from_secs_f64(CHUNK as f64 / rate);
+                flying.push_back((free_at + rtt, departure));
+            }
+            if starved {
+                meter.starved(flying.len() as u64 * CHUNK);
+            }
+            now += Duration::from_millis(10);
+        }
+        meter
+    }
+
+    #[test]
+    fn a_full_path_reads_its_rate() {
+        for rtt_ms in [0, 40, 200] {
+            let meter = run(125e6, Duration::from_millis(rtt_ms), 600, 5.0, false);
+            let read = meter.bytes_per_s().unwrap() as f64 / 125e6;
+            assert!((0.93..1.07).contains(&read), "{read} at {rtt_ms} ms");
+        }
+    }
+
+    #[test]
+    fn a_sender_short_of_data_does_not_lower_the_estimate() {
+        let mut meter = run(125e6, Duration::from_millis(40), 600, 3.0, false);
+        let before = meter.bytes_per_s().unwrap();
+        let mut now = Instant::now() + Duration::from_secs(100);
+        for _ in 0..100 {
+            meter.starved(0);
+            let departure = meter.depart(now, 0);
+            now += Duration::from_millis(40);
+            meter.delivered(now, CHUNK, departure, None);
+        }
+        assert_eq!(meter.bytes_per_s().unwrap(), before);
+    }
+
+    #[test]
+    fn the_smallest_round_trip_is_kept() {
+        let mut meter = RttMeter::default();
+        for ms in [50, 40, 140] {
+            meter.sample(Duration::from_millis(ms));
+        }
+        assert_eq!(meter.min, Some(Duration::from_millis(40)));
+        assert!(meter.smoothed.unwrap() < Duration::from_millis(70));
+    }
+}

@@ -1,0 +1,389 @@
+//! The one queue of a link from which every lane takes its next chunk, and the accounts of the sessions in it.
+//!
+//! No chunk belongs to a lane before the lane takes it, so a lane that is slow takes less and holds nobody up. Between
+//! sessions the queue takes turns, chunk by chunk; a session that has nothing to send or no credit is passed over.
+//!
+//! Invariants: a session's chunks are taken in the order they were queued; a chunk is taken only when its charge fits
+//! the session's credit; `charged` never passes `credit`. One mutex per link guards it all: it is held for a few dozen
+//! instructions per chunk, and never while an event handler runs.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::error::SendError;
+use crate::events::TxEvents;
+use crate::lane::waker::Waker;
+use crate::meter::{Departure, GoodputMeter};
+use crate::session::{Chunk, charge};
+
+/// What a lane took.
+pub struct Taken {
+    pub session: u32,
+    pub chunk: Chunk,
+    /// To be told that there is room, once the queue is not locked.
+    pub room: Option<Arc<dyn TxEvents>>,
+}
+
+/// What an acknowledgement changed.
+pub struct Acked {
+    pub events: Arc<dyn TxEvents>,
+    pub room: bool,
+}
+
+/// The peer acknowledged what it cannot have.
+#[derive(Debug)]
+pub struct NeverSent {
+    pub seq: u64,
+}
+
+pub struct TxQueue {
+    state: Mutex<State>,
+    wakers: Mutex<Vec<Arc<Waker>>>,
+    low_bytes: u64,
+}
+
+#[derive(Default)]
+struct State {
+    sessions: HashMap<u32, Account>,
+    /// Sessions that have something unsent, in turn.
+    turns: VecDeque<u32>,
+}
+
+struct Account {
+    events: Arc<dyn TxEvents>,
+    unsent: VecDeque<Chunk>,
+    unsent_bytes: u64,
+    last_queued: u64,
+    last_taken: u64,
+    charged: u64,
+    credit: u64,
+    in_flight: BTreeMap<u64, InFlight>,
+    in_flight_bytes: u64,
+    goodput: GoodputMeter,
+}
+
+/// A chunk that was taken and is not acknowledged. What is needed to send it again would be kept here.
+struct InFlight {
+    bytes: u64,
+    departure: Departure,
+}
+
+/// A session's figures.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Figures {
+    pub unsent_bytes: u64,
+    pub in_flight_bytes: u64,
+    pub credit_left: u64,
+    pub goodput_bytes_per_s: Option<u64>,
+    pub delivered_bytes: u64,
+}
+
+impl TxQueue {
+    pub fn new(low_bytes: u64) -> Self {
+        Self { state: Mutex::default(), wakers: Mutex::default(), low_bytes }
+    }
+
+    /// `waker`'s thread has a lane of this link.
+    pub fn add_waker(&self, waker: Arc<Waker>) {
+        let mut wakers = self.wakers.lock().unwrap_or_else(PoisonError::into_inner);
+        if !wakers.iter().any(|w| Arc::ptr_eq(w, &waker)) {
+            wakers.push(waker);
+        }
+    }
+
+    pub fn add_session(&self, session: u32, events: Arc<dyn TxEvents>) {
+        let account = Account {
+            events,
+            unsent: VecDeque::new(),
+            unsent_bytes: 0,
+            last_queued: 0,
+            last_taken: 0,
+            charged: 0,
+            credit: 0,
+            in_flight: BTreeMap::new(),
+            in_flight_bytes: 0,
+            goodput: GoodputMeter::default(),
+        };
+        self.lock().sessions.insert(session, account);
+    }
+
+    /// Ends a session; what it had unsent is dropped. Gives its events to the first who asks.
+    pub fn remove_session(&self, session: u32) -> Option<Arc<dyn TxEvents>> {
+        let mut state = self.lock();
+        state.turns.retain(|s| *s != session);
+        state.sessions.remove(&session).map(|account| account.events)
+    }
+
+    pub fn remove_all(&self) -> Vec<(u32, Arc<dyn TxEvents>)> {
+        let mut state = self.lock();
+        state.turns.clear();
+        state.sessions.drain().map(|(session, account)| (session, account.events)).collect()
+    }
+
+    pub fn events(&self, session: u32) -> Option<Arc<dyn TxEvents>> {
+        self.lock().sessions.get(&session).map(|account| account.events.clone())
+    }
+
+    pub fn sessions(&self) -> usize {
+        self.lock().sessions.len()
+    }
+
+    pub fn push(&self, session: u32, chunk: Chunk) -> Result<(), SendError> {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let account = state.sessions.get_mut(&session).ok_or(SendError::Closed)?;
+        if chunk.seq <= account.last_queued {
+            return Err(SendError::Order(chunk.seq));
+        }
+        account.last_queued = chunk.seq;
+        account.unsent_bytes += chunk.payload.len() as u64;
+        if account.unsent.is_empty() {
+            state.turns.push_back(session);
+        }
+        account.unsent.push_back(chunk);
+        drop(guard);
+        self.wake();
+        Ok(())
+    }
+
+    /// The next chunk, for a lane that is ready to send it.
+    pub fn take(&self, now: Instant) -> Option<Taken> {
+        let mut state = self.lock();
+        let state = &mut *state;
+        for _ in 0..state.turns.len() {
+            let session = state.turns.pop_front()?;
+            let Some(account) = state.sessions.get_mut(&session) else { continue };
+            let Some(chunk) = account.take(now) else {
+                state.turns.push_back(session);
+                continue;
+            };
+            if !account.unsent.is_empty() {
+                state.turns.push_back(session);
+            }
+            let room = (account.unsent_bytes < self.low_bytes).then(|| account.events.clone());
+            return Some(Taken { session, chunk, room });
+        }
+        None
+    }
+
+    /// Whether [`TxQueue::take`] would give something.
+    pub fn has_work(&self) -> bool {
+        let state = self.lock();
+        state.turns.iter().any(|session| state.sessions.get(session).is_some_and(Account::may_send))
+    }
+
+    /// Credit is absolute; an old acknowledgement that comes late does not lower it.
+    pub fn grant(&self, session: u32, credit: u64) {
+        if let Some(account) = self.lock().sessions.get_mut(&session) {
+            account.credit = account.credit.max(credit);
+        }
+        self.wake();
+    }
+
+    /// `None`: the session is gone.
+    pub fn acked(
+        &self,
+        now: Instant,
+        session: u32,
+        cumulative: u64,
+        ranges: &[(u64, u64)],
+        credit: u64,
+        rtt: Option<Duration>,
+    ) -> Result<Option<Acked>, NeverSent> {
+        let mut state = self.lock();
+        let Some(account) = state.sessions.get_mut(&session) else { return Ok(None) };
+        account.acked(now, cumulative, ranges, rtt)?;
+        let grew = credit > account.credit;
+        account.credit = account.credit.max(credit);
+        let stuck = grew && !account.unsent.is_empty();
+        let acked =
+            Acked { events: account.events.clone(), room: grew && account.unsent_bytes < self.low_bytes };
+        drop(state);
+        if stuck {
+            self.wake();
+        }
+        Ok(Some(acked))
+    }
+
+    pub fn figures(&self, session: u32) -> Option<Figures> {
+        self.lock().sessions.get(&session).map(|account| Figures {
+            unsent_bytes: account.unsent_bytes,
+            in_flight_bytes: account.in_flight_bytes,
+            credit_left: account.credit - account.charged,
+            goodput_bytes_per_s: account.goodput.bytes_per_s(),
+            delivered_bytes: account.goodput.delivered_bytes(),
+        })
+    }
+
+    fn wake(&self) {
+        for waker in self.wakers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            waker.wake_if_hungry();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Account {
+    fn may_send(&self) -> bool {
+        self.unsent.front().is_some_and(|chunk| self.charged + charge(chunk.payload.len()) <= self.credit)
+    }
+
+    fn take(&mut self, now: Instant) -> Option<Chunk> {
+        if !self.may_send() {
+            return None;
+        }
+        let chunk = self.unsent.pop_front()?;
+        let bytes = chunk.payload.len() as u64;
+        let departure = self.goodput.depart(now, self.in_flight_bytes);
+        self.unsent_bytes -= bytes;
+        self.charged += charge(chunk.payload.len());
+        self.in_flight_bytes += bytes;
+        self.last_taken = chunk.seq;
+        self.in_flight.insert(chunk.seq, InFlight { bytes, departure });
+        if self.unsent.is_empty() {
+            self.goodput.starved(self.in_flight_bytes);
+        }
+        Some(chunk)
+    }
+
+    fn acked(
+        &mut self,
+        now: Instant,
+        cumulative: u64,
+        ranges: &[(u64, u64)],
+        rtt: Option<Duration>,
+    ) -> Result<(), NeverSent> {
+        let highest = ranges.iter().map(|range| range.1).max().unwrap_or(0).max(cumulative);
+        if highest > self.last_taken {
+            return Err(NeverSent { seq: highest });
+        }
+        let mut bytes = 0;
+        let mut newest = None;
+        for (first, last) in std::iter::once((1, cumulative)).chain(ranges.iter().copied()) {
+            // One at a time: each number is removed once in its life, whatever the peer repeats.
+            while let Some(seq) = self.next_in_flight(first, last) {
+                if let Some(gone) = self.in_flight.remove(&seq) {
+                    bytes += gone.bytes;
+                    newest = Some(gone.departure);
+                }
+            }
+        }
+        self.in_flight_bytes -= bytes;
+        if let Some(departure) = newest {
+            self.goodput.delivered(now, bytes, departure, rtt);
+        }
+        Ok(())
+    }
+
+    fn next_in_flight(&self, first: u64, last: u64) -> Option<u64> {
+        if first > last {
+            return None;
+        }
+        self.in_flight.range(first..=last).next().map(|(&seq, _)| seq)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Lost;
+
+    struct Nobody;
+
+    impl TxEvents for Nobody {
+        fn acked(&self, _: u64, _: &[(u64, u64)]) {}
+        fn room(&self) {}
+        fn message(&self, _: Vec<u8>) {}
+        fn lost(&self, _: Lost) {}
+        fn closed(&self, _: u16, _: String) {}
+    }
+
+    fn chunk(seq: u64, bytes: usize) -> Chunk {
+        Chunk { seq, after: 0, payload: vec![0; bytes].into() }
+    }
+
+    fn queue(sessions: &[u32]) -> TxQueue {
+        let queue = TxQueue::new(1000);
+        for session in sessions {
+            queue.add_session(*session, Arc::new(Nobody));
+        }
+        queue
+    }
+
+    fn take(queue: &TxQueue) -> Option<(u32, u64)> {
+        queue.take(Instant::now()).map(|taken| (taken.session, taken.chunk.seq))
+    }
+
+    #[test]
+    fn a_session_without_credit_does_not_stop_the_others() {
+        let queue = queue(&[1, 2]);
+        queue.grant(2, 10_000);
+        for seq in 1..3 {
+            queue.push(1, chunk(seq, 100)).unwrap();
+            queue.push(2, chunk(seq, 100)).unwrap();
+        }
+        assert_eq!(take(&queue), Some((2, 1)));
+        assert_eq!(take(&queue), Some((2, 2)));
+        assert_eq!(take(&queue), None);
+        assert!(!queue.has_work());
+        queue.grant(1, charge(100));
+        assert!(queue.has_work());
+        assert_eq!(take(&queue), Some((1, 1)));
+        assert_eq!(take(&queue), None);
+    }
+
+    #[test]
+    fn sessions_take_turns() {
+        let queue = queue(&[1, 2]);
+        queue.grant(1, 1 << 20);
+        queue.grant(2, 1 << 20);
+        for seq in 1..4 {
+            queue.push(1, chunk(seq, 10)).unwrap();
+        }
+        queue.push(2, chunk(1, 10)).unwrap();
+        let order: Vec<_> = std::iter::from_fn(|| take(&queue)).collect();
+        assert_eq!(order, [(1, 1), (2, 1), (1, 2), (1, 3)]);
+    }
+
+    #[test]
+    fn acknowledged_chunks_leave_the_account_once() {
+        let queue = queue(&[1]);
+        queue.grant(1, 1 << 20);
+        for seq in 1..=5 {
+            queue.push(1, chunk(seq, 100)).unwrap();
+            take(&queue).unwrap();
+        }
+        let now = Instant::now();
+        assert_eq!(queue.figures(1).unwrap().in_flight_bytes, 500);
+        queue.acked(now, 1, 1, &[(3, 4)], 0, None).unwrap().unwrap();
+        queue.acked(now, 1, 1, &[(3, 4)], 0, None).unwrap().unwrap();
+        assert_eq!(queue.figures(1).unwrap().in_flight_bytes, 200);
+        queue.acked(now, 1, 5, &[], 0, None).unwrap().unwrap();
+        let figures = queue.figures(1).unwrap();
+        assert_eq!((figures.in_flight_bytes, figures.delivered_bytes), (0, 500));
+    }
+
+    #[test]
+    fn what_was_never_sent_cannot_be_acknowledged() {
+        let queue = queue(&[1]);
+        queue.grant(1, 1 << 20);
+        queue.push(1, chunk(1, 100)).unwrap();
+        let now = Instant::now();
+        assert!(queue.acked(now, 1, 1, &[], 0, None).is_err(), "queued, not taken");
+        take(&queue).unwrap();
+        assert!(queue.acked(now, 1, 1, &[], 0, None).is_ok());
+        assert!(queue.acked(now, 1, 1, &[(7, 7)], 0, None).is_err());
+    }
+
+    #[test]
+    fn numbers_only_rise() {
+        let queue = queue(&[1]);
+        queue.push(1, chunk(5, 1)).unwrap();
+        assert_eq!(queue.push(1, chunk(5, 1)), Err(SendError::Order(5)));
+        assert_eq!(queue.push(2, chunk(1, 1)), Err(SendError::Closed));
+    }
+}

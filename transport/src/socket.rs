@@ -1,0 +1,45 @@
+//! Socket options. What the host forbids is left as it is, and said at debug level.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use nix::sys::socket::{setsockopt, sockopt};
+
+use crate::config::{Congestion, Sockets};
+use crate::sys::set_notsent_low;
+
+/// For a lane, before it connects or as soon as it was accepted.
+pub fn prepare_lane(socket: &impl AsFd, config: &Sockets) -> io::Result<()> {
+    setsockopt(socket, sockopt::TcpNoDelay, &true)?;
+    set_notsent_low(socket.as_fd(), config.notsent_low_bytes)?;
+    set_user_timeout(socket, config)?;
+    if let Some(bytes) = config.send_buffer_bytes {
+        allowed("send buffer", setsockopt(socket, sockopt::SndBufForce, &(bytes as usize)));
+    }
+    if let Some(bytes) = config.receive_buffer_bytes {
+        allowed("receive buffer", setsockopt(socket, sockopt::RcvBufForce, &(bytes as usize)));
+    }
+    match &config.congestion {
+        Congestion::HostDefault => {}
+        Congestion::PreferBbr => allowed("bbr", setsockopt(socket, sockopt::TcpCongestion, &"bbr".into())),
+        Congestion::Named(name) => setsockopt(socket, sockopt::TcpCongestion, &name.into())?,
+    }
+    Ok(())
+}
+
+/// For a control connection.
+pub fn prepare_control(socket: &impl AsFd, config: &Sockets) -> io::Result<()> {
+    setsockopt(socket, sockopt::TcpNoDelay, &true)?;
+    set_user_timeout(socket, config)
+}
+
+fn set_user_timeout(socket: &impl AsFd, config: &Sockets) -> io::Result<()> {
+    let ms = u32::try_from(config.user_timeout.as_millis()).unwrap_or(u32::MAX);
+    Ok(setsockopt(socket, sockopt::TcpUserTimeout, &ms)?)
+}
+
+fn allowed(what: &str, result: nix::Result<()>) {
+    if let Err(error) = result {
+        tracing::debug!(%error, what, "the host does not allow this socket option; left as it is");
+    }
+}

@@ -1,0 +1,220 @@
+//! Everything unsafe of this crate: receiving into memory that is not initialised, one socket option, and the ring
+//! that keeps buffers alive while the kernel uses them. All three are safe to call.
+
+#![allow(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use io_uring::{IoUring, Probe, opcode, types};
+
+/// Appends what a non-blocking socket has to `buffer`, until it has `want` bytes. `Ok(0)`: the peer closed.
+pub fn recv_append(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>, want: usize) -> io::Result<usize> {
+    let missing = want.saturating_sub(buffer.len());
+    buffer.reserve_exact(missing);
+    let space = &mut buffer.spare_capacity_mut()[..missing];
+    // SAFETY: `space` is `missing` bytes of memory that we own, and recv only writes to it.
+    let got =
+        unsafe { libc::recv(socket.as_raw_fd(), space.as_mut_ptr().cast(), space.len(), libc::MSG_DONTWAIT) };
+    let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+    // SAFETY: recv has initialised the first `got` bytes of the spare capacity, and `got <= missing`.
+    unsafe { buffer.set_len(buffer.len() + got) };
+    Ok(got)
+}
+
+/// `TCP_NOTSENT_LOWAT`, which `nix` does not have.
+pub fn set_notsent_low(socket: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
+    let value = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the pointer and length describe `value`, which lives across the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_NOTSENT_LOWAT,
+            (&raw const value).cast(),
+            size_of_val(&value) as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// io_uring with owned buffers: an operation holds its buffer and its socket until the kernel is done with them, so no
+/// caller can free either too early.
+pub struct Ring {
+    ring: IoUring,
+    /// By index = `user_data`; `None` is free.
+    operations: Vec<Option<Operation>>,
+    free: Vec<usize>,
+    unsubmitted: VecDeque<io_uring::squeue::Entry>,
+}
+
+struct Operation {
+    key: u64,
+    kind: OperationKind,
+    buffer: Vec<u8>,
+    /// Keeps the descriptor's number from being used for something else meanwhile.
+    _socket: Option<Arc<OwnedFd>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OperationKind {
+    Send,
+    Recv,
+    Poll,
+}
+
+/// An operation that has ended, and its buffer. What was received is appended to it.
+pub struct Completion {
+    pub key: u64,
+    pub kind: OperationKind,
+    pub result: io::Result<usize>,
+    pub buffer: Vec<u8>,
+}
+
+impl Ring {
+    /// The ring belongs to the thread that makes it.
+    pub fn new(entries: u32) -> io::Result<Self> {
+        let fast = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_cqsize(entries * 4)
+            .build(entries);
+        let ring = match fast {
+            Ok(ring) => ring,
+            Err(_) => IoUring::builder().setup_cqsize(entries * 4).build(entries)?,
+        };
+        let mut probe = Probe::new();
+        ring.submitter().register_probe(&mut probe)?;
+        for code in [opcode::Send::CODE, opcode::Recv::CODE, opcode::PollAdd::CODE] {
+            if !probe.is_supported(code) {
+                return Err(io::Error::new(io::ErrorKind::Unsupported, "send, recv or poll is missing"));
+            }
+        }
+        if !ring.params().is_feature_nodrop() {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "completions may be dropped"));
+        }
+        Ok(Self { ring, operations: Vec::new(), free: Vec::new(), unsubmitted: VecDeque::new() })
+    }
+
+    /// Sends all of `buffer[part]` (fewer bytes only at an error).
+    pub fn send(&mut self, key: u64, socket: &Arc<OwnedFd>, buffer: Vec<u8>, part: std::ops::Range<usize>) {
+        let bytes = &buffer[part];
+        let entry = opcode::Send::new(types::Fd(socket.as_raw_fd()), bytes.as_ptr(), bytes.len() as u32)
+            .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
+            .build();
+        self.start(key, OperationKind::Send, buffer, Some(socket.clone()), entry);
+    }
+
+    /// Appends to `buffer` until it has `want` bytes (fewer at the end or an error).
+    pub fn recv(&mut self, key: u64, socket: &Arc<OwnedFd>, mut buffer: Vec<u8>, want: usize) {
+        let missing = want.saturating_sub(buffer.len());
+        buffer.reserve_exact(missing);
+        let space = &mut buffer.spare_capacity_mut()[..missing];
+        let entry = opcode::Recv::new(
+            types::Fd(socket.as_raw_fd()),
+            space.as_mut_ptr().cast(),
+            u32::try_from(missing).unwrap_or(u32::MAX),
+        )
+        .flags(libc::MSG_WAITALL)
+        .build();
+        self.start(key, OperationKind::Recv, buffer, Some(socket.clone()), entry);
+    }
+
+    /// Completes once when `fd`, which must outlive the ring's thread, is readable.
+    pub fn poll_readable(&mut self, key: u64, fd: BorrowedFd<'_>) {
+        let entry = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), libc::POLLIN as u32).build();
+        self.start(key, OperationKind::Poll, Vec::new(), None, entry);
+    }
+
+    /// Submits what was started, waits for something to complete, and appends what has. (Always waits: a ring with
+    /// deferred task work completes nothing otherwise.)
+    pub fn turn(&mut self, completed: &mut Vec<Completion>) -> io::Result<()> {
+        loop {
+            self.fill_submissions();
+            let want = usize::from(self.unsubmitted.is_empty());
+            match self.ring.submit_and_wait(want) {
+                Ok(_) => {}
+                Err(error)
+                    if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
+                Err(error) => return Err(error),
+            }
+            self.collect(completed);
+            if self.unsubmitted.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Operations that the kernel still has.
+    pub fn in_flight(&self) -> usize {
+        self.operations.len() - self.free.len()
+    }
+
+    fn start(
+        &mut self,
+        key: u64,
+        kind: OperationKind,
+        buffer: Vec<u8>,
+        socket: Option<Arc<OwnedFd>>,
+        entry: io_uring::squeue::Entry,
+    ) {
+        let operation = Some(Operation { key, kind, buffer, _socket: socket });
+        let index = match self.free.pop() {
+            Some(index) => {
+                self.operations[index] = operation;
+                index
+            }
+            None => {
+                self.operations.push(operation);
+                self.operations.len() - 1
+            }
+        };
+        self.unsubmitted.push_back(entry.user_data(index as u64));
+    }
+
+    fn fill_submissions(&mut self) {
+        let mut submission = self.ring.submission();
+        while let Some(entry) = self.unsubmitted.pop_front() {
+            // SAFETY: the entry points into the heap memory of a buffer that `operations` owns (moving a Vec does not
+            // move it) and names a socket that it keeps open; both stay there, untouched, until the completion is
+            // collected. `Drop` leaks what never completed.
+            if unsafe { submission.push(&entry) }.is_err() {
+                self.unsubmitted.push_front(entry);
+                break;
+            }
+        }
+    }
+
+    fn collect(&mut self, completed: &mut Vec<Completion>) {
+        for entry in self.ring.completion() {
+            let Some(slot) = usize::try_from(entry.user_data()).ok().filter(|i| *i < self.operations.len())
+            else {
+                continue;
+            };
+            let Some(Operation { key, kind, mut buffer, _socket: _ }) = self.operations[slot].take() else {
+                continue;
+            };
+            self.free.push(slot);
+            let result = usize::try_from(entry.result())
+                .map_err(|_| io::Error::from_raw_os_error(entry.result().saturating_neg()));
+            if let (OperationKind::Recv, Ok(got)) = (kind, &result) {
+                let length = (buffer.len() + got).min(buffer.capacity());
+                // SAFETY: the kernel has written `got` bytes from the old length on, within the capacity.
+                unsafe { buffer.set_len(length) };
+            }
+            completed.push(Completion { key, kind, result, buffer });
+        }
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // The kernel may write to these after the ring's descriptor is closed. Threads end with nothing in flight but
+        // their poll; this is for a thread that panics.
+        for operation in self.operations.drain(..).flatten() {
+            std::mem::forget(operation);
+        }
+    }
+}
