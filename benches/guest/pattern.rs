@@ -1,0 +1,81 @@
+//! Which page of the working set is written next. Slots are numbers in `0..len`; what page a slot is, the load knows.
+
+use crate::params::Pattern;
+use crate::rng::Rng;
+
+#[derive(Clone, Debug)]
+pub struct Chooser {
+    pattern: Pattern,
+    len: u32,
+    next: u32,
+    /// Coprime to `len`: spreads ranks over the set, so that hot pages are no neighbours.
+    spread: u64,
+    zipf_root: u32,
+    /// (len + 1)^(1 / zipf_root), the upper end of the range that is drawn from.
+    zipf_top: f64,
+}
+
+impl Chooser {
+    pub fn new(pattern: Pattern, len: u32, zipf_root: u32) -> Chooser {
+        let mut spread = 2_654_435_761u64;
+        while gcd(spread, u64::from(len.max(1))) != 1 {
+            spread += 2;
+        }
+        Chooser { pattern, len, next: 0, spread, zipf_root, zipf_top: root(f64::from(len) + 1.0, zipf_root) }
+    }
+
+    /// Must not be called on an empty set.
+    pub fn next(&mut self, rng: &mut Rng) -> u32 {
+        match self.pattern {
+            Pattern::Seq => {
+                let slot = self.next;
+                self.next = if slot + 1 >= self.len { 0 } else { slot + 1 };
+                slot
+            }
+            Pattern::Uniform => rng.below(self.len),
+            Pattern::Hot => {
+                let hot = (self.len / 10).max(1);
+                let rank = if rng.below(10) < 9 { rng.below(hot) } else { hot + rng.below(self.len - hot) };
+                self.scatter(rank.min(self.len - 1))
+            }
+            Pattern::Zipf => {
+                // The inverse of the integral of x^-s from 1 to len + 1, with 1 - s = 1 / root.
+                let x = power(1.0 + rng.unit() * (self.zipf_top - 1.0), self.zipf_root);
+                self.scatter((x as u32).clamp(1, self.len) - 1)
+            }
+        }
+    }
+
+    fn scatter(&self, rank: u32) -> u32 {
+        (u64::from(rank) * self.spread % u64::from(self.len)) as u32
+    }
+}
+
+fn gcd(mut a: u64, mut b: u64) -> u64 {
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a
+}
+
+fn power(base: f64, exponent: u32) -> f64 {
+    let (mut result, mut square, mut left) = (1.0, base, exponent);
+    while left > 0 {
+        if left & 1 == 1 {
+            result *= square;
+        }
+        square *= square;
+        left >>= 1;
+    }
+    result
+}
+
+/// `x^(1/n)` for `x ≥ 1`, by bisection: it is needed once.
+fn root(x: f64, n: u32) -> f64 {
+    let (mut low, mut high) = (1.0, x);
+    for _ in 0..80 {
+        let middle = 0.5 * (low + high);
+        if power(middle, n) < x { low = middle } else { high = middle }
+    }
+    low
+}
