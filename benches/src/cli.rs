@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::link;
+use crate::{guest, link};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -21,12 +21,15 @@ struct Lab {
 enum What {
     /// Run commands inside hosts joined by an emulated long-fat link
     Link(link::cli::LinkArgs),
+    /// Run the test guest and show its heartbeats
+    Guest(guest::cli::GuestArgs),
 }
 
 /// Parses the process's arguments and runs the subcommand they name.
 pub fn main() -> ExitCode {
     let done = match Lab::parse().what {
         What::Link(args) => link::cli::run(args),
+        What::Guest(args) => guest::cli::run(args),
     };
     match done {
         Ok(code) => code,
