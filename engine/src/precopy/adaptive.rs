@@ -1,8 +1,23 @@
-//! The default policy: switch when the predicted stop is short enough and waiting no longer shortens it.
+//! The default policy: switch when the predicted stop `D` is short enough and waiting no longer shortens it.
+//!
+//! A millisecond of waiting costs one of the total time, unless the bytes that cross meanwhile need not cross with the
+//! guest stopped. So as long as `D` falls by at least [`AdaptiveConfig::worth_permille`] of the time waited, waiting wins: the total
+//! hardly grows and the stop gets shorter. From there:
+//!
+//! | `D` | falling | the answer |
+//! |---|---|---|
+//! | ≤ target, and next to nothing of it is the residual | either | switch |
+//! | ≤ target | no, for `patience` | switch |
+//! | ≤ target x `settle_factor` | no, for `settle` | switch at a local minimum: it will get no better |
+//! | more | no | go on until the deadline |
+//!
+//! At the deadline: force, throttle or abort. Before every page has been taken in once, only the deadline counts.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::precopy::{Decision, OnDeadline, Policy, View};
+use crate::precopy::{AbortReason, Decision, OnDeadline, Policy, View};
+use crate::types::Time;
 
 /// The knobs of [`Adaptive`].
 #[derive(Debug, Clone)]
@@ -13,6 +28,29 @@ pub struct AdaptiveConfig {
     pub deadline: Duration,
     /// Default [`OnDeadline::Abort`]: the guest stays where it runs.
     pub on_deadline: OnDeadline,
+    /// By how much of the time waited `D` has to fall for waiting to go on, in 1/1000. Default 500: with less, the guest dirties
+    /// half of what crosses.
+    pub worth_permille: u32,
+    /// For how long `D` must not have fallen before the guest is stopped within the target. Default 50 ms: several
+    /// decisions, and a burst of the guest.
+    pub patience: Duration,
+    /// A residual that crosses in this time is next to nothing. Default 5 ms: below the accuracy of the other terms.
+    pub negligible: Duration,
+    /// For how long `D` must not have fallen before a stop beyond the target is accepted. Default 3 s: longer than the
+    /// bursts of most guests.
+    pub settle: Duration,
+    /// How far beyond the target, in multiples of it. Default 2.
+    pub settle_factor: u32,
+    /// A local minimum: `D` within this of the least seen during `settle`, in 1/1000. Default 100.
+    pub settle_tolerance_permille: u32,
+    /// First share of the guest's time taken by [`OnDeadline::Throttle`], and by how much it grows. Defaults 0.2 and 0.1, as
+    /// QEMU's auto-converge.
+    pub throttle_first: f32,
+    pub throttle_step: f32,
+    /// How long each step is tried. Default 2 s.
+    pub throttle_every: Duration,
+    /// The largest share. Default 0.9; when it has been tried as well, the migration is given up.
+    pub throttle_most: f32,
 }
 
 impl Default for AdaptiveConfig {
@@ -21,6 +59,16 @@ impl Default for AdaptiveConfig {
             downtime_target: Duration::from_millis(300),
             deadline: Duration::from_secs(600),
             on_deadline: OnDeadline::Abort,
+            worth_permille: 500,
+            patience: Duration::from_millis(50),
+            negligible: Duration::from_millis(5),
+            settle: Duration::from_secs(3),
+            settle_factor: 2,
+            settle_tolerance_permille: 100,
+            throttle_first: 0.2,
+            throttle_step: 0.1,
+            throttle_every: Duration::from_secs(2),
+            throttle_most: 0.9,
         }
     }
 }
@@ -29,11 +77,65 @@ impl Default for AdaptiveConfig {
 #[derive(Debug)]
 pub struct Adaptive {
     config: AdaptiveConfig,
+    history: History,
+    /// The share of the guest's time taken, and since when.
+    throttle: Option<(f32, Time)>,
 }
 
 impl Adaptive {
     pub fn new(config: AdaptiveConfig) -> Self {
-        Adaptive { config }
+        let history = History { samples: VecDeque::new(), span_ns: ns(config.settle.max(config.patience)) };
+        Adaptive { config, history, throttle: None }
+    }
+
+    fn may_switch(&self, view: &View) -> bool {
+        let config = &self.config;
+        let stop_ns = view.prediction.total_ns;
+        let target_ns = ns(config.downtime_target);
+        if stop_ns <= target_ns {
+            return view.prediction.residual_ns <= ns(config.negligible)
+                || self.stalled(view.now, stop_ns, config.patience);
+        }
+        let least_ns = self.history.least_ns();
+        let tolerance_ns = least_ns / 1000 * u64::from(config.settle_tolerance_permille);
+        stop_ns <= target_ns.saturating_mul(config.settle_factor.into())
+            && stop_ns <= least_ns.saturating_add(tolerance_ns)
+            && self.stalled(view.now, stop_ns, config.settle)
+    }
+
+    /// `D` has not fallen enough to be worth the wait over the last `period`.
+    fn stalled(&self, now: Time, stop_ns: u64, period: Duration) -> bool {
+        self.history.before(now, ns(period)).is_some_and(|(then, before_ns)| {
+            let worth_ns = now.since(then) / 1000 * u64::from(self.config.worth_permille);
+            stop_ns.saturating_add(worth_ns) >= before_ns
+        })
+    }
+
+    fn after_deadline(&mut self, view: &View) -> Decision {
+        let give_up = Decision::Abort(AbortReason::NotConverging {
+            predicted_ms: view.prediction.total_ns / 1_000_000,
+            target_ms: ns(self.config.downtime_target) / 1_000_000,
+        });
+        match (self.config.on_deadline, self.throttle) {
+            (OnDeadline::Force, _) => Decision::SwitchOver,
+            (OnDeadline::Abort, _) => give_up,
+            (OnDeadline::Throttle, None) => self.take_share(view.now, self.config.throttle_first),
+            (OnDeadline::Throttle, Some((share, since))) => {
+                if view.now.since(since) < ns(self.config.throttle_every) {
+                    Decision::Throttle(share)
+                } else if share >= self.config.throttle_most {
+                    give_up
+                } else {
+                    self.take_share(view.now, share + self.config.throttle_step)
+                }
+            }
+        }
+    }
+
+    fn take_share(&mut self, now: Time, share: f32) -> Decision {
+        let share = share.min(self.config.throttle_most);
+        self.throttle = Some((share, now));
+        Decision::Throttle(share)
     }
 }
 
@@ -43,10 +145,178 @@ impl Policy for Adaptive {
     }
 
     fn decide(&mut self, view: &View) -> Decision {
-        let target_ns = u64::try_from(self.config.downtime_target.as_nanos()).unwrap_or(u64::MAX);
-        if view.whole_guest_seen && view.prediction.total_ns <= target_ns {
-            return Decision::SwitchOver;
+        if view.whole_guest_seen {
+            let may_switch = self.may_switch(view);
+            self.history.push(view.now, view.prediction.total_ns);
+            if may_switch {
+                return Decision::SwitchOver;
+            }
+        }
+        if view.now.since(view.started) >= ns(self.config.deadline) {
+            return self.after_deadline(view);
         }
         Decision::Continue
+    }
+
+    fn resumed(&mut self, _now: Time) {
+        self.history.samples.clear();
+    }
+}
+
+/// Predictions of the recent past, one per [`SAMPLE_EVERY_NS`] at most.
+#[derive(Debug)]
+struct History {
+    samples: VecDeque<(Time, u64)>,
+    span_ns: u64,
+}
+
+/// Passes may end every few hundred microseconds; so many samples would say no more.
+const SAMPLE_EVERY_NS: u64 = 5_000_000;
+
+impl History {
+    fn push(&mut self, now: Time, stop_ns: u64) {
+        if self.samples.back().is_some_and(|(last, _)| now.since(*last) < SAMPLE_EVERY_NS) {
+            return;
+        }
+        self.samples.push_back((now, stop_ns));
+        while let Some((second, _)) = self.samples.get(1)
+            && now.since(*second) >= self.span_ns
+        {
+            self.samples.pop_front();
+        }
+    }
+
+    /// The newest sample at least `period_ns` old.
+    fn before(&self, now: Time, period_ns: u64) -> Option<(Time, u64)> {
+        self.samples.iter().rev().find(|(then, _)| now.since(*then) >= period_ns).copied()
+    }
+
+    fn least_ns(&self) -> u64 {
+        self.samples.iter().map(|(_, stop_ns)| *stop_ns).min().unwrap_or(u64::MAX)
+    }
+}
+
+fn ns(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::precopy::{PassStats, Prediction, Residual};
+    use crate::types::LinkStats;
+
+    const MS: u64 = 1_000_000;
+
+    fn view(now_ms: u64, stop_ms: u64, seen: bool) -> View {
+        View {
+            now: Time(now_ms * MS),
+            started: Time(0),
+            pass_ended: false,
+            pass: PassStats::default(),
+            link: LinkStats::default(),
+            residual: Residual::default(),
+            prediction: Prediction {
+                total_ns: stop_ms * MS,
+                forward_ns: 60 * MS,
+                residual_ns: stop_ms.saturating_sub(100) * MS,
+            },
+            whole_guest_seen: seen,
+            pages_total: 1000,
+            pages_sent: 0,
+        }
+    }
+
+    /// Feeds `stop_ms(now_ms)` every 10 ms until the answer is not to continue.
+    fn run(config: AdaptiveConfig, until_ms: u64, stop_ms: impl Fn(u64) -> u64) -> Option<(u64, Decision)> {
+        let mut policy = Adaptive::new(config);
+        (0..until_ms).step_by(10).find_map(|now_ms| {
+            match policy.decide(&view(now_ms, stop_ms(now_ms), true)) {
+                Decision::Continue => None,
+                other => Some((now_ms, other)),
+            }
+        })
+    }
+
+    #[test]
+    fn a_stop_that_still_falls_is_waited_for() {
+        // 1000 ms to go, falling as fast as time passes, down to a floor of 180 ms.
+        let stop = |now_ms: u64| (1000u64.saturating_sub(now_ms)).max(180);
+        let (when, what) = run(AdaptiveConfig::default(), 5000, stop).unwrap();
+        assert_eq!(what, Decision::SwitchOver);
+        assert!((820..=900).contains(&when), "switched at {when} ms");
+    }
+
+    #[test]
+    fn next_to_no_residual_is_stopped_at_once() {
+        assert_eq!(run(AdaptiveConfig::default(), 5000, |_| 101), Some((0, Decision::SwitchOver)));
+    }
+
+    #[test]
+    fn nothing_is_stopped_before_the_whole_guest_was_seen() {
+        let mut policy = Adaptive::new(AdaptiveConfig::default());
+        for now_ms in (0..10_000).step_by(10) {
+            assert_eq!(policy.decide(&view(now_ms, 101, false)), Decision::Continue);
+        }
+    }
+
+    #[test]
+    fn a_local_minimum_near_the_target_is_taken_after_a_while() {
+        let wave = |now_ms: u64| 450 + (now_ms % 400).abs_diff(200);
+        let (when, what) = run(AdaptiveConfig::default(), 60_000, wave).unwrap();
+        assert_eq!(what, Decision::SwitchOver);
+        assert!(when >= 3000, "settled at {when} ms");
+        assert!(wave(when) <= 495, "stopped at {} ms, the least is 450", wave(when));
+    }
+
+    #[test]
+    fn far_beyond_the_target_only_the_deadline_ends_it() {
+        let with = |on_deadline| AdaptiveConfig {
+            on_deadline,
+            deadline: Duration::from_secs(20),
+            ..AdaptiveConfig::default()
+        };
+        let abort = AbortReason::NotConverging { predicted_ms: 2000, target_ms: 300 };
+        assert_eq!(run(with(OnDeadline::Abort), 60_000, |_| 2000), Some((20_000, Decision::Abort(abort))));
+        assert_eq!(run(with(OnDeadline::Force), 60_000, |_| 2000), Some((20_000, Decision::SwitchOver)));
+    }
+
+    #[test]
+    fn throttling_goes_up_in_steps_and_ends() {
+        let config = AdaptiveConfig {
+            on_deadline: OnDeadline::Throttle,
+            deadline: Duration::from_secs(1),
+            ..AdaptiveConfig::default()
+        };
+        let mut policy = Adaptive::new(config);
+        let mut shares = Vec::new();
+        let end = (0..60_000).step_by(10).find_map(|now_ms| match policy.decide(&view(now_ms, 2000, true)) {
+            Decision::Throttle(share) => {
+                if shares.last() != Some(&share) {
+                    shares.push(share);
+                }
+                None
+            }
+            Decision::Continue => None,
+            other => Some((now_ms, other)),
+        });
+        assert_eq!(shares.len(), 8, "{shares:?}");
+        assert!(shares.is_sorted() && shares.last() == Some(&0.9), "{shares:?}");
+        assert!(matches!(end, Some((17_000, Decision::Abort(_)))), "{end:?}");
+    }
+
+    #[test]
+    fn a_throttled_guest_that_converges_is_stopped() {
+        let config = AdaptiveConfig {
+            on_deadline: OnDeadline::Throttle,
+            deadline: Duration::from_secs(1),
+            ..AdaptiveConfig::default()
+        };
+        let mut policy = Adaptive::new(config);
+        let answers: Vec<Decision> = (0..9000)
+            .step_by(10)
+            .map(|now_ms| policy.decide(&view(now_ms, if now_ms < 5000 { 2000 } else { 250 }, true)))
+            .collect();
+        assert!(answers.contains(&Decision::SwitchOver));
     }
 }

@@ -346,7 +346,7 @@ impl Source {
     /// The source said that nothing is dirty (an empty PART).
     pub fn idle(&mut self, now: Time) {
         self.passes.idle(now);
-        if self.phase == Phase::Live {
+        if self.phase != Phase::Stopped {
             self.idle_until = Some(now.plus(self.config.idle_pause));
         }
     }
