@@ -1,1 +1,42 @@
+//! `hikyakud`, the daemon on every KVM host, and `hikyaku`, its command: the only place that joins pages, lanes and QEMU.
+//!
+//! ```text
+//! cli ── api/client ═unix socket═ api/server ─▶ daemon ─┬─▶ source       (one per guest that leaves)
+//!                                                       └─▶ destination  (one per guest that comes)
+//! source:       controller (QMP, ownership) + pump  (QEMU's socket ─▶ intake ─▶ engine ─▶ lanes)
+//! destination:  controller (QMP, ownership) + apply (lanes ─▶ receiver ─▶ sink ─▶ QEMU's socket)
+//! ```
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`ownership`], [`records`] | who owns a guest, and what of that survives a power cut |
+//! | [`protocol`] | what two daemons say to each other about a guest |
+//! | [`pages`] | QEMU's blocks in the engine's page numbers |
+//! | [`outcome`] | how a migration ended: exit code, where the guest runs, what to do |
+//!
+//! Controllers run on one thread, in tokio; each migration has one thread for its bytes; encoding is done by a pool.
 #![deny(unsafe_code)]
+
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod destination;
+pub mod id;
+pub mod inbox;
+pub mod keyfile;
+pub mod outcome;
+pub mod ownership;
+pub mod pages;
+pub mod protocol;
+pub mod records;
+pub mod registry;
+pub mod restart;
+pub mod runtime;
+pub mod source;
+mod sys;
+pub mod units;
+pub mod workers;
+
+/// Where the command finds its daemon if nothing else is said.
+pub const DEFAULT_API: &str = "/run/hikyaku/api.sock";

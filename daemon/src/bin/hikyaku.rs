@@ -1,1 +1,5 @@
-fn main() {}
+//! The command.
+
+fn main() -> std::process::ExitCode {
+    hikyaku_daemon::cli::main()
+}

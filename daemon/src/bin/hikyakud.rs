@@ -1,1 +1,128 @@
-fn main() {}
+//! The daemon.
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use hikyaku_daemon::api::server;
+use hikyaku_daemon::config::{Allow, Config, Io};
+use hikyaku_daemon::daemon::{Daemon, Door};
+use hikyaku_daemon::records::Records;
+use hikyaku_daemon::workers::Workers;
+use hikyaku_daemon::{keyfile, restart, runtime};
+use hikyaku_transport::{Congestion, Node, NodeConfig, Peer};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::unbounded_channel;
+use tracing_subscriber::EnvFilter;
+
+/// How long guests may take to be given back when the daemon is told to end.
+const END_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Moves running QEMU guests between sites: the daemon on every KVM host.
+#[derive(Debug, Parser)]
+#[command(name = "hikyakud", version)]
+struct Arguments {
+    #[arg(long, value_name = "FILE", default_value = "/etc/hikyaku/config.toml")]
+    config: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = EnvFilter::try_from_env("HIKYAKU_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("hikyakud: {error:#}");
+            // Configuration and keys are what is wrong at a start.
+            ExitCode::from(hikyaku_daemon::outcome::Ending::Configuration.exit_code())
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let config = Config::read(&arguments.config)?;
+    let key = keyfile::read(&config.key)?;
+    let records = Records::open(&config.state)?;
+    let uring = match config.io {
+        Io::Plain => false,
+        Io::Auto => runtime::uring_is_allowed(),
+        Io::Uring if runtime::uring_is_allowed() => true,
+        Io::Uring => {
+            bail!("io = \"uring\", but this kernel does not allow io_uring; use \"auto\" or \"plain\"")
+        }
+    };
+    if config.io == Io::Auto && !uring {
+        tracing::info!("this kernel does not allow io_uring; plain sockets are used");
+    }
+    let mut node = NodeConfig::new(key);
+    node.listen = config.listen.to_vec();
+    node.peers = config.peers.iter().map(peer).collect();
+    node.lanes = config.link.lanes;
+    node.io = if uring { hikyaku_transport::Io::Auto } else { hikyaku_transport::Io::Plain };
+    node.sockets.congestion =
+        config.link.congestion.clone().map_or(Congestion::HostDefault, Congestion::Named);
+    node.timeouts.connect = config.link.connect_timeout;
+    node.timeouts.handshake = config.link.connect_timeout;
+    node.timeouts.dead_after = config.link.dead_after;
+    let workers = Workers::start().context("starting the encoding threads")?;
+
+    runtime::block_on(uring, async move {
+        let (at_door, knocks) = unbounded_channel();
+        let node = Node::start(node, Arc::new(Door(at_door)))?;
+        for address in node.addresses() {
+            tracing::info!(%address, "peers reach this daemon here");
+        }
+        let api = config.api.clone();
+        let listener = server::bind(&api).with_context(|| format!("the API socket {}", api.display()))?;
+        let daemon = Daemon::new(config, node, records, workers);
+        tokio::task::spawn_local(daemon.clone().answer_the_door(knocks));
+        restart::take_up(&daemon)?;
+        tokio::task::spawn_local(server::serve(listener, daemon.clone()));
+        tracing::info!(api = %api.display(), io = if uring { "io_uring" } else { "plain" }, "ready");
+        until_told().await?;
+        end(&daemon).await;
+        // Another daemon may have taken the path over only if this one was dead.
+        let _ = std::fs::remove_file(&api);
+        Ok(())
+    })?
+}
+
+fn peer(peer: &hikyaku_daemon::config::Peer) -> Peer {
+    Peer {
+        name: peer.name.as_str().into(),
+        addresses: peer.addresses.clone(),
+        public_key: peer.public_key,
+        may_receive: peer.allow.contains(&Allow::Send),
+        may_send: peer.allow.contains(&Allow::Receive),
+    }
+}
+
+async fn until_told() -> std::io::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("told to end (SIGTERM)"),
+        _ = interrupt.recv() => tracing::info!("told to end (SIGINT)"),
+    }
+    Ok(())
+}
+
+/// Gives back every guest that can be; those in doubt are taken up by the next start.
+async fn end(daemon: &Rc<Daemon>) {
+    let deadline = tokio::time::Instant::now() + END_TIMEOUT;
+    loop {
+        let left = daemon.registry.unfinished();
+        if left.is_empty() || tokio::time::Instant::now() > deadline {
+            break;
+        }
+        if left.iter().all(|entry| entry.cancel().is_err()) {
+            // They were let go, or are being started: moments at best, and on record at worst.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

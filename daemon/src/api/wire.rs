@@ -1,0 +1,264 @@
+//! The API's words. Fields are only ever added; a changed meaning raises [`SCHEMA`].
+
+use crate::id::Id;
+use crate::outcome::{Ending, Outcome, Whereabouts};
+use crate::ownership::Phase;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::path::PathBuf;
+
+pub const SCHEMA: u32 = 1;
+
+/// Longer request lines are refused.
+pub const MAX_LINE_BYTES: usize = 64 << 10;
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Greeting {
+    pub hikyaku: GreetingBody,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct GreetingBody {
+    pub version: String,
+    pub schema: u32,
+    #[serde(default)]
+    pub capabilities: Vec<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Request {
+    #[serde(flatten)]
+    pub command: Command,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<Value>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "execute", content = "arguments", rename_all = "kebab-case")]
+pub enum Command {
+    Migrate(MigrateArguments),
+    Receive(ReceiveArguments),
+    List,
+    Status(Which),
+    Cancel(Which),
+    Subscribe,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MigrateArguments {
+    pub guest: String,
+    pub qmp: PathBuf,
+    pub to: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downtime_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<u64>,
+    #[serde(default)]
+    pub on_deadline: OnDeadline,
+    #[serde(default)]
+    pub policy: Policy,
+    #[serde(default)]
+    pub switchover: Switchover,
+    /// Relay QEMU's stream as it is.
+    #[serde(default)]
+    pub raw: bool,
+    #[serde(default)]
+    pub delta: Delta,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnDeadline {
+    /// Stop the guest, however long the rest takes.
+    #[default]
+    Force,
+    /// Give up; the guest runs on at the source.
+    Abort,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Policy {
+    /// Stop when the predicted downtime is within the target, or will not get better.
+    #[default]
+    Adaptive,
+    /// Xen 3: 29 passes, 3 x RAM, fewer than 50 pages.
+    #[value(name = "xen-3")]
+    #[serde(rename = "xen-3")]
+    Xen3,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Switchover {
+    /// Half a round trip: the guest is let go as soon as its state is on the way.
+    #[default]
+    Fast,
+    /// One and a half round trips: the destination confirms that it has loaded everything first.
+    Safe,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Delta {
+    #[default]
+    Off,
+    /// Every page that was sent before goes as a delta, whatever that costs.
+    Always,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReceiveArguments {
+    pub guest: String,
+    pub qmp: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Leave the guest stopped after its arrival.
+    #[serde(default)]
+    pub paused: bool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Which {
+    /// The id, or any unique beginning of it, or a guest's name.
+    pub id: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Reply {
+    #[serde(rename = "return", default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<ErrorBody>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<Value>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ErrorBody {
+    pub class: Ending,
+    pub desc: String,
+    pub guest: Whereabouts,
+}
+
+impl From<Outcome> for ErrorBody {
+    fn from(outcome: Outcome) -> ErrorBody {
+        let desc = match outcome.advice.as_str() {
+            "" => outcome.desc,
+            advice => format!("{}. {advice}", outcome.desc),
+        };
+        ErrorBody { class: outcome.ending, desc, guest: outcome.guest }
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Started {
+    pub id: Id,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Event {
+    pub event: EventKind,
+    pub v: u32,
+    pub data: Status,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EventKind {
+    Progress,
+    Phase,
+    Finished,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    Source,
+    Destination,
+}
+
+/// A migration as one side sees it now. Byte counts are of payload; the wire adds headers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    pub id: Id,
+    pub guest: String,
+    pub role: Role,
+    pub peer: Option<String>,
+    pub phase: Phase,
+    pub elapsed_ms: u64,
+    #[serde(default)]
+    pub numbers: Numbers,
+    /// How the stop was spent; there once the guest has been stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop: Option<StopTimes>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Numbers {
+    /// Bitmap syncs of the guest's QEMU so far.
+    pub pass: u64,
+    pub pages_total: u64,
+    /// Pages of the guest that have crossed at least once (source), or arrived (destination).
+    pub pages_done: u64,
+    /// Page contents waiting here to be sent.
+    pub staged_bytes: u64,
+    /// Encoded bytes given to the link so far.
+    pub sent_bytes: u64,
+    /// Of which the other side has them in its QEMU.
+    pub acked_bytes: u64,
+    /// What those bytes were before encoding.
+    pub raw_bytes: u64,
+    /// Contents that were replaced by newer ones before they were sent.
+    pub superseded_pages: u64,
+    pub goodput_bytes_per_s: u64,
+    pub rtt_us: u64,
+    /// How long the guest would stand still if it were stopped now; 0 = not known yet.
+    pub predicted_stop_ms: u64,
+    pub dirty_bytes_per_s: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StopTimes {
+    /// From the order to stop until QEMU had obeyed.
+    pub pause_ms: f64,
+    /// Until a sync found nothing dirty.
+    pub drain_ms: f64,
+    /// Until QEMU had given its device state.
+    pub tail_ms: f64,
+    /// Until GO had left.
+    pub go_ms: f64,
+    /// Until the verdict was here.
+    pub verdict_ms: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_read_as_people_write_it() {
+        let line =
+            r#"{"execute": "migrate", "arguments": {"guest": "web", "qmp": "/q", "to": "osaka"}, "id": 1}"#;
+        let request: Request = serde_json::from_str(line).unwrap();
+        let Command::Migrate(arguments) = request.command else { panic!("{request:?}") };
+        assert_eq!((arguments.policy, arguments.switchover), (Policy::Adaptive, Switchover::Fast));
+        assert_eq!(request.id, Some(Value::from(1)));
+        let list: Request = serde_json::from_str(r#"{"execute": "list"}"#).unwrap();
+        assert!(matches!(list.command, Command::List));
+    }
+
+    #[test]
+    fn a_misspelt_argument_is_refused() {
+        let line =
+            r#"{"execute": "migrate", "arguments": {"guest": "w", "qmp": "/q", "to": "o", "downtim_ms": 3}}"#;
+        assert!(serde_json::from_str::<Request>(line).unwrap_err().to_string().contains("downtim_ms"));
+    }
+}

@@ -1,0 +1,288 @@
+//! What people type. It parses, asks the daemon, and shows; it decides nothing about a guest.
+
+mod follow;
+mod keys;
+mod progress;
+mod table;
+
+use crate::api::client::{Client, ClientError};
+use crate::api::wire::{
+    Command, Delta, MigrateArguments, OnDeadline, Policy, ReceiveArguments, Started, Status, Switchover,
+    Which,
+};
+use crate::config::Config;
+use crate::id::Id;
+use crate::outcome::Ending;
+use crate::units;
+use clap::{CommandFactory, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 moved, 1 other, 2 usage, 3 configuration, 4 peer unreachable, 5 not allowed, 6 incompatible,
+7 did not converge (guest runs here), 8 cancelled (guest runs here), 9 failed (guest runs here),
+10 in doubt: do not start either copy by hand.";
+
+#[derive(Debug, Parser)]
+#[command(name = "hikyaku", version, about = "Move running QEMU guests between sites", after_help = AFTER_HELP)]
+struct Cli {
+    /// The daemon's socket.
+    #[arg(long, global = true, value_name = "PATH", env = "HIKYAKU_API", default_value = crate::DEFAULT_API)]
+    api: PathBuf,
+    /// One JSON object per line, for programs.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// At the destination: a QEMU started with -incoming defer awaits GUEST
+    Receive {
+        guest: String,
+        /// QMP socket of the waiting QEMU.
+        #[arg(long, value_name = "PATH")]
+        qmp: PathBuf,
+        /// Only from this peer; otherwise from any that may send to us.
+        #[arg(long, value_name = "PEER")]
+        from: Option<String>,
+        /// Leave the guest stopped after its arrival.
+        #[arg(long)]
+        paused: bool,
+        /// Return once the QEMU is awaiting; do not wait for the guest.
+        #[arg(long)]
+        detach: bool,
+    },
+    /// At the source: move GUEST to a peer
+    Migrate {
+        guest: String,
+        /// QMP socket of the running QEMU.
+        #[arg(long, value_name = "PATH")]
+        qmp: PathBuf,
+        /// The peer's name in the configuration.
+        #[arg(long, value_name = "PEER")]
+        to: String,
+        /// The stop aimed at.
+        #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+        downtime: Option<Duration>,
+        /// When the guest has to be stopped at the latest.
+        #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+        deadline: Option<Duration>,
+        /// What to do at the deadline.
+        #[arg(long, value_enum, default_value = "force")]
+        on_deadline: OnDeadline,
+        /// Who decides when to stop the guest.
+        #[arg(long, value_enum, default_value = "adaptive")]
+        policy: Policy,
+        /// How the guest is handed over.
+        #[arg(long, value_enum, default_value = "fast")]
+        switchover: Switchover,
+        /// Relay QEMU's stream as it is, without looking into it.
+        #[arg(long)]
+        raw: bool,
+        /// Send pages that were sent before as deltas.
+        #[arg(long, value_enum, default_value = "off", hide = true)]
+        delta: Delta,
+        /// Return once the migration has been accepted; it goes on in the daemon.
+        #[arg(long)]
+        detach: bool,
+    },
+    /// Every migration this daemon knows
+    List,
+    /// One migration, in full
+    Status { id: Option<String> },
+    /// Follow a migration until it ends
+    Watch { id: String },
+    /// End a migration; the guest stays where it is
+    Cancel { id: String },
+    /// Make a key for this host and print its public half
+    Keygen {
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Print the public half of a key
+    Fingerprint {
+        /// The key file.
+        #[arg(default_value = "/etc/hikyaku/key")]
+        key: PathBuf,
+    },
+    /// About the configuration file
+    #[command(subcommand)]
+    Config(ConfigVerb),
+    /// Completions for a shell
+    Completions { shell: clap_complete::Shell },
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigVerb {
+    /// Read the file as the daemon would, and say what is wrong with it
+    Check {
+        #[arg(default_value = "/etc/hikyaku/config.toml")]
+        file: PathBuf,
+    },
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    // A reader that goes away (`| head`) is no error of ours.
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(ending) => ExitCode::from(ending.exit_code()),
+        Err(error) => {
+            if cli.json {
+                println!("{}", serde_json::json!({ "error": error.to_string(), "class": error.ending() }));
+            } else {
+                eprintln!("hikyaku: {error}");
+            }
+            ExitCode::from(error.ending().exit_code())
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+    #[error(transparent)]
+    Key(#[from] crate::keyfile::KeyFileError),
+    #[error("{0}")]
+    Output(#[from] std::io::Error),
+}
+
+impl CliError {
+    fn ending(&self) -> Ending {
+        match self {
+            CliError::Client(ClientError::Refused(body)) => body.class,
+            CliError::Client(_) | CliError::Output(_) => Ending::Other,
+            CliError::Config(_) | CliError::Key(_) => Ending::Configuration,
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<Ending, CliError> {
+    match &cli.verb {
+        Verb::Receive { guest, qmp, from, paused, detach } => {
+            let arguments = ReceiveArguments {
+                guest: guest.clone(),
+                qmp: absolute(qmp),
+                from: from.clone(),
+                paused: *paused,
+            };
+            start(cli, Command::Receive(arguments), *detach)
+        }
+        Verb::Migrate {
+            guest,
+            qmp,
+            to,
+            downtime,
+            deadline,
+            on_deadline,
+            policy,
+            switchover,
+            raw,
+            delta,
+            detach,
+        } => {
+            let arguments = MigrateArguments {
+                guest: guest.clone(),
+                qmp: absolute(qmp),
+                to: to.clone(),
+                downtime_ms: downtime.map(|d| d.as_millis() as u64),
+                deadline_ms: deadline.map(|d| d.as_millis() as u64),
+                on_deadline: *on_deadline,
+                policy: *policy,
+                switchover: *switchover,
+                raw: *raw,
+                delta: *delta,
+            };
+            start(cli, Command::Migrate(arguments), *detach)
+        }
+        Verb::List => {
+            let statuses: Vec<Status> = Client::connect(&cli.api)?.execute(Command::List)?;
+            table::list(&statuses, cli.json)?;
+            Ok(Ending::Moved)
+        }
+        Verb::Status { id } => {
+            let mut client = Client::connect(&cli.api)?;
+            match id {
+                Some(id) => {
+                    let status = client.execute(Command::Status(Which { id: id.clone() }))?;
+                    table::status(&status, cli.json)?;
+                }
+                None => table::list(&client.execute::<Vec<Status>>(Command::List)?, cli.json)?,
+            }
+            Ok(Ending::Moved)
+        }
+        Verb::Watch { id } => {
+            let which = Command::Status(Which { id: id.clone() });
+            let status: Status = Client::connect(&cli.api)?.execute(which)?;
+            let mut events = subscribe(cli)?;
+            follow::follow(&mut events, status.id, Some(status), cli.json)
+        }
+        Verb::Cancel { id } => {
+            let _: serde_json::Value =
+                Client::connect(&cli.api)?.execute(Command::Cancel(Which { id: id.clone() }))?;
+            if !cli.json {
+                println!("cancelling; the guest stays where it is");
+            }
+            Ok(Ending::Moved)
+        }
+        Verb::Keygen { out } => Ok(keys::generate(out, cli.json)?),
+        Verb::Fingerprint { key } => Ok(keys::show(key, cli.json)?),
+        Verb::Config(ConfigVerb::Check { file }) => {
+            let config = Config::read(file)?;
+            println!("{}: in order, {} peers", file.display(), config.peers.len());
+            Ok(Ending::Moved)
+        }
+        Verb::Completions { shell } => {
+            clap_complete::generate(*shell, &mut Cli::command(), "hikyaku", &mut std::io::stdout());
+            Ok(Ending::Moved)
+        }
+    }
+}
+
+fn start(cli: &Cli, command: Command, detach: bool) -> Result<Ending, CliError> {
+    // Subscribed before it starts, so that no event is missed.
+    let mut events = if detach { None } else { Some(subscribe(cli)?) };
+    let started: Started = Client::connect(&cli.api)?.execute(command)?;
+    match &mut events {
+        Some(events) => follow::follow(events, started.id, None, cli.json),
+        None => {
+            say_id(started.id, cli.json);
+            Ok(Ending::Moved)
+        }
+    }
+}
+
+fn subscribe(cli: &Cli) -> Result<Client, CliError> {
+    let mut client = Client::connect(&cli.api)?;
+    let _: Vec<Status> = client.execute(Command::Subscribe)?;
+    Ok(client)
+}
+
+fn say_id(id: Id, json: bool) {
+    if json {
+        println!("{}", serde_json::json!({ "id": id }));
+    } else {
+        println!("{id}");
+    }
+}
+
+/// The daemon has another working directory.
+fn absolute(path: &std::path::Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

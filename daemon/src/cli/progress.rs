@@ -1,0 +1,167 @@
+//! Progress for people: one block that updates on a terminal, one `key=value` line per pass or ten seconds elsewhere.
+
+use crate::api::wire::{EventKind, Role, Status};
+use crate::outcome::Ending;
+use crate::ownership::Phase;
+use crate::units::{BitRate, Bytes, Span};
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+/// Between two lines where no terminal is.
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub struct Progress {
+    json: bool,
+    terminal: bool,
+    /// Lines of the block on the screen now.
+    drawn: usize,
+    last_line: Option<(Instant, u64, Phase)>,
+}
+
+impl Progress {
+    pub fn new(json: bool) -> Progress {
+        Progress { json, terminal: std::io::stdout().is_terminal(), drawn: 0, last_line: None }
+    }
+
+    pub fn show(&mut self, event: EventKind, status: &Status) {
+        if self.json {
+            return;
+        }
+        if self.terminal {
+            self.draw(&block(status));
+            return;
+        }
+        let due = match self.last_line {
+            None => true,
+            Some((at, pass, phase)) => {
+                phase != status.phase
+                    || at.elapsed() >= LINE_INTERVAL
+                    // Early passes of an adaptive move come many a second; they are not news.
+                    || (pass != status.numbers.pass && at.elapsed() >= Duration::from_secs(1))
+            }
+        };
+        if due
+            && (event == EventKind::Progress
+                || self.last_line.is_none_or(|(.., phase)| phase != status.phase))
+        {
+            self.last_line = Some((Instant::now(), status.numbers.pass, status.phase));
+            println!("{}", line(status));
+        }
+    }
+
+    /// The end: what happened, where the guest runs now, what to do.
+    pub fn last(&mut self, status: &Status) {
+        if self.json {
+            return;
+        }
+        if self.terminal {
+            self.draw(&block(status));
+        }
+        let Some(outcome) = &status.outcome else { return };
+        let n = &status.numbers;
+        match outcome.ending {
+            Ending::Moved if status.role == Role::Source => {
+                println!(
+                    "{}: {} in {}, {} on the way for {} of guest memory; {}",
+                    status.guest,
+                    outcome.desc,
+                    Span(Duration::from_millis(status.elapsed_ms)),
+                    Bytes(n.sent_bytes),
+                    Bytes(n.pages_total * 4096),
+                    outcome.guest,
+                );
+                if let Some(stop) = &status.stop {
+                    println!(
+                        "stop: pause {:.0} ms, last pages {:.0} ms, state {:.0} ms, let go {:.0} ms, verdict {:.0} ms",
+                        stop.pause_ms, stop.drain_ms, stop.tail_ms, stop.go_ms, stop.verdict_ms
+                    );
+                }
+            }
+            Ending::Moved => println!("{}: {outcome}", status.guest),
+            _ => eprintln!("hikyaku: {}: {outcome}", status.guest),
+        }
+    }
+
+    fn draw(&mut self, lines: &[String]) {
+        let mut out = std::io::stdout().lock();
+        let mut text = String::new();
+        if self.drawn > 0 {
+            text.push_str(&format!("\x1b[{}A", self.drawn));
+        }
+        for line in lines {
+            text.push_str(&format!("\x1b[2K{line}\n"));
+        }
+        self.drawn = lines.len();
+        // A terminal that went away is told by the next read of the daemon.
+        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    }
+}
+
+/// For logs and pipes.
+fn line(status: &Status) -> String {
+    let n = &status.numbers;
+    let mut text = format!(
+        "guest={} id={} phase={} elapsed_ms={}",
+        status.guest,
+        status.id.short(),
+        status.phase.to_string().replace(' ', "-"),
+        status.elapsed_ms
+    );
+    if let Some(peer) = &status.peer {
+        text += &format!(" peer={peer}");
+    }
+    if n.pages_total > 0 {
+        text += &format!(
+            " pass={} done={:.1}% staged_bytes={} sent_bytes={} goodput_bytes_per_s={} rtt_ms={:.1} predicted_stop_ms={}",
+            n.pass,
+            percent(n.pages_done, n.pages_total),
+            n.staged_bytes,
+            n.sent_bytes,
+            n.goodput_bytes_per_s,
+            n.rtt_us as f64 / 1000.0,
+            n.predicted_stop_ms,
+        );
+    }
+    text
+}
+
+/// For a terminal.
+fn block(status: &Status) -> Vec<String> {
+    let n = &status.numbers;
+    let towards = match (status.role, &status.peer) {
+        (Role::Source, Some(peer)) => format!(" → {peer}"),
+        (Role::Destination, Some(peer)) => format!(" ← {peer}"),
+        _ => String::new(),
+    };
+    let elapsed = Span(Duration::from_millis(status.elapsed_ms));
+    let mut lines = vec![format!("{}{towards}  {}  {elapsed}", status.guest, status.phase)];
+    if n.pages_total > 0 {
+        const WIDTH: usize = 40;
+        let share = percent(n.pages_done, n.pages_total);
+        let full = ((share / 100.0 * WIDTH as f64) as usize).min(WIDTH);
+        lines.push(format!(
+            "  [{}{}] {share:5.1} %  pass {}",
+            "█".repeat(full),
+            "░".repeat(WIDTH - full),
+            n.pass
+        ));
+        lines.push(format!(
+            "  {} sent at {}, {} staged, round trip {:.1} ms",
+            Bytes(n.sent_bytes),
+            BitRate(n.goodput_bytes_per_s as f64),
+            Bytes(n.staged_bytes),
+            n.rtt_us as f64 / 1000.0,
+        ));
+        lines.push(match (status.role, n.predicted_stop_ms) {
+            (Role::Destination, _) => String::new(),
+            (_, 0) => "  stop if now: not known yet".to_owned(),
+            (_, ms) => format!("  stop if now: {}", Span(Duration::from_millis(ms))),
+        });
+    }
+    lines
+}
+
+fn percent(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { 100.0 * part as f64 / whole as f64 }
+}

@@ -1,0 +1,85 @@
+//! `hikyaku list` and `hikyaku status`.
+
+use crate::api::wire::{Role, Status};
+use crate::units::{BitRate, Bytes, Span};
+use std::io::{self, Write};
+use std::time::Duration;
+
+pub fn list(statuses: &[Status], json: bool) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    if json {
+        for status in statuses {
+            serde_json::to_writer(&mut out, status)?;
+            writeln!(out)?;
+        }
+        return Ok(());
+    }
+    if statuses.is_empty() {
+        return writeln!(out, "no migrations");
+    }
+    writeln!(
+        out,
+        "{:<8}  {:<20} {:<16} {:<14} {:>10}  {:>10}",
+        "ID", "GUEST", "PEER", "PHASE", "ELAPSED", "SENT"
+    )?;
+    for s in statuses {
+        let arrow = if s.role == Role::Source { "→" } else { "←" };
+        writeln!(
+            out,
+            "{:<8}  {:<20} {:<16} {:<14} {:>10}  {:>10}",
+            s.id.short(),
+            s.guest,
+            format!("{arrow} {}", s.peer.as_deref().unwrap_or("any")),
+            s.phase.to_string(),
+            Span(Duration::from_millis(s.elapsed_ms)).to_string(),
+            Bytes(s.numbers.sent_bytes).to_string(),
+        )?;
+    }
+    Ok(())
+}
+
+pub fn status(status: &Status, json: bool) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    if json {
+        serde_json::to_writer(&mut out, status)?;
+        return writeln!(out);
+    }
+    let n = &status.numbers;
+    let (direction, peer) = match status.role {
+        Role::Source => ("to", status.peer.as_deref().unwrap_or("?")),
+        Role::Destination => ("from", status.peer.as_deref().unwrap_or("any peer")),
+    };
+    writeln!(out, "migration   {}", status.id)?;
+    writeln!(out, "guest       {} {direction} {peer}", status.guest)?;
+    writeln!(out, "phase       {} for {}", status.phase, Span(Duration::from_millis(status.elapsed_ms)))?;
+    if n.pages_total > 0 {
+        writeln!(
+            out,
+            "memory      {} of {}, pass {}",
+            Bytes(n.pages_done * 4096),
+            Bytes(n.pages_total * 4096),
+            n.pass
+        )?;
+        writeln!(
+            out,
+            "sent        {} for {} of pages, {} of them arrived; {} pages superseded unsent",
+            Bytes(n.sent_bytes),
+            Bytes(n.raw_bytes),
+            Bytes(n.acked_bytes),
+            n.superseded_pages
+        )?;
+        writeln!(
+            out,
+            "link        {}, round trip {:.1} ms",
+            BitRate(n.goodput_bytes_per_s as f64),
+            n.rtt_us as f64 / 1000.0
+        )?;
+        if n.predicted_stop_ms > 0 {
+            writeln!(out, "stop        {} if it were now", Span(Duration::from_millis(n.predicted_stop_ms)))?;
+        }
+    }
+    if let Some(outcome) = &status.outcome {
+        writeln!(out, "outcome     {outcome}")?;
+    }
+    Ok(())
+}

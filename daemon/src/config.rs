@@ -1,0 +1,305 @@
+//! The daemon's configuration file: read once, checked whole, every knob in one place.
+//!
+//! Unknown keys are errors with their line. What is parsed here is never validated again.
+
+use crate::units;
+use hikyaku_transport::PublicKey;
+use serde::{Deserialize, Deserializer};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read {path}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{path}: {message}")]
+    Parse { path: PathBuf, message: String },
+    #[error("{path}: {message}")]
+    Invalid { path: PathBuf, message: String },
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where peers reach this daemon. Default `[::]:4707`, IPv4 included.
+    #[serde(default = "default_listen")]
+    pub listen: OneOrMany<SocketAddr>,
+    /// Unix socket for the command, hooks and orchestrators.
+    #[serde(default = "default_api")]
+    pub api: PathBuf,
+    /// This daemon's private key, made by `hikyaku keygen`.
+    #[serde(default = "default_key")]
+    pub key: PathBuf,
+    /// Ownership records. Losing this directory while a move is in doubt means deciding by hand.
+    #[serde(default = "default_state")]
+    pub state: PathBuf,
+    /// How sockets are driven: `auto` takes io_uring where the kernel allows it.
+    #[serde(default)]
+    pub io: Io,
+    #[serde(default, rename = "peer")]
+    pub peers: Vec<Peer>,
+    #[serde(default)]
+    pub memory: Memory,
+    #[serde(default)]
+    pub link: Link,
+    #[serde(default)]
+    pub guest: Guest,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Io {
+    #[default]
+    Auto,
+    Uring,
+    Plain,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peer {
+    pub name: String,
+    /// `host:port`, tried in order.
+    #[serde(default)]
+    pub addresses: Vec<String>,
+    #[serde(deserialize_with = "public_key")]
+    pub public_key: PublicKey,
+    /// What this peer may do with us. Default: nothing.
+    #[serde(default)]
+    pub allow: Vec<Allow>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Allow {
+    /// Guests may be sent to this peer.
+    Send,
+    /// Guests may come from this peer.
+    Receive,
+}
+
+/// Budgets per migration. The daemon's resident size stays below 256 MiB plus these.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Memory {
+    /// Page contents taken from QEMU and not yet sent. More lets a rewritten page be sent once; it costs nothing in
+    /// downtime, because the policy counts it. Default 256 MiB: 2 s of a 1 Gbit/s link.
+    #[serde(deserialize_with = "bytes")]
+    pub staging: u64,
+    /// What the destination holds of chunks that have arrived and are not yet in QEMU: the credit it grants.
+    /// Must cover rate x RTT. Default 128 MiB: 5 Gbit/s at 200 ms.
+    #[serde(deserialize_with = "bytes")]
+    pub credit: u64,
+    /// Device state, held at the destination until the source has let go of the guest. Default 128 MiB.
+    #[serde(deserialize_with = "bytes")]
+    pub tail: u64,
+    /// What was sent, kept as the base of deltas when they are asked for. Default 256 MiB.
+    #[serde(deserialize_with = "bytes")]
+    pub bases: u64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Link {
+    /// TCP connections per peer and direction. Default 8: fills 1 Gbit/s at 200 ms with cubic and stock limits.
+    pub lanes: u16,
+    /// Congestion control of the lanes, by kernel name. Default: the host's.
+    pub congestion: Option<String>,
+    /// How long connecting and the handshake may take. Default 10 s.
+    #[serde(deserialize_with = "duration")]
+    pub connect_timeout: Duration,
+    /// Silence on the control connection after which the link counts as lost. Default 10 s.
+    #[serde(deserialize_with = "duration")]
+    pub dead_after: Duration,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Guest {
+    /// How long one QMP command may take. QEMU answers in milliseconds except while it completes a migration.
+    /// Default 10 s.
+    #[serde(deserialize_with = "duration")]
+    pub qmp_timeout: Duration,
+    /// How long a stopped guest may wait for the link before it is continued here. Default 2 s.
+    #[serde(deserialize_with = "duration")]
+    pub closing_timeout: Duration,
+    /// How long the destination QEMU may take to load the device state. Default 60 s.
+    #[serde(deserialize_with = "duration")]
+    pub load_timeout: Duration,
+    /// Pause of the intake after QEMU found nothing dirty: longer costs a slightly larger residual, shorter makes QEMU
+    /// sync its dirty bitmap more often and the guest fault more. Default 50 ms.
+    #[serde(deserialize_with = "duration")]
+    pub sync_interval: Duration,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Memory { staging: 256 << 20, credit: 128 << 20, tail: 128 << 20, bases: 256 << 20 }
+    }
+}
+
+impl Default for Link {
+    fn default() -> Self {
+        Link {
+            lanes: 8,
+            congestion: None,
+            connect_timeout: Duration::from_secs(10),
+            dead_after: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Default for Guest {
+    fn default() -> Self {
+        Guest {
+            qmp_timeout: Duration::from_secs(10),
+            closing_timeout: Duration::from_secs(2),
+            load_timeout: Duration::from_secs(60),
+            sync_interval: Duration::from_millis(50),
+        }
+    }
+}
+
+impl Config {
+    pub fn read(path: &Path) -> Result<Config, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Config::parse(path, &text)
+    }
+
+    pub fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
+        let config: Config = toml::from_str(text)
+            .map_err(|e| ConfigError::Parse { path: path.to_owned(), message: e.to_string() })?;
+        config.check().map_err(|message| ConfigError::Invalid { path: path.to_owned(), message })?;
+        Ok(config)
+    }
+
+    pub fn peer(&self, name: &str) -> Option<&Peer> {
+        self.peers.iter().find(|p| p.name == name)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        for (i, peer) in self.peers.iter().enumerate() {
+            if peer.name.is_empty() || peer.name.len() > 64 {
+                return Err("a peer's name must have 1 to 64 characters".into());
+            }
+            for other in &self.peers[..i] {
+                if other.name == peer.name {
+                    return Err(format!("peer \"{}\" stands here twice", peer.name));
+                }
+                if other.public_key == peer.public_key {
+                    return Err(format!("peers \"{}\" and \"{}\" have the same key", other.name, peer.name));
+                }
+            }
+            if peer.allow.contains(&Allow::Send) && peer.addresses.is_empty() {
+                return Err(format!(
+                    "peer \"{}\": guests may be sent to it, but it has no addresses",
+                    peer.name
+                ));
+            }
+        }
+        if self.link.lanes == 0 || self.link.lanes > 64 {
+            return Err("link.lanes must be 1 to 64".into());
+        }
+        for (what, bytes) in [("staging", self.memory.staging), ("credit", self.memory.credit)] {
+            if bytes < 8 << 20 {
+                return Err(format!("memory.{what} must be at least 8MiB"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One value, or a list of them.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum OneOrMany<T> {
+    One(T),
+    Many(Vec<T>),
+}
+
+impl<T: Clone> OneOrMany<T> {
+    pub fn to_vec(&self) -> Vec<T> {
+        match self {
+            OneOrMany::One(one) => vec![one.clone()],
+            OneOrMany::Many(many) => many.clone(),
+        }
+    }
+}
+
+fn default_listen() -> OneOrMany<SocketAddr> {
+    OneOrMany::One(SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 4707)))
+}
+
+fn default_api() -> PathBuf {
+    PathBuf::from(crate::DEFAULT_API)
+}
+
+fn default_key() -> PathBuf {
+    "/etc/hikyaku/key".into()
+}
+
+fn default_state() -> PathBuf {
+    "/var/lib/hikyaku".into()
+}
+
+fn bytes<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
+    let text = String::deserialize(d)?;
+    units::parse_bytes(&text).map_err(serde::de::Error::custom)
+}
+
+fn duration<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(d)?;
+    units::parse_duration(&text).map_err(serde::de::Error::custom)
+}
+
+fn public_key<'de, D: Deserializer<'de>>(d: D) -> Result<PublicKey, D::Error> {
+    let text = String::deserialize(d)?;
+    text.parse().map_err(serde::de::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hikyaku_transport::StaticKey;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(Path::new("config.toml"), text).map_err(|e| e.to_string())
+    }
+
+    fn peer(name: &str) -> String {
+        let key = StaticKey::generate().unwrap().public();
+        format!(
+            "[[peer]]\nname = \"{name}\"\naddresses = [\"192.0.2.7:4707\"]\npublic_key = \"{key}\"\nallow = [\"send\"]\n"
+        )
+    }
+
+    #[test]
+    fn an_empty_file_is_a_daemon_with_no_peers() {
+        let config = parse("").unwrap();
+        assert_eq!(config.listen.to_vec()[0].port(), 4707);
+        assert_eq!(config.memory.staging, 256 << 20);
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_with_its_line() {
+        let error = parse("listen = \"[::]:1\"\nlisten_to = 3\n").unwrap_err();
+        assert!(error.contains("line 2") && error.contains("listen_to"), "{error}");
+    }
+
+    #[test]
+    fn quantities_are_parsed_and_peers_must_differ() {
+        let config = parse("[memory]\nstaging = \"64MiB\"\n[guest]\nclosing_timeout = \"500ms\"\n").unwrap();
+        assert_eq!(config.memory.staging, 64 << 20);
+        assert_eq!(config.guest.closing_timeout, Duration::from_millis(500));
+        let error = parse(&(peer("osaka") + &peer("osaka"))).unwrap_err();
+        assert!(error.contains("twice"), "{error}");
+    }
+
+    #[test]
+    fn a_peer_that_may_be_sent_to_needs_an_address() {
+        let text = peer("osaka").replace("addresses = [\"192.0.2.7:4707\"]\n", "");
+        assert!(parse(&text).unwrap_err().contains("no addresses"));
+    }
+}

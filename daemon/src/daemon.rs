@@ -1,0 +1,186 @@
+//! The daemon: what all its migrations share, and the two ways one begins.
+
+use crate::api::wire::{MigrateArguments, ReceiveArguments, Role};
+use crate::config::Config;
+use crate::destination::{self, Armed, Arrival, WaitingGuest};
+use crate::id::Id;
+use crate::outcome::{Ending, Outcome, Whereabouts};
+use crate::ownership::Phase;
+use crate::protocol::{self, Hello, PROTOCOL, Refusal};
+use crate::records::Records;
+use crate::registry::Registry;
+use crate::source;
+use crate::workers::Workers;
+use hikyaku_transport::{Acceptor, Incoming, Lost, Node, PeerName, RxEvents};
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+use std::sync::Arc;
+use tokio::sync::mpsc::{Sender, UnboundedReceiver, UnboundedSender, channel};
+
+/// Sources that may wait at one armed QEMU's door; one is taken.
+const DOOR: usize = 4;
+
+pub struct Daemon {
+    pub config: Config,
+    pub node: Node,
+    pub records: Records,
+    pub registry: Registry,
+    pub workers: Workers,
+    armed: RefCell<HashMap<String, Sender<Arrival>>>,
+    receiving: RefCell<HashSet<Id>>,
+}
+
+impl Daemon {
+    pub fn new(config: Config, node: Node, records: Records, workers: Workers) -> Rc<Daemon> {
+        Rc::new(Daemon {
+            config,
+            node,
+            records,
+            registry: Registry::default(),
+            workers,
+            armed: RefCell::default(),
+            receiving: RefCell::default(),
+        })
+    }
+
+    /// Begins to move a guest. `Err`: nothing was begun.
+    pub fn migrate(self: &Rc<Self>, arguments: MigrateArguments) -> Result<Id, Outcome> {
+        check_name(&arguments.guest)?;
+        let id = Id::random();
+        let (guest, to) = (&arguments.guest, Some(arguments.to.as_str()));
+        let entry = self.registry.enter(id, guest, Role::Source, to, Phase::Preparing)?;
+        tokio::task::spawn_local(source::run(self.clone(), entry, arguments));
+        Ok(id)
+    }
+
+    /// Arms a waiting QEMU. `Err`: it does not wait, or another one waits for this guest.
+    pub async fn receive(self: &Rc<Self>, arguments: ReceiveArguments) -> Result<Id, Outcome> {
+        check_name(&arguments.guest)?;
+        if let Some(from) = &arguments.from
+            && self.config.peer(from).is_none()
+        {
+            let desc = format!("no peer \"{from}\" in the configuration");
+            return Err(Outcome::new(Ending::Usage, Whereabouts::Untouched, desc));
+        }
+        let guest = WaitingGuest::connect(&arguments.qmp, self.config.guest.qmp_timeout)
+            .await
+            .map_err(|e| Outcome::new(Ending::Failed, Whereabouts::Untouched, e.to_string()))?;
+        let id = Id::random();
+        let (name, from) = (&arguments.guest, arguments.from.as_deref());
+        let entry = self.registry.enter(id, name, Role::Destination, from, Phase::Armed)?;
+        let (at_door, door) = channel(DOOR);
+        self.armed.borrow_mut().insert(arguments.guest.clone(), at_door);
+        tokio::task::spawn_local(destination::run(self.clone(), Armed { entry, arguments, guest, door }));
+        Ok(id)
+    }
+
+    pub fn disarm(&self, guest: &str) {
+        self.armed.borrow_mut().remove(guest);
+    }
+
+    /// Whether a migration is under way here as its destination.
+    pub fn is_receiving(&self, id: Id) -> bool {
+        self.receiving.borrow().contains(&id)
+    }
+
+    /// Enters a migration for as long as what is returned lives.
+    pub fn receives(self: &Rc<Self>, id: Id) -> Receives {
+        self.receiving.borrow_mut().insert(id);
+        Receives { daemon: self.clone(), id }
+    }
+
+    /// Sends every source that knocks to its door. Runs until the node ends.
+    pub async fn answer_the_door(self: Rc<Self>, mut knocks: UnboundedReceiver<Knock>) {
+        while let Some(knock) = knocks.recv().await {
+            let daemon = self.clone();
+            tokio::task::spawn_local(async move { daemon.answer(knock).await });
+        }
+    }
+
+    async fn answer(self: Rc<Self>, knock: Knock) {
+        let Knock { peer, hello, incoming } = knock;
+        let refuse = |incoming: Incoming, code: Refusal, text: String| {
+            tracing::warn!(%peer, %text, "refused");
+            incoming.refuse(code as u16, &text);
+        };
+        match protocol::decode(&hello) {
+            Ok(Hello::Migrate(hello)) if hello.protocol != PROTOCOL => {
+                let text = format!("this daemon speaks protocol {PROTOCOL}, the source {}", hello.protocol);
+                refuse(incoming, Refusal::Protocol, text);
+            }
+            Ok(Hello::Migrate(hello)) => {
+                let door = self.armed.borrow().get(&hello.guest).cloned();
+                let Some(door) = door else {
+                    let text = format!("no QEMU here awaits a guest named \"{}\"", hello.guest);
+                    return refuse(incoming, Refusal::NotAwaited, text);
+                };
+                if let Err(error) = door.try_send(Arrival { peer: peer.clone(), hello, incoming }) {
+                    let (tokio::sync::mpsc::error::TrySendError::Full(arrival)
+                    | tokio::sync::mpsc::error::TrySendError::Closed(arrival)) = error;
+                    refuse(arrival.incoming, Refusal::NotAwaited, "another source was faster".into());
+                }
+            }
+            Ok(Hello::Ask(ask)) => {
+                let answer = destination::answer(&self, peer.as_str(), &ask).await;
+                tracing::info!(%peer, migration = %ask.migration, ?answer, "was asked for a verdict");
+                match answer
+                    .map_err(|e| e.to_string())
+                    .and_then(|a| protocol::encode(&a).map_err(|e| e.to_string()))
+                {
+                    Ok(reply) => drop(incoming.accept(reply, 0, Arc::new(Deaf))),
+                    Err(text) => refuse(incoming, Refusal::Other, text),
+                }
+            }
+            Err(error) => refuse(incoming, Refusal::Protocol, error.to_string()),
+        }
+    }
+}
+
+/// See [`Daemon::receives`].
+pub struct Receives {
+    daemon: Rc<Daemon>,
+    id: Id,
+}
+
+impl Drop for Receives {
+    fn drop(&mut self) {
+        self.daemon.receiving.borrow_mut().remove(&self.id);
+    }
+}
+
+/// A peer that wants to open a session.
+pub struct Knock {
+    peer: PeerName,
+    hello: Vec<u8>,
+    incoming: Incoming,
+}
+
+/// From the transport's threads to the daemon's.
+pub struct Door(pub UnboundedSender<Knock>);
+
+impl Acceptor for Door {
+    fn open(&self, peer: &PeerName, hello: Vec<u8>, incoming: Incoming) {
+        // A daemon that is ending refuses by dropping it.
+        let _ = self.0.send(Knock { peer: peer.clone(), hello, incoming });
+    }
+}
+
+/// A question's session carries nothing but its answer.
+struct Deaf;
+
+impl RxEvents for Deaf {
+    fn chunk(&self, _seq: u64, _after: u64, _payload: Vec<u8>) {}
+    fn message(&self, _message: Vec<u8>) {}
+    fn lost(&self, _lost: Lost) {}
+    fn closed(&self, _code: u16, _text: String) {}
+}
+
+fn check_name(guest: &str) -> Result<(), Outcome> {
+    let fits = (1..=256).contains(&guest.len()) && !guest.chars().any(char::is_control);
+    if fits {
+        return Ok(());
+    }
+    let desc = "a guest's name has 1 to 256 characters, none of them a control character";
+    Err(Outcome::new(Ending::Usage, Whereabouts::Untouched, desc))
+}

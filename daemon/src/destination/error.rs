@@ -1,0 +1,65 @@
+//! What can go wrong at the destination. Whatever it is, the guest has not run here.
+
+use super::apply::ApplyError;
+use super::guest::WaitingError;
+use crate::outcome::{Ending, Outcome, Whereabouts};
+use crate::protocol::{ProtocolError, Refusal};
+use crate::records::RecordError;
+use hikyaku_qemu::return_path::ReturnPathError;
+use hikyaku_transport::{AcceptError, Lost, MessageError};
+
+#[derive(Debug, thiserror::Error)]
+pub enum DestinationError {
+    #[error("the waiting QEMU: {0}")]
+    Guest(#[from] WaitingError),
+    #[error("no resources for the migration: {0}")]
+    Resources(std::io::Error),
+    #[error("{0}")]
+    Lost(#[from] Lost),
+    #[error("the session could not be accepted: {0}")]
+    Accept(#[from] AcceptError),
+    #[error("the source gave up: {text}")]
+    Closed { code: u16, text: String },
+    #[error("the source sends more messages than make sense")]
+    Flood,
+    #[error("the source speaks another language: {0}")]
+    Protocol(#[from] ProtocolError),
+    #[error("a message to the source was not taken: {0}")]
+    Message(#[from] MessageError),
+    #[error("{0}")]
+    Apply(#[from] ApplyError),
+    #[error("{0}")]
+    Record(#[from] RecordError),
+    #[error("{0}")]
+    ReturnPath(#[from] ReturnPathError),
+    #[error("cancelled at the destination")]
+    Cancelled,
+    #[error("the daemon is ending")]
+    Ended,
+}
+
+impl DestinationError {
+    /// The number the source gets.
+    pub fn code(&self) -> Refusal {
+        match self {
+            DestinationError::Guest(_) => Refusal::QemuFailed,
+            DestinationError::Apply(error) if error.is_qemus() => Refusal::QemuFailed,
+            DestinationError::Protocol(_) | DestinationError::Apply(_) => Refusal::Protocol,
+            DestinationError::Cancelled => Refusal::Cancelled,
+            _ => Refusal::Other,
+        }
+    }
+
+    pub fn outcome(&self) -> Outcome {
+        let ending = match self {
+            DestinationError::Cancelled => Ending::Cancelled,
+            DestinationError::Closed { code, .. } if Refusal::from(*code) == Refusal::Cancelled => {
+                Ending::Cancelled
+            }
+            DestinationError::Protocol(_) => Ending::Incompatible,
+            _ => Ending::Failed,
+        };
+        Outcome::new(ending, Whereabouts::RunsAtSource, self.to_string())
+            .advise("The QEMU here is of no use for another attempt: start a new one with -incoming defer")
+    }
+}

@@ -1,0 +1,136 @@
+//! The waiting QEMU at the destination, through QMP.
+
+use crate::protocol::GuestFacts;
+use crate::source::facts;
+use hikyaku_qemu::qmp::{Client, ClientConfig, QmpError};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The name under which QEMU gets its end of the socket pair.
+const FD_NAME: &str = "hikyaku-in";
+/// Between two looks at a QEMU that loads: small beside every stop worth measuring.
+const LOOK_INTERVAL: Duration = Duration::from_millis(1);
+
+#[derive(Debug, thiserror::Error)]
+pub enum WaitingError {
+    #[error("{0}")]
+    Qmp(#[from] QmpError),
+    #[error(
+        "the QEMU on this QMP socket is {0}: it does not wait for a guest. Start it with -incoming defer"
+    )]
+    NotWaiting(String),
+    #[error("the QEMU on this QMP socket is already receiving a guest ({0})")]
+    Busy(String),
+    #[error("no socket pair: {0}")]
+    SocketPair(io::Error),
+    #[error("QEMU could not load the guest: {0}")]
+    Load(String),
+    #[error("QEMU did not {what} within {} s", .after.as_secs_f32())]
+    Slow { what: &'static str, after: Duration },
+    #[error("the guest does not run here: {0}")]
+    DoesNotRun(String),
+}
+
+#[derive(Debug)]
+pub struct WaitingGuest {
+    qmp: Client,
+    pub facts: GuestFacts,
+    /// It can send SWITCHOVER_ACK.
+    pub knows_ack: bool,
+}
+
+impl WaitingGuest {
+    /// Looks, and changes nothing.
+    pub async fn connect(socket: &Path, timeout: Duration) -> Result<WaitingGuest, WaitingError> {
+        let config = ClientConfig { command_timeout: timeout, ..ClientConfig::default() };
+        let qmp = Client::connect(socket, config).await?;
+        let state = qmp.query_status().await?;
+        if state.status != "inmigrate" {
+            return Err(WaitingError::NotWaiting(state.status));
+        }
+        let migration = qmp.query_migrate().await?;
+        if let Some(status) = migration.status.filter(|s| s != "none") {
+            return Err(WaitingError::Busy(status));
+        }
+        let knows_ack = qmp.query_migrate_capabilities().await?.get("switchover-ack").is_some();
+        let facts = facts(&qmp).await?;
+        Ok(WaitingGuest { qmp, facts, knows_ack })
+    }
+
+    /// Makes QEMU read its guest from the socket that is returned.
+    pub async fn begin(&self, sends_ack: bool) -> Result<UnixStream, WaitingError> {
+        let mut wanted = vec![
+            ("return-path", true),
+            ("events", true),
+            ("multifd", false),
+            ("postcopy-ram", false),
+            ("compress", false),
+            ("mapped-ram", false),
+            ("x-ignore-shared", false),
+        ];
+        if self.knows_ack {
+            wanted.push(("switchover-ack", sends_ack));
+        }
+        self.qmp.migrate_set_capabilities(&wanted).await?;
+        let (ours, theirs) = UnixStream::pair().map_err(WaitingError::SocketPair)?;
+        self.qmp.getfd(FD_NAME, OwnedFd::from(theirs)).await?;
+        self.qmp.migrate_incoming_fd(FD_NAME).await?;
+        Ok(ours)
+    }
+
+    /// Whether QEMU has loaded everything. `Err`: it never will.
+    pub async fn has_loaded(&self) -> Result<bool, WaitingError> {
+        let info = match self.qmp.query_migrate().await {
+            Err(error) if error.is_closed() => {
+                return Err(WaitingError::Load("it ended; its own log says why".into()));
+            }
+            other => other?,
+        };
+        match info.status.as_deref() {
+            Some("completed") => Ok(true),
+            Some("failed") => {
+                Err(WaitingError::Load(info.error_desc.unwrap_or_else(|| "its own log says why".into())))
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Waits until QEMU has loaded everything it was given; the guest stands, stopped.
+    pub async fn loaded(&self, timeout: Duration) -> Result<(), WaitingError> {
+        let deadline = Instant::now() + timeout;
+        while !self.has_loaded().await? {
+            if Instant::now() > deadline {
+                return Err(WaitingError::Slow { what: "load the guest", after: timeout });
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+        Ok(())
+    }
+
+    /// On `Ok` the guest runs. On `Err` it does not, and has not run.
+    pub async fn start(&self, timeout: Duration) -> Result<(), WaitingError> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            // Images that the source has not quite released refuse the first attempts.
+            let refused = self.qmp.cont().await.err();
+            let state = self.qmp.query_status().await?;
+            if state.running {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(WaitingError::DoesNotRun(refused.map_or(state.status, |e| e.to_string())));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Returns when the QEMU is gone.
+    pub async fn gone(&self) {
+        let mut events = self.qmp.events();
+        while events.next().await.is_some() {}
+    }
+}

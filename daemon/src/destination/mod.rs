@@ -1,0 +1,446 @@
+//! A migration at its destination: a QEMU waits, is filled, loads, and is started once the source has let go.
+//!
+//! ```text
+//!  armed ─▶ filling ─▶ loading ─▶ starting ─▶ running
+//!    └────────┴──────────┴──────────┴─ any failure: refused, durably, before it is said
+//! ```
+//!
+//! The guest is the source's until GO. After GO it is ours, unless we refuse it; refused means that it never ran here.
+
+mod answer;
+mod apply;
+mod error;
+mod events;
+mod guest;
+mod restart;
+mod sink;
+
+pub use answer::answer;
+pub use error::DestinationError;
+pub use guest::{WaitingError, WaitingGuest};
+pub use restart::restart_starting;
+
+use crate::api::wire::{Numbers, ReceiveArguments};
+use crate::daemon::{Daemon, Receives};
+use crate::id::Id;
+use crate::inbox::Inbox;
+use crate::outcome::{Ending, Outcome, Whereabouts};
+use crate::ownership::Phase;
+use crate::protocol::{self, Migrate, PROTOCOL, Refusal, ToDestination, ToSource, Verdict, Welcome};
+use crate::records::{self, Record, RecordError};
+use crate::registry::Entry;
+use apply::{Apply, ApplyError, FromApply, ToApply};
+use events::{FromSource, Mailbox, SourceEvents};
+use hikyaku_engine::{PAGE_BYTES, ReceiverConfig};
+use hikyaku_qemu::return_path::{Message, Reader};
+use hikyaku_transport::{Incoming, PeerName, RxSession};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::task::JoinHandle;
+
+/// A source at the door, with what it said.
+pub struct Arrival {
+    pub peer: PeerName,
+    pub hello: Migrate,
+    pub incoming: Incoming,
+}
+
+/// A QEMU that awaits a guest.
+pub struct Armed {
+    pub entry: Arc<Entry>,
+    pub arguments: ReceiveArguments,
+    pub guest: WaitingGuest,
+    /// Sources come in here, until one is taken.
+    pub door: tokio::sync::mpsc::Receiver<Arrival>,
+}
+
+/// Waits for the guest and takes it, to the end, whatever that is; tells the registry.
+pub async fn run(daemon: Rc<Daemon>, mut armed: Armed) {
+    let taken = loop {
+        let arrival = tokio::select! {
+            arrival = armed.door.recv() => arrival,
+            () = armed.entry.cancelled() => None,
+            () = armed.guest.gone() => {
+                daemon.disarm(&armed.arguments.guest);
+                let desc = "the waiting QEMU ended before a guest came";
+                armed.entry.finish(Phase::Refused, Outcome::new(Ending::Failed, Whereabouts::Untouched, desc));
+                return;
+            }
+        };
+        let Some(arrival) = arrival else {
+            daemon.disarm(&armed.arguments.guest);
+            let desc = "no longer awaited";
+            armed.entry.finish(Phase::Refused, Outcome::new(Ending::Cancelled, Whereabouts::Untouched, desc));
+            return;
+        };
+        match check(&daemon, &armed, &arrival) {
+            Ok(()) => break arrival,
+            Err((code, text)) => {
+                tracing::warn!(guest = %armed.arguments.guest, peer = %arrival.peer, %text, "a guest was refused");
+                arrival.incoming.refuse(code as u16, &text);
+            }
+        }
+    };
+    // The door closes: this QEMU can take one guest only.
+    daemon.disarm(&armed.arguments.guest);
+    armed.entry.set_peer(taken.peer.as_str());
+    match Reception::begin(&daemon, armed, taken).await {
+        Ok(reception) => reception.run().await,
+        Err((entry, error)) => {
+            entry.finish(Phase::Refused, error.outcome());
+        }
+    }
+}
+
+/// Before anything is touched: would this guest fit?
+fn check(daemon: &Daemon, armed: &Armed, arrival: &Arrival) -> Result<(), (Refusal, String)> {
+    let (hello, here) = (&arrival.hello, &armed.guest.facts);
+    if let Some(from) = &armed.arguments.from
+        && from != arrival.peer.as_str()
+    {
+        return Err((Refusal::NotAllowed, format!("\"{}\" is awaited from another peer", hello.guest)));
+    }
+    let there = &hello.qemu;
+    if there.machine != here.machine {
+        let text =
+            format!("the guest's machine type is {}, the waiting QEMU's is {}", there.machine, here.machine);
+        return Err((Refusal::Incompatible, text));
+    }
+    if there.ram_bytes != here.ram_bytes {
+        let mib = |bytes: u64| bytes as f64 / 1048576.0;
+        let text = format!(
+            "the guest has {} MiB of RAM, the waiting QEMU {} MiB",
+            mib(there.ram_bytes),
+            mib(here.ram_bytes)
+        );
+        return Err((Refusal::Incompatible, text));
+    }
+    match daemon.records.read(Id(arrival.incoming.id().0)) {
+        Ok(None) => Ok(()),
+        Ok(Some(_)) => Err((Refusal::Other, "a migration of this id was here before".into())),
+        Err(error) => Err((Refusal::Other, error.to_string())),
+    }
+}
+
+struct Reception {
+    daemon: Rc<Daemon>,
+    entry: Arc<Entry>,
+    arguments: ReceiveArguments,
+    guest: WaitingGuest,
+    id: Id,
+    peer: PeerName,
+    peer_incarnation: Id,
+    session: RxSession,
+    socket: UnixStream,
+    inbox: Arc<Inbox<ToApply>>,
+    from_apply: UnboundedReceiver<FromApply>,
+    mailbox: Mailbox,
+    reader: Reader,
+    /// The source has let go; whether the guest ran before.
+    go: Option<bool>,
+    /// Starting, on its way to the disk.
+    starting: Option<JoinHandle<Result<(), RecordError>>>,
+    lost_after_go: bool,
+    /// Who asks about it meanwhile is told to ask again.
+    _receives: Receives,
+}
+
+impl Reception {
+    async fn begin(
+        daemon: &Rc<Daemon>,
+        armed: Armed,
+        arrival: Arrival,
+    ) -> Result<Reception, (Arc<Entry>, DestinationError)> {
+        let Armed { entry, arguments, guest, .. } = armed;
+        let Arrival { peer, hello, incoming } = arrival;
+        let id = Id(incoming.id().0);
+        let sends_ack = hello.holds_ack && guest.knows_ack;
+        let fail = |incoming: Incoming, error: DestinationError| {
+            incoming.refuse(Refusal::QemuFailed as u16, &error.to_string());
+            (entry.clone(), error)
+        };
+        let ours = match guest.begin(sends_ack).await {
+            Ok(ours) => ours,
+            Err(error) => return Err(fail(incoming, error.into())),
+        };
+        let parts = ours.try_clone().and_then(|write| {
+            ours.set_nonblocking(true)?;
+            Ok((UnixStream::from_std(ours)?, write, Arc::new(Inbox::new()?)))
+        });
+        let (socket, write, inbox) = match parts {
+            Ok(parts) => parts,
+            Err(error) => return Err(fail(incoming, DestinationError::Resources(error))),
+        };
+        let (events, mailbox) = SourceEvents::new(inbox.clone());
+        let (out, from_apply) = unbounded_channel();
+        let welcome = Welcome {
+            protocol: PROTOCOL,
+            incarnation: daemon.records.incarnation(),
+            qemu: guest.facts.clone(),
+            sends_ack,
+        };
+        let memory = &daemon.config.memory;
+        let session = protocol::encode(&welcome)
+            .map_err(DestinationError::from)
+            .and_then(|reply| Ok(incoming.accept(reply, memory.credit, Arc::new(events))?))
+            .map_err(|error| (entry.clone(), error))?;
+        let apply = Apply {
+            qemu: write,
+            config: ReceiverConfig {
+                park_budget_bytes: memory.credit as usize + (32 << 20),
+                ..ReceiverConfig::default()
+            },
+            tail_budget_bytes: memory.tail as usize,
+            inbox: inbox.clone(),
+            out,
+        };
+        if let Err(error) = apply.start(session.clone()) {
+            session.close(Refusal::Other as u16, &error.to_string());
+            return Err((entry, DestinationError::Resources(error)));
+        }
+        Ok(Reception {
+            daemon: daemon.clone(),
+            entry,
+            arguments,
+            guest,
+            id,
+            peer,
+            peer_incarnation: hello.incarnation,
+            session,
+            socket,
+            inbox,
+            from_apply,
+            mailbox,
+            reader: Reader::new(),
+            go: None,
+            starting: None,
+            lost_after_go: false,
+            _receives: daemon.receives(id),
+        })
+    }
+
+    async fn run(mut self) {
+        self.entry.advance(Phase::Filling);
+        let taken = match self.fill().await {
+            Ok(()) => self.start().await,
+            Err(error) => Err(error),
+        };
+        match taken {
+            Ok(verdict) => self.tell_arrived(verdict).await,
+            Err(error) => self.refuse(error).await,
+        }
+    }
+
+    /// Until the guest is loaded, stopped, and the source has let go. `Err` means it is not ours.
+    async fn fill(&mut self) -> Result<(), DestinationError> {
+        let mut buffer = [0; 4096];
+        let mut loaded = false;
+        while !(loaded && self.go.is_some()) {
+            tokio::select! {
+                biased;
+                () = self.entry.cancelled(), if self.go.is_none() => return Err(DestinationError::Cancelled),
+                from = self.mailbox.next() => self.handle_source(from)?,
+                told = self.from_apply.recv() => match told {
+                    Some(FromApply::Complete) => {
+                        self.entry.advance(Phase::Loading);
+                        if self.go.is_some() {
+                            self.begin_starting();
+                        }
+                    }
+                    Some(FromApply::Progress(progress)) => self.show(progress),
+                    Some(FromApply::Ended(Err(error))) => return Err(self.why_it_ended(error).await),
+                    Some(FromApply::Ended(Ok(()))) | None => return Err(DestinationError::Ended),
+                },
+                read = self.socket.read(&mut buffer), if !loaded => {
+                    let over = match read {
+                        Ok(0) | Err(_) => true,
+                        Ok(n) => self.return_path(&buffer[..n])?,
+                    };
+                    if over {
+                        self.guest.loaded(self.daemon.config.guest.load_timeout).await?;
+                        loaded = true;
+                        self.entry.advance(Phase::Loading);
+                        if self.go.is_none() {
+                            self.session.message(protocol::encode(&ToSource::Ready)?)?;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The guest is loaded and the source has let go: it is started, unless it is to stay stopped. On `Ok` that is durable;
+    /// on `Err` the guest has not run here.
+    async fn start(&mut self) -> Result<Verdict, DestinationError> {
+        self.begin_starting();
+        if let Some(writing) = self.starting.take() {
+            writing.await.map_err(|_| DestinationError::Ended)??;
+        }
+        self.entry.advance(Phase::Starting);
+        let run = self.go == Some(true) && !self.arguments.paused;
+        if run {
+            self.guest.start(self.daemon.config.guest.qmp_timeout).await?;
+        }
+        if let Err(error) = self.daemon.records.write(&self.record(records::Phase::Arrived, "")).await {
+            // It runs. A restart finds Starting, sees it run, and says the same.
+            tracing::error!(%error, "the arrival is not recorded");
+        }
+        Ok(if run { Verdict::Running } else { Verdict::Paused })
+    }
+
+    /// Makes Starting durable while QEMU loads: if loading fails, Refused follows it.
+    fn begin_starting(&mut self) {
+        if self.starting.is_none() {
+            let (records, record) = (self.daemon.records.clone(), self.record(records::Phase::Starting, ""));
+            self.starting = Some(tokio::task::spawn_local(async move { records.write(&record).await }));
+        }
+    }
+
+    async fn tell_arrived(mut self, verdict: Verdict) {
+        let guest = match verdict {
+            Verdict::Running => Whereabouts::RunsAtDestination,
+            _ => Whereabouts::StoppedAtDestination,
+        };
+        let told = protocol::encode(&ToSource::Verdict(verdict))
+            .map_err(DestinationError::from)
+            .and_then(|message| Ok(self.session.message(message)?));
+        if let Err(error) = told {
+            tracing::warn!(%error, "the source will have to ask for the verdict");
+        }
+        let desc = format!("arrived from {}", self.peer);
+        self.entry.finish(Phase::Running, Outcome::new(Ending::Moved, guest, desc));
+        self.inbox.push(ToApply::End);
+        // The session is left to the source to close, so that the verdict is not overtaken.
+        let _ = tokio::time::timeout(LAST_WORDS, async {
+            while let Some(FromSource::Message(_)) = self.mailbox.next().await {}
+        })
+        .await;
+        self.session.close(Refusal::Done as u16, "arrived");
+    }
+
+    /// The guest is not taken, and never will be under this id: durable before it is said.
+    async fn refuse(self, error: DestinationError) {
+        let outcome = error.outcome();
+        if let Some(writing) = self.starting {
+            // The two must not overtake each other.
+            let _ = writing.await;
+        }
+        let let_go = self.go.is_some();
+        let refused = Record { why: outcome.desc.clone(), ..Record::refused(self.id, self.peer.as_str()) };
+        let refused =
+            Record { guest: self.arguments.guest.clone(), qmp: self.arguments.qmp.clone(), ..refused };
+        let durable = match self.daemon.records.write(&refused).await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(%error, "the refusal is not recorded, so it is not said");
+                false
+            }
+        };
+        self.inbox.push(ToApply::End);
+        if let_go && durable {
+            let verdict = ToSource::Verdict(Verdict::Refused { why: outcome.desc.clone() });
+            if let Ok(message) = protocol::encode(&verdict)
+                && let Err(error) = self.session.message(message)
+            {
+                tracing::warn!(%error, "the source will have to ask for the verdict");
+            }
+        }
+        self.session.close(error.code() as u16, &outcome.desc);
+        self.entry.finish(Phase::Refused, outcome);
+    }
+
+    fn handle_source(&mut self, from: Option<FromSource>) -> Result<(), DestinationError> {
+        let lost = match from {
+            Some(FromSource::Message(message)) => {
+                match protocol::decode(&message)? {
+                    ToDestination::Load { last_seq } => self.inbox.push(ToApply::Release { last_seq }),
+                    ToDestination::Go { last_seq, run } => {
+                        self.go = Some(run);
+                        self.inbox.push(ToApply::Release { last_seq });
+                    }
+                }
+                return Ok(());
+            }
+            Some(FromSource::Lost(lost)) => DestinationError::Lost(lost),
+            Some(FromSource::Closed { code, text }) => DestinationError::Closed { code, text },
+            Some(FromSource::Flood) => DestinationError::Flood,
+            None => DestinationError::Ended,
+        };
+        if self.go.is_none() {
+            return Err(lost);
+        }
+        // The guest is ours if all of it is here; the source will ask.
+        tracing::warn!(error = %lost, "after GO");
+        if !self.lost_after_go {
+            self.lost_after_go = true;
+            self.inbox.push(ToApply::NoMore);
+        }
+        Ok(())
+    }
+
+    /// QEMU's return path goes on to the source's, except what the daemons decide. True: QEMU says that it is done.
+    fn return_path(&mut self, bytes: &[u8]) -> Result<bool, DestinationError> {
+        let (mut on, mut acked, mut shut) = (Vec::new(), false, false);
+        let mut broken = None;
+        self.reader.push(bytes, |message| match message {
+            Message::Shut(_) => shut = true,
+            Message::SwitchoverAck => acked = true,
+            other => broken = other.write(&mut on).err().or(broken),
+        })?;
+        if let Some(error) = broken {
+            return Err(error.into());
+        }
+        if acked {
+            self.session.message(protocol::encode(&ToSource::SwitchoverAck)?)?;
+        }
+        if !on.is_empty() {
+            self.session.message(protocol::encode(&ToSource::ReturnPath(on))?)?;
+        }
+        Ok(shut)
+    }
+
+    /// When QEMU stops taking its stream, QEMU knows why.
+    async fn why_it_ended(&self, error: ApplyError) -> DestinationError {
+        if !error.is_qemus() {
+            return error.into();
+        }
+        match self.guest.loaded(Duration::from_secs(1)).await {
+            Err(WaitingError::Slow { .. }) | Ok(()) => error.into(),
+            Err(why) => why.into(),
+        }
+    }
+
+    fn show(&self, progress: apply::Progress) {
+        let stats = self.session.stats();
+        self.entry.set_numbers(Numbers {
+            pages_total: progress.pages_total,
+            pages_done: progress.pages_written.min(progress.pages_total),
+            sent_bytes: progress.payload_bytes,
+            raw_bytes: progress.pages_written * PAGE_BYTES as u64,
+            rtt_us: stats.rtt.map_or(0, |d| d.as_micros() as u64),
+            goodput_bytes_per_s: stats.goodput_bytes_per_s.unwrap_or(0),
+            ..Numbers::default()
+        });
+    }
+
+    fn record(&self, phase: records::Phase, why: &str) -> Record {
+        Record {
+            id: self.id,
+            phase,
+            guest: self.arguments.guest.clone(),
+            qmp: self.arguments.qmp.clone(),
+            peer: self.peer.as_str().to_owned(),
+            run: self.go == Some(true) && !self.arguments.paused,
+            peer_incarnation: self.peer_incarnation,
+            why: why.to_owned(),
+        }
+    }
+}
+
+/// How long the source may take to close the session after the verdict; it does so at once.
+const LAST_WORDS: Duration = Duration::from_secs(10);

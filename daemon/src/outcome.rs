@@ -1,0 +1,112 @@
+//! How a migration ended, in the three ways it is told: an exit code, a word for programs, a sentence for people.
+//!
+//! Every ending says what happened, **where the guest runs now**, and what to do next.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// The kinds of ending; each is an exit code of `hikyaku`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ending {
+    Moved,
+    Other,
+    Usage,
+    Configuration,
+    Unreachable,
+    NotAllowed,
+    Incompatible,
+    NotConverged,
+    Cancelled,
+    Failed,
+    InDoubt,
+}
+
+impl Ending {
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Ending::Moved => 0,
+            Ending::Other => 1,
+            Ending::Usage => 2,
+            Ending::Configuration => 3,
+            Ending::Unreachable => 4,
+            Ending::NotAllowed => 5,
+            Ending::Incompatible => 6,
+            Ending::NotConverged => 7,
+            Ending::Cancelled => 8,
+            Ending::Failed => 9,
+            Ending::InDoubt => 10,
+        }
+    }
+}
+
+/// Where the guest is when a message is printed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Whereabouts {
+    /// It was not touched.
+    Untouched,
+    /// It runs on at the source.
+    RunsAtSource,
+    /// It is stopped at the source, because it was stopped before the migration began.
+    StoppedAtSource,
+    /// It is stopped at the source and could not be continued: the operator must.
+    StuckAtSource,
+    /// It runs at the destination.
+    RunsAtDestination,
+    /// It is at the destination, stopped as asked (or as it was).
+    StoppedAtDestination,
+    /// Neither side may start it before both have been asked.
+    InDoubt,
+}
+
+impl fmt::Display for Whereabouts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Whereabouts::Untouched => "the guest was not touched",
+            Whereabouts::RunsAtSource => "the guest runs on at the source",
+            Whereabouts::StoppedAtSource => "the guest is at the source, stopped as it was before",
+            Whereabouts::StuckAtSource => {
+                "the guest is at the source, stopped: continue it there by hand (QMP \"cont\")"
+            }
+            Whereabouts::RunsAtDestination => "the guest runs at the destination",
+            Whereabouts::StoppedAtDestination => "the guest is at the destination, stopped",
+            Whereabouts::InDoubt => {
+                "the guest is IN DOUBT: do not start either copy by hand; the daemons go on asking each other"
+            }
+        })
+    }
+}
+
+/// The last word on a migration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    pub ending: Ending,
+    /// What happened.
+    pub desc: String,
+    pub guest: Whereabouts,
+    /// What the operator can do about it; empty when there is nothing to do.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub advice: String,
+}
+
+impl Outcome {
+    pub fn new(ending: Ending, guest: Whereabouts, desc: impl Into<String>) -> Outcome {
+        Outcome { ending, guest, desc: desc.into(), advice: String::new() }
+    }
+
+    pub fn advise(mut self, advice: impl Into<String>) -> Outcome {
+        self.advice = advice.into();
+        self
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.desc, self.guest)?;
+        if !self.advice.is_empty() {
+            write!(f, ". {}", self.advice)?;
+        }
+        Ok(())
+    }
+}

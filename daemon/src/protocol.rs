@@ -1,0 +1,213 @@
+//! What two daemons say to each other about a guest, inside the transport's sealed control channel.
+//!
+//! ```text
+//! source                                   destination
+//!   Hello::Migrate ────────────────────────▶  is GUEST awaited? same machine, same RAM?
+//!   ◀──────────────────────────────── Welcome   (or refused with a number and a text)
+//!   chunks … ──────────────────────────────▶  written into the waiting QEMU
+//!   ◀─────────────────────────── ReturnPath   PONGs and the like, verbatim
+//!   Load ──────────────────────────────────▶  only with the safe switch-over: load all, and wait
+//!   ◀──────────────────────────────── Ready   with the safe switch-over, and in raw relay: QEMU has loaded everything
+//!   Go ────────────────────────────────────▶  after Ceded is durable; start it
+//!   ◀────────────────────────────── Verdict   after the guest runs (or never will)
+//!
+//!   Hello::Ask (any later link) ───────────▶
+//!   ◀──────────────────── Verdict | Pending | Unknown      as the answer's payload
+//! ```
+//!
+//! Encoding: bincode, with a hard limit; nothing here is trusted beyond its type.
+
+use crate::id::Id;
+use bincode::{Decode, Encode};
+
+/// Raised when a message changes meaning. The transport has a version of its own.
+pub const PROTOCOL: u16 = 1;
+
+/// No message is longer: the largest carry return-path bytes or an error text.
+pub const MAX_MESSAGE_BYTES: usize = 32 << 10;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ProtocolError {
+    #[error("message of {0} bytes, the limit is {MAX_MESSAGE_BYTES}")]
+    TooLong(usize),
+    #[error("message not understood: {0}")]
+    Decode(#[from] bincode::error::DecodeError),
+    #[error("message not encodable: {0}")]
+    Encode(#[from] bincode::error::EncodeError),
+    #[error("message followed by {0} bytes that do not belong to it")]
+    Trailing(usize),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum Hello {
+    Migrate(Migrate),
+    Ask(Ask),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Migrate {
+    pub protocol: u16,
+    pub guest: String,
+    pub incarnation: Id,
+    pub qemu: GuestFacts,
+    pub relay: Relay,
+    /// The source withholds SWITCHOVER_ACK: the destination QEMU's own is to be told to it.
+    pub holds_ack: bool,
+}
+
+/// What must be equal on both sides before anything is touched.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct GuestFacts {
+    pub version: (u32, u32, u32),
+    pub machine: String,
+    pub ram_bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub enum Relay {
+    /// Pages are taken out of QEMU's stream, and a new stream is built at the destination.
+    Native,
+    /// QEMU's stream goes through as it is.
+    Raw,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Welcome {
+    pub protocol: u16,
+    pub incarnation: Id,
+    pub qemu: GuestFacts,
+    /// The destination QEMU will send SWITCHOVER_ACK, to be waited for.
+    pub sends_ack: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Ask {
+    pub protocol: u16,
+    pub migration: Id,
+    /// The destination's incarnation as the source knew it.
+    pub incarnation: Id,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum Answer {
+    Verdict(Verdict),
+    /// It is being started; ask again.
+    Pending,
+    /// The records of that time are gone: nobody here can say.
+    Unknown,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum ToDestination {
+    /// Everything up to this chunk makes up the guest; let QEMU load it, stopped.
+    Load { last_seq: u32 },
+    /// The source has let go. Everything up to this chunk makes up the guest. `run`: it ran before.
+    Go { last_seq: u32, run: bool },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum ToSource {
+    /// From the destination QEMU's return path, whole messages, without SHUT and SWITCHOVER_ACK.
+    ReturnPath(Vec<u8>),
+    /// The destination QEMU would let the guest stop now.
+    SwitchoverAck,
+    /// The destination QEMU has loaded everything and waits, paused.
+    Ready,
+    Verdict(Verdict),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum Verdict {
+    /// The guest is the destination's, and runs.
+    Running,
+    /// The guest is the destination's, and is stopped, as asked or as it was.
+    Paused,
+    /// The guest was not taken, and never will be under this id.
+    Refused { why: String },
+}
+
+/// Why a session was refused or closed, as a number on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Refusal {
+    Other = 1,
+    NotAwaited = 2,
+    Incompatible = 3,
+    Protocol = 4,
+    NotAllowed = 5,
+    QemuFailed = 6,
+    Cancelled = 7,
+    /// Not a refusal: the answer to `Ask` is the text's place.
+    Done = 0,
+}
+
+impl From<u16> for Refusal {
+    fn from(code: u16) -> Refusal {
+        match code {
+            0 => Refusal::Done,
+            2 => Refusal::NotAwaited,
+            3 => Refusal::Incompatible,
+            4 => Refusal::Protocol,
+            5 => Refusal::NotAllowed,
+            6 => Refusal::QemuFailed,
+            7 => Refusal::Cancelled,
+            _ => Refusal::Other,
+        }
+    }
+}
+
+pub fn encode<T: Encode>(message: &T) -> Result<Vec<u8>, ProtocolError> {
+    let bytes = bincode::encode_to_vec(message, bincode::config::standard())?;
+    if bytes.len() > MAX_MESSAGE_BYTES { Err(ProtocolError::TooLong(bytes.len())) } else { Ok(bytes) }
+}
+
+pub fn decode<T: Decode<()>>(bytes: &[u8]) -> Result<T, ProtocolError> {
+    if bytes.len() > MAX_MESSAGE_BYTES {
+        return Err(ProtocolError::TooLong(bytes.len()));
+    }
+    let config = bincode::config::standard().with_limit::<MAX_MESSAGE_BYTES>();
+    let (message, used) = bincode::decode_from_slice(bytes, config)?;
+    match bytes.len() - used {
+        0 => Ok(message),
+        left => Err(ProtocolError::Trailing(left)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_read_back_as_they_were_written() {
+        let hello = Hello::Migrate(Migrate {
+            protocol: PROTOCOL,
+            guest: "web".into(),
+            incarnation: Id::random(),
+            qemu: GuestFacts {
+                version: (10, 0, 2),
+                machine: "pc-q35-10.0-machine".into(),
+                ram_bytes: 1 << 30,
+            },
+            relay: Relay::Native,
+            holds_ack: true,
+        });
+        assert_eq!(decode::<Hello>(&encode(&hello).unwrap()).unwrap(), hello);
+        let verdict = ToSource::Verdict(Verdict::Refused { why: "no lock".into() });
+        assert_eq!(decode::<ToSource>(&encode(&verdict).unwrap()).unwrap(), verdict);
+    }
+
+    #[test]
+    fn hostile_lengths_and_trailing_bytes_are_refused() {
+        assert!(decode::<ToSource>(&[0, 0xfd, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]).is_err());
+        assert!(decode::<ToSource>(&[]).is_err());
+        assert!(decode::<ToSource>(&[99]).is_err());
+        let mut bytes = encode(&ToSource::Ready).unwrap();
+        bytes.push(0);
+        assert!(matches!(decode::<ToSource>(&bytes), Err(ProtocolError::Trailing(1))));
+        assert!(matches!(
+            decode::<ToSource>(&vec![0; MAX_MESSAGE_BYTES + 1]),
+            Err(ProtocolError::TooLong(_))
+        ));
+        assert!(encode(&ToSource::ReturnPath(vec![0; MAX_MESSAGE_BYTES])).is_err());
+    }
+}

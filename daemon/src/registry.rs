@@ -1,0 +1,298 @@
+//! The migrations this daemon has in hand, and the last ones it finished: what `list`, `status` and events show.
+//!
+//! It tells; it decides nothing. Each migration changes only its own [`Entry`].
+
+use crate::api::wire::{Event, EventKind, Numbers, Role, SCHEMA, Status, StopTimes};
+use crate::id::Id;
+use crate::outcome::{Ending, Outcome, Whereabouts};
+use crate::ownership::Phase;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+use tokio::sync::{broadcast, watch};
+
+/// Finished migrations that are still shown.
+const FINISHED_KEPT: usize = 64;
+/// Events a slow reader may lag behind before it misses some; `status` always tells the whole.
+const EVENTS_HELD: usize = 256;
+
+#[derive(Debug)]
+pub struct Registry {
+    entries: Mutex<Vec<Arc<Entry>>>,
+    events: broadcast::Sender<Event>,
+}
+
+#[derive(Debug)]
+pub struct Entry {
+    pub id: Id,
+    pub guest: String,
+    pub role: Role,
+    begun: Instant,
+    state: Mutex<State>,
+    cancel: watch::Sender<bool>,
+    events: broadcast::Sender<Event>,
+}
+
+#[derive(Debug, Clone)]
+struct State {
+    phase: Phase,
+    peer: Option<String>,
+    numbers: Numbers,
+    stop: Option<StopTimes>,
+    outcome: Option<Outcome>,
+    ended: Option<Instant>,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Registry { entries: Mutex::default(), events: broadcast::channel(EVENTS_HELD).0 }
+    }
+}
+
+impl Registry {
+    /// Enters a migration, unless this guest is already on its way in the same direction.
+    pub fn enter(
+        &self,
+        id: Id,
+        guest: &str,
+        role: Role,
+        peer: Option<&str>,
+        phase: Phase,
+    ) -> Result<Arc<Entry>, Outcome> {
+        let mut entries = lock(&self.entries);
+        if let Some(other) =
+            entries.iter().find(|e| e.guest == guest && e.role == role && !e.phase().is_final())
+        {
+            let what = match role {
+                Role::Source => "is already being moved",
+                Role::Destination => "is already awaited here",
+            };
+            return Err(Outcome::new(
+                Ending::Other,
+                Whereabouts::Untouched,
+                format!("guest \"{guest}\" {what} (migration {}, {})", other.id.short(), other.phase()),
+            )
+            .advise(format!(
+                "See it with: hikyaku status {0}; end it with: hikyaku cancel {0}",
+                other.id.short()
+            )));
+        }
+        let state = State {
+            phase,
+            peer: peer.map(str::to_owned),
+            numbers: Numbers::default(),
+            stop: None,
+            outcome: None,
+            ended: None,
+        };
+        let entry = Arc::new(Entry {
+            id,
+            guest: guest.to_owned(),
+            role,
+            begun: Instant::now(),
+            state: Mutex::new(state),
+            cancel: watch::channel(false).0,
+            events: self.events.clone(),
+        });
+        entries.push(entry.clone());
+        let finished = entries.iter().filter(|e| e.phase().is_final()).count();
+        if finished > FINISHED_KEPT
+            && let Some(oldest) = entries.iter().position(|e| e.phase().is_final())
+        {
+            entries.remove(oldest);
+        }
+        drop(entries);
+        entry.publish(EventKind::Phase);
+        Ok(entry)
+    }
+
+    pub fn statuses(&self) -> Vec<Status> {
+        lock(&self.entries).iter().map(|e| e.status()).collect()
+    }
+
+    pub fn unfinished(&self) -> Vec<Arc<Entry>> {
+        lock(&self.entries).iter().filter(|e| !e.phase().is_final()).cloned().collect()
+    }
+
+    /// By id, by a unique beginning of one, or by guest (the newest).
+    pub fn find(&self, which: &str) -> Result<Arc<Entry>, Outcome> {
+        let entries = lock(&self.entries);
+        if let Some(entry) = entries.iter().rev().find(|e| e.guest == which || e.id.to_string() == which) {
+            return Ok(entry.clone());
+        }
+        let begins: Vec<_> =
+            entries.iter().filter(|e| !which.is_empty() && e.id.to_string().starts_with(which)).collect();
+        match begins.as_slice() {
+            [one] => Ok(Arc::clone(one)),
+            [] => Err(usage(format!("no migration \"{which}\" is known here")).advise("See: hikyaku list")),
+            _ => Err(usage(format!("\"{which}\" begins more than one id")).advise("Give more digits")),
+        }
+    }
+
+    pub fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+}
+
+impl Entry {
+    pub fn phase(&self) -> Phase {
+        lock(&self.state).phase
+    }
+
+    /// Moves on to `next`. A step that the ownership table does not have is logged as the defect it is, and not taken.
+    pub fn advance(&self, next: Phase) {
+        let mut state = lock(&self.state);
+        if state.phase == next {
+            return;
+        }
+        if !state.phase.may_become(next) {
+            tracing::error!(id = %self.id, from = %state.phase, to = %next, "a step that must not happen was refused");
+            debug_assert!(false, "{} -> {next}", state.phase);
+            return;
+        }
+        tracing::info!(id = %self.id.short(), guest = %self.guest, from = %state.phase, to = %next, "phase");
+        state.phase = next;
+        if next.is_final() {
+            state.ended = Some(Instant::now());
+        }
+        drop(state);
+        self.publish(EventKind::Phase);
+    }
+
+    pub fn set_peer(&self, peer: &str) {
+        lock(&self.state).peer = Some(peer.to_owned());
+    }
+
+    pub fn set_numbers(&self, numbers: Numbers) {
+        lock(&self.state).numbers = numbers;
+        self.publish(EventKind::Progress);
+    }
+
+    pub fn set_stop(&self, stop: StopTimes) {
+        lock(&self.state).stop = Some(stop);
+    }
+
+    /// The last word: ends the phases and tells everybody.
+    pub fn finish(&self, phase: Phase, outcome: Outcome) {
+        match outcome.ending {
+            Ending::Moved => tracing::info!(id = %self.id.short(), guest = %self.guest, "{outcome}"),
+            _ => tracing::warn!(id = %self.id.short(), guest = %self.guest, "{outcome}"),
+        }
+        lock(&self.state).outcome = Some(outcome);
+        self.advance(phase);
+        self.publish(EventKind::Finished);
+    }
+
+    /// Says something that is not the end (in doubt), for `status` and the waiting command.
+    pub fn set_outcome(&self, outcome: Outcome) {
+        lock(&self.state).outcome = Some(outcome);
+        self.publish(EventKind::Phase);
+    }
+
+    pub fn status(&self) -> Status {
+        let state = lock(&self.state).clone();
+        let elapsed = state.ended.unwrap_or_else(Instant::now) - self.begun;
+        Status {
+            id: self.id,
+            guest: self.guest.clone(),
+            role: self.role,
+            peer: state.peer,
+            phase: state.phase,
+            elapsed_ms: elapsed.as_millis() as u64,
+            numbers: state.numbers,
+            stop: state.stop,
+            outcome: state.outcome,
+        }
+    }
+
+    /// Asks the migration to end; it does so at its next step that can be undone.
+    pub fn cancel(&self) -> Result<(), Outcome> {
+        let phase = self.phase();
+        if phase.is_final() {
+            return Err(usage(format!("migration {} has already ended: {phase}", self.id.short())));
+        }
+        if !phase.can_be_cancelled() {
+            return Err(Outcome::new(
+                Ending::Other,
+                if phase == Phase::Ceded { Whereabouts::InDoubt } else { Whereabouts::StoppedAtDestination },
+                format!("too late: migration {} is {phase}, the guest has been let go", self.id.short()),
+            ));
+        }
+        self.cancel.send_replace(true);
+        Ok(())
+    }
+
+    pub fn is_cancelled(&self) -> bool {
+        *self.cancel.borrow()
+    }
+
+    pub async fn cancelled(&self) {
+        let mut wish = self.cancel.subscribe();
+        // The sender lives in `self`, so this ends only with a wish.
+        let _ = wish.wait_for(|wish| *wish).await;
+    }
+
+    fn publish(&self, event: EventKind) {
+        // Nobody listening is no error.
+        let _ = self.events.send(Event { event, v: SCHEMA, data: self.status() });
+    }
+}
+
+fn usage(desc: String) -> Outcome {
+    Outcome::new(Ending::Usage, Whereabouts::Untouched, desc)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What it guards is plain data: whole after any panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entered(registry: &Registry, guest: &str) -> Result<Arc<Entry>, Outcome> {
+        registry.enter(Id::random(), guest, Role::Source, Some("osaka"), Phase::Preparing)
+    }
+
+    #[test]
+    fn one_guest_travels_once_at_a_time() {
+        let registry = Registry::default();
+        let first = entered(&registry, "web").unwrap();
+        assert!(entered(&registry, "web").is_err());
+        assert!(entered(&registry, "db").is_ok());
+        first.finish(Phase::Failed, Outcome::new(Ending::Failed, Whereabouts::RunsAtSource, "x"));
+        assert!(entered(&registry, "web").is_ok());
+    }
+
+    #[test]
+    fn a_migration_is_found_by_id_beginning_and_guest() {
+        let registry = Registry::default();
+        let entry = entered(&registry, "web").unwrap();
+        for which in [entry.id.to_string(), entry.id.short(), "web".into()] {
+            assert_eq!(registry.find(&which).unwrap().id, entry.id);
+        }
+        assert!(registry.find("").is_err());
+        assert!(registry.find("nobody").is_err());
+    }
+
+    #[test]
+    fn cancelling_is_refused_once_the_guest_was_let_go() {
+        let registry = Registry::default();
+        let entry = entered(&registry, "web").unwrap();
+        for phase in [Phase::Copying, Phase::Stopped, Phase::Ceded] {
+            entry.advance(phase);
+        }
+        assert!(entry.cancel().unwrap_err().desc.contains("too late"));
+        assert!(!entry.is_cancelled());
+    }
+
+    #[test]
+    fn the_finished_are_forgotten_in_the_end() {
+        let registry = Registry::default();
+        for _ in 0..3 * FINISHED_KEPT {
+            let entry = entered(&registry, "web").unwrap();
+            entry.finish(Phase::Failed, Outcome::new(Ending::Failed, Whereabouts::RunsAtSource, "x"));
+        }
+        assert!(registry.statuses().len() <= FINISHED_KEPT + 2);
+    }
+}

@@ -1,0 +1,101 @@
+//! What a daemon does first: finish what the one before it left unfinished.
+//!
+//! | record | the guest | what is done |
+//! |---|---|---|
+//! | `Stopped` | stopped here by us, ours | continue it, if it ran; `Kept` |
+//! | `Ceded` | stopped here; perhaps the destination's | ask the destination until it answers |
+//! | `Starting` | loaded here; perhaps running | see that it runs; `Arrived`, or `Refused` if it cannot |
+
+use crate::api::wire::Role;
+use crate::daemon::Daemon;
+use crate::destination::restart_starting;
+use crate::outcome::{Ending, Outcome, Whereabouts};
+use crate::ownership;
+use crate::protocol::Verdict;
+use crate::records::{Phase, Record, RecordError};
+use crate::registry::Entry;
+use crate::source::{continue_guest, doubt};
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Takes up every unfinished migration. `Err`: a record cannot be read; the daemon must not run past it.
+pub fn take_up(daemon: &Rc<Daemon>) -> Result<(), RecordError> {
+    for record in daemon.records.unfinished()? {
+        tracing::warn!(guest = %record.guest, id = %record.id, phase = ?record.phase, "left unfinished; taking it up");
+        tokio::task::spawn_local(finish(daemon.clone(), record));
+    }
+    Ok(())
+}
+
+async fn finish(daemon: Rc<Daemon>, record: Record) {
+    match record.phase {
+        Phase::Stopped => {
+            let Some(entry) = enter(&daemon, &record, Role::Source, ownership::Phase::Stopped) else {
+                return;
+            };
+            let guest = keep(&daemon, &record).await;
+            let desc = "the daemon ended while the guest was stopped to be moved";
+            entry.finish(ownership::Phase::Failed, Outcome::new(Ending::Failed, guest, desc));
+        }
+        Phase::Ceded => {
+            let Some(entry) = enter(&daemon, &record, Role::Source, ownership::Phase::Ceded) else { return };
+            match doubt::ask(&daemon, &entry, &record).await {
+                Verdict::Refused { why } => {
+                    let guest = keep(&daemon, &record).await;
+                    let desc = format!("the destination did not take the guest: {why}");
+                    entry.finish(ownership::Phase::Resumed, Outcome::new(Ending::Failed, guest, desc));
+                }
+                verdict => {
+                    write(&daemon, &record, Phase::Moved).await;
+                    let guest = match verdict {
+                        Verdict::Running => Whereabouts::RunsAtDestination,
+                        _ => Whereabouts::StoppedAtDestination,
+                    };
+                    let outcome = Outcome::new(Ending::Moved, guest, format!("moved to {}", record.peer))
+                        .advise("The stopped copy here is of no use any more: quit its QEMU");
+                    entry.finish(ownership::Phase::Moved, outcome);
+                }
+            }
+        }
+        Phase::Starting => {
+            let Some(entry) = enter(&daemon, &record, Role::Destination, ownership::Phase::Starting) else {
+                return;
+            };
+            restart_starting(&daemon, &entry, &record).await;
+        }
+        Phase::Moved | Phase::Kept | Phase::Arrived | Phase::Refused => {}
+    }
+}
+
+fn enter(daemon: &Daemon, record: &Record, role: Role, phase: ownership::Phase) -> Option<Arc<Entry>> {
+    daemon
+        .registry
+        .enter(record.id, &record.guest, role, Some(&record.peer), phase)
+        .inspect_err(|outcome| tracing::error!(%outcome, "an unfinished migration is not taken up"))
+        .ok()
+}
+
+/// The guest is ours again: it runs if it ran before.
+async fn keep(daemon: &Daemon, record: &Record) -> Whereabouts {
+    let result = match record.run {
+        true => continue_guest(&record.qmp, daemon.config.guest.qmp_timeout).await,
+        false => Ok(()),
+    };
+    match result {
+        Ok(()) => {
+            write(daemon, record, Phase::Kept).await;
+            if record.run { Whereabouts::RunsAtSource } else { Whereabouts::StoppedAtSource }
+        }
+        Err(error) => {
+            // The record stays as it is: the next start of the daemon tries again.
+            tracing::error!(guest = %record.guest, %error, "the guest could not be continued");
+            Whereabouts::StuckAtSource
+        }
+    }
+}
+
+async fn write(daemon: &Daemon, record: &Record, phase: Phase) {
+    if let Err(error) = daemon.records.write(&Record { phase, ..record.clone() }).await {
+        tracing::error!(%error, "a restart of this daemon will look into this migration again");
+    }
+}

@@ -1,0 +1,93 @@
+//! The longest phase: the guest runs, its pages travel, until the policy wants it stopped.
+
+use super::gate::{Gate, GateConfig, Look, Step};
+use super::guest::Hold;
+use super::pump::{FromPump, ToPump};
+use super::{Migration, SourceError, options};
+use hikyaku_engine::{PAGE_BYTES, SyncInfo};
+use std::time::Duration;
+
+/// Between two looks at `query-migrate`: a pass is seen this late at most.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+impl Migration {
+    /// On `Ok` the guest runs, and is to be stopped at once.
+    pub(super) async fn copy(&mut self) -> Result<(), SourceError> {
+        let guest = self.guest.clone();
+        let gated = guest.hold == Hold::Gate;
+        let mut gate = Gate::new(GateConfig::default(), options::downtime(&self.arguments));
+        if gated {
+            self.inbox.push(ToPump::Allowance(Some(GateConfig::default().min_grant_bytes)));
+        }
+        let mut sampling = std::pin::pin!(guest.dirty_bytes_per_s());
+        let mut sampled = !gated;
+        let mut ticks = tokio::time::interval(LOOK_INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (mut wanted, mut syncs) = (false, 0);
+        while !(wanted && self.may_stop) {
+            let mut used_up = false;
+            tokio::select! {
+                biased;
+                () = self.entry.cancelled() => return Err(SourceError::Cancelled),
+                message = self.mailbox.next() => {
+                    self.handle_peer(message)?;
+                    continue;
+                }
+                told = self.from_pump.recv() => match self.handle_pump(told)? {
+                    Some(FromPump::Allowed) => used_up = true,
+                    Some(FromPump::Switch) => {
+                        wanted = true;
+                        continue;
+                    }
+                    _ => continue,
+                },
+                rate = &mut sampling, if !sampled => {
+                    sampled = true;
+                    if let Some(rate) = rate {
+                        gate.sampled(rate);
+                    }
+                    continue;
+                }
+                _ = ticks.tick() => {}
+            }
+            let info = guest.look().await?;
+            if gated && (info.is("pre-switchover") || info.is("device") || info.is("completed")) {
+                return Err(SourceError::StoppedItself);
+            }
+            let Some(ram) = info.ram else {
+                // Not set up yet: nothing is dirty that could be counted.
+                if used_up {
+                    self.inbox.push(ToPump::Allowance(Some(GateConfig::default().min_grant_bytes)));
+                }
+                continue;
+            };
+            let sync_count = ram.dirty_sync_count.unwrap_or(0);
+            let remaining_bytes = ram.remaining_bytes.unwrap_or(0);
+            if sync_count != syncs {
+                syncs = sync_count;
+                let dirty_pages = Some(remaining_bytes / PAGE_BYTES as u64);
+                self.inbox.push(ToPump::Sync(SyncInfo { count: Some(sync_count), dirty_pages }));
+            }
+            wanted |= self.raw && self.fits_now(sync_count, remaining_bytes);
+            if used_up {
+                let goodput_bytes_per_s = self.session.stats().goodput_bytes_per_s.unwrap_or(0);
+                let look =
+                    Look { at: self.begun.elapsed(), remaining_bytes, sync_count, goodput_bytes_per_s };
+                match gate.look(look) {
+                    Step::Grant(bytes) => self.inbox.push(ToPump::Allowance(Some(bytes))),
+                    Step::Switch => wanted = true,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// In raw relay the engine sees no pages; QEMU's own count of what is left has to do.
+    fn fits_now(&self, syncs: u64, remaining_bytes: u64) -> bool {
+        let goodput = self.session.stats().goodput_bytes_per_s.unwrap_or(0) as f64;
+        let left = remaining_bytes + self.session.unsent_bytes() + self.session.in_flight_bytes();
+        let late =
+            self.arguments.deadline_ms.is_some_and(|ms| self.begun.elapsed() > Duration::from_millis(ms));
+        syncs >= 2 && (left as f64 <= goodput * options::downtime(&self.arguments).as_secs_f64() || late)
+    }
+}

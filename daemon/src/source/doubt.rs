@@ -1,0 +1,71 @@
+//! In doubt: GO may have left, and no verdict came. The source stays stopped and asks until it knows.
+//!
+//! The destination answers from its records. *Running* and *Paused* release the guest, *Refused* returns it. A destination
+//! whose records are of another incarnation cannot know, and its *Unknown* never releases anything.
+
+use crate::daemon::Daemon;
+use crate::id::Id;
+use crate::outcome::{Ending, Outcome, Whereabouts};
+use crate::protocol::{self, Answer, Ask, Hello, PROTOCOL, Verdict};
+use crate::records::Record;
+use crate::registry::Entry;
+use hikyaku_transport::{Lost, PeerName, SessionId, TxEvents};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Between two questions, at first and at most.
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// Asks until there is a verdict.
+pub async fn ask(daemon: &Daemon, entry: &Entry, record: &Record) -> Verdict {
+    let mut wait = FIRST_WAIT;
+    let mut said = String::new();
+    loop {
+        let why = match ask_once(daemon, record).await {
+            Ok(Answer::Verdict(verdict)) => return verdict,
+            Ok(Answer::Pending) => "the destination is starting the guest".to_owned(),
+            Ok(Answer::Unknown) => {
+                format!(
+                    "the records of {} about this guest are lost: look there, and decide by hand",
+                    record.peer
+                )
+            }
+            Err(why) => why,
+        };
+        // Once per reason: a log that repeats itself is not read.
+        if why != said {
+            let desc = format!(
+                "{} was let go to {}, and its verdict is not here yet: {why}",
+                record.guest, record.peer
+            );
+            entry.set_outcome(Outcome::new(Ending::InDoubt, Whereabouts::InDoubt, desc));
+            tracing::warn!(guest = %record.guest, peer = %record.peer, %why, "in doubt; asking again");
+            said = why;
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(LONGEST_WAIT);
+    }
+}
+
+async fn ask_once(daemon: &Daemon, record: &Record) -> Result<Answer, String> {
+    let link = daemon.node.link(&PeerName::from(record.peer.as_str())).await.map_err(|e| e.to_string())?;
+    let question =
+        Hello::Ask(Ask { protocol: PROTOCOL, migration: record.id, incarnation: record.peer_incarnation });
+    let hello = protocol::encode(&question).map_err(|e| e.to_string())?;
+    let (session, answer) =
+        link.open(SessionId(Id::random().0), hello, Arc::new(Deaf)).await.map_err(|e| e.to_string())?;
+    session.close(0, "answered");
+    protocol::decode(&answer).map_err(|e| e.to_string())
+}
+
+/// A question has no events but its answer.
+struct Deaf;
+
+impl TxEvents for Deaf {
+    fn acked(&self, _cumulative: u64, _ranges: &[(u64, u64)]) {}
+    fn room(&self) {}
+    fn message(&self, _message: Vec<u8>) {}
+    fn lost(&self, _lost: Lost) {}
+    fn closed(&self, _code: u16, _text: String) {}
+}

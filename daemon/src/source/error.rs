@@ -1,0 +1,105 @@
+//! What can go wrong at the source, and what it means for the one who asked.
+
+use super::guest::GuestError;
+use super::pump::PumpError;
+use crate::outcome::{Ending, Outcome, Whereabouts};
+use crate::protocol::{ProtocolError, Refusal};
+use crate::records::RecordError;
+use hikyaku_engine::AbortReason;
+use hikyaku_transport::{LinkError, Lost, MessageError, OpenError};
+use std::time::Duration;
+
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    #[error("no peer \"{0}\" in the configuration")]
+    UnknownPeer(String),
+    #[error("the configuration does not allow sending guests to \"{0}\"")]
+    NotAllowedHere(String),
+    #[error("the guest cannot be asked: {0}")]
+    Qmp(GuestError),
+    #[error("the guest's QEMU: {0}")]
+    Guest(#[from] GuestError),
+    #[error("{0}")]
+    Link(#[from] LinkError),
+    #[error("the destination refused the guest: {text}")]
+    Refused { code: u16, text: String },
+    #[error("the session could not be opened: {0}")]
+    Open(OpenError),
+    #[error("{0}")]
+    Lost(#[from] Lost),
+    #[error("the destination gave up: {text}")]
+    Closed { code: u16, text: String },
+    #[error("the destination speaks another language: {0}")]
+    Protocol(#[from] ProtocolError),
+    #[error("a message to the destination was not taken: {0}")]
+    Message(#[from] MessageError),
+    #[error("{0}")]
+    Pump(#[from] PumpError),
+    #[error("no resources for the migration: {0}")]
+    Resources(std::io::Error),
+    #[error("{0}")]
+    NotConverged(AbortReason),
+    #[error("the destination sends more messages than make sense")]
+    Flood,
+    #[error("cancelled")]
+    Cancelled,
+    #[error("{what} took longer than {} s", .after.as_secs_f32())]
+    Slow { what: &'static str, after: Duration },
+    #[error("this QEMU stopped the guest by itself, which must not happen while it is being moved")]
+    StoppedItself,
+    #[error("{0}")]
+    Record(#[from] RecordError),
+}
+
+impl From<OpenError> for SourceError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Refused { code, text } => SourceError::Refused { code, text },
+            OpenError::Lost(lost) => SourceError::Lost(lost),
+            other => SourceError::Open(other),
+        }
+    }
+}
+
+impl SourceError {
+    /// What the caller is told, when the guest is where `guest` says.
+    pub fn outcome(&self, guest: Whereabouts) -> Outcome {
+        let (ending, advice) = match self {
+            SourceError::UnknownPeer(_) => {
+                (Ending::Usage, "Peers stand in the configuration file, under [[peer]]")
+            }
+            SourceError::NotAllowedHere(_) => (Ending::NotAllowed, "Give the peer allow = [\"send\"]"),
+            SourceError::Link(LinkError::UnknownPeer(_)) => (Ending::Usage, ""),
+            SourceError::Link(
+                LinkError::NotAllowedHere(_) | LinkError::NotAllowedThere { .. } | LinkError::WrongKey { .. },
+            ) => (
+                Ending::NotAllowed,
+                "Compare both sides' keys (hikyaku fingerprint) with their configurations",
+            ),
+            SourceError::Link(LinkError::Version { .. } | LinkError::Protocol { .. }) => {
+                (Ending::Incompatible, "Update the older daemon")
+            }
+            SourceError::Link(_) => (Ending::Unreachable, "Is hikyakud running there, and its port open?"),
+            SourceError::Refused { code, .. } | SourceError::Closed { code, .. } => {
+                match Refusal::from(*code) {
+                    Refusal::NotAwaited => (
+                        Ending::Failed,
+                        "Start a QEMU with -incoming defer there, and: hikyaku receive GUEST --qmp PATH",
+                    ),
+                    Refusal::Incompatible | Refusal::Protocol => (Ending::Incompatible, ""),
+                    Refusal::NotAllowed => (Ending::NotAllowed, ""),
+                    Refusal::Cancelled => (Ending::Cancelled, ""),
+                    _ => (Ending::Failed, ""),
+                }
+            }
+            SourceError::NotConverged(AbortReason::NotConverging { .. }) => {
+                (Ending::NotConverged, "Allow a longer stop (--downtime), or force it (--on-deadline force)")
+            }
+            SourceError::Cancelled => (Ending::Cancelled, ""),
+            SourceError::Protocol(_) => (Ending::Incompatible, "Update the older daemon"),
+            SourceError::StoppedItself => (Ending::Failed, "Try again; QEMU 8.1 or newer does not do this"),
+            _ => (Ending::Failed, ""),
+        };
+        Outcome::new(ending, guest, self.to_string()).advise(advice)
+    }
+}

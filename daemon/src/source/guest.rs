@@ -1,0 +1,267 @@
+//! The guest at its source, through QMP: what is asked of its QEMU, and in which state each call leaves the guest.
+
+use crate::protocol::GuestFacts;
+use hikyaku_qemu::qmp::{Client, ClientConfig, MigrateInfo, QmpError};
+use serde_json::{Value, json};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+/// The name under which QEMU gets its end of the socket pair.
+const FD_NAME: &str = "hikyaku-out";
+/// Capabilities that change the stream or who decides: off, where QEMU knows them. The engine does better.
+const OFF: [&str; 11] = [
+    "xbzrle",
+    "multifd",
+    "compress",
+    "postcopy-ram",
+    "auto-converge",
+    "x-colo",
+    "background-snapshot",
+    "zero-copy-send",
+    "mapped-ram",
+    "x-ignore-shared",
+    "dirty-limit",
+];
+/// While QEMU is held back: it stops the guest by itself only with less dirty than it writes in this time.
+const HELD_DOWNTIME_MS: u64 = 1;
+
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    #[error("{0}")]
+    Qmp(#[from] QmpError),
+    #[error("the QEMU on this QMP socket waits for an incoming migration; it holds no guest to move")]
+    Waits,
+    #[error("the guest is {0} and cannot be moved now")]
+    State(String),
+    #[error("this QEMU is already migrating the guest ({0})")]
+    Migrating(String),
+    #[error("this QEMU knows no return path; it is older than 2.10")]
+    NoReturnPath,
+    #[error("no socket pair: {0}")]
+    SocketPair(io::Error),
+    #[error("QEMU gave the migration up: {0}")]
+    Failed(String),
+    #[error("QEMU did not {0} in time")]
+    Slow(&'static str),
+}
+
+/// How QEMU is kept from stopping the guest by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    /// SWITCHOVER_ACK is withheld (8.1 and later).
+    Ack,
+    /// Its socket is read in grants (older).
+    Gate,
+}
+
+pub struct SourceGuest {
+    qmp: Client,
+    pub facts: GuestFacts,
+    pub hold: Hold,
+    /// It runs, so it is to run afterwards.
+    pub runs: bool,
+    before: Before,
+}
+
+/// What was set before we came, to be set again if the guest stays.
+struct Before {
+    capabilities: Vec<(String, bool)>,
+    parameters: Value,
+}
+
+impl SourceGuest {
+    /// Looks, and changes nothing.
+    pub async fn connect(socket: &Path, timeout: Duration) -> Result<SourceGuest, GuestError> {
+        let config = ClientConfig { command_timeout: timeout, ..ClientConfig::default() };
+        let qmp = Client::connect(socket, config).await?;
+        let state = qmp.query_status().await?;
+        match state.status.as_str() {
+            "inmigrate" => return Err(GuestError::Waits),
+            "running" | "paused" | "suspended" => {}
+            other => return Err(GuestError::State(other.to_owned())),
+        }
+        let migration = qmp.query_migrate().await?;
+        if let Some(status) = migration.status.as_deref()
+            && !migration.is_final()
+            && status != "none"
+        {
+            return Err(GuestError::Migrating(status.to_owned()));
+        }
+        let capabilities = qmp.query_migrate_capabilities().await?;
+        if capabilities.get("return-path").is_none() {
+            return Err(GuestError::NoReturnPath);
+        }
+        let hold = if capabilities.get("switchover-ack").is_some() { Hold::Ack } else { Hold::Gate };
+        let before = Before {
+            capabilities: capabilities.iter().map(|(name, on)| (name.to_owned(), on)).collect(),
+            parameters: qmp.query_migrate_parameters().await?,
+        };
+        let facts = facts(&qmp).await?;
+        Ok(SourceGuest { qmp, facts, hold, runs: state.running, before })
+    }
+
+    /// Begins QEMU's migration into the socket that is returned. The guest runs on.
+    pub async fn begin(&self) -> Result<UnixStream, GuestError> {
+        let mut wanted: Vec<_> = OFF.iter().map(|name| (*name, false)).collect();
+        wanted.extend([("return-path", true), ("events", true)]);
+        match self.hold {
+            Hold::Ack => wanted.extend([("switchover-ack", true), ("pause-before-switchover", false)]),
+            Hold::Gate => wanted.push(("pause-before-switchover", true)),
+        }
+        self.qmp.migrate_set_capabilities(&wanted).await?;
+        let parameters = json!({ "max-bandwidth": 0, "downtime-limit": HELD_DOWNTIME_MS });
+        self.qmp.migrate_set_parameters(parameters).await?;
+        let (ours, theirs) = UnixStream::pair().map_err(GuestError::SocketPair)?;
+        self.qmp.getfd(FD_NAME, OwnedFd::from(theirs)).await?;
+        self.qmp.migrate_fd(FD_NAME).await?;
+        Ok(ours)
+    }
+
+    /// On `Ok` the guest is stopped, by us: it stays stopped whatever becomes of QEMU's migration. On `Err` it may be.
+    pub async fn stop(&self) -> Result<(), GuestError> {
+        Ok(self.qmp.stop().await?)
+    }
+
+    pub async fn look(&self) -> Result<MigrateInfo, GuestError> {
+        let info = self.qmp.query_migrate().await?;
+        match info.status.as_deref() {
+            Some("failed") => {
+                Err(GuestError::Failed(info.error_desc.unwrap_or_else(|| "it does not say why".into())))
+            }
+            Some("cancelled") => Err(GuestError::Failed("somebody cancelled it in QEMU".into())),
+            _ => Ok(info),
+        }
+    }
+
+    /// After RAM's end was read: returns when QEMU has written its whole stream. While it writes, it answers nothing.
+    pub async fn stream_written(&self, timeout: Duration) -> Result<(), GuestError> {
+        let _: Value = self.qmp.execute_within("query-status", (), timeout).await?;
+        Ok(())
+    }
+
+    /// QEMU older than 8.1, stopped by us and waiting for leave to finish.
+    pub async fn finish_when_asked(&self, timeout: Duration) -> Result<(), GuestError> {
+        let deadline = tokio::time::Instant::now() + timeout;
+        while !self.look().await?.is("pre-switchover") {
+            if tokio::time::Instant::now() > deadline {
+                return Err(GuestError::Slow("come to its switch-over"));
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(self.qmp.migrate_continue("pre-switchover").await?)
+    }
+
+    /// QEMU's sample of how fast the guest dirties memory, over one second. None: it cannot tell.
+    pub async fn dirty_bytes_per_s(&self) -> Option<f64> {
+        let begun: Result<Value, _> = self.qmp.execute("calc-dirty-rate", json!({ "calc-time": 1 })).await;
+        begun.ok()?;
+        for _ in 0..20 {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let answer: Value = self.qmp.execute("query-dirty-rate", ()).await.ok()?;
+            if answer["status"] == "measured" {
+                return answer["dirty-rate"].as_f64().map(|mib| mib * 1048576.0);
+            }
+        }
+        None
+    }
+
+    /// The guest was taken over by the destination and QEMU has been told: waits until it has noticed.
+    pub async fn completed(&self, timeout: Duration) -> Result<(), GuestError> {
+        let deadline = tokio::time::Instant::now() + timeout;
+        loop {
+            let info = self.look().await?;
+            if info.is("completed") {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() > deadline {
+                return Err(GuestError::Slow("end its migration"));
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Ends QEMU's migration, if one is under way, and makes the guest run if `run`. To be called when its socket has
+    /// been closed. On `Ok` the guest is as it was before we came.
+    pub async fn give_back(&self, run: bool, timeout: Duration) -> Result<(), GuestError> {
+        let deadline = tokio::time::Instant::now() + timeout;
+        let late = || tokio::time::Instant::now() > deadline;
+        // A QEMU that is completing answers only when its write to the closed socket has failed.
+        if let Err(error) = self.qmp.migrate_cancel().await {
+            tracing::debug!(%error, "migrate_cancel");
+        }
+        loop {
+            let info = self.qmp.query_migrate().await?;
+            if info.is_final() || info.status.as_deref().is_none_or(|s| s == "none") {
+                break;
+            }
+            if late() {
+                return Err(GuestError::Slow("give its migration up"));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.restore().await;
+        while run && !self.qmp.query_status().await?.running {
+            // Disks that are being re-activated can refuse the first attempts.
+            if let Err(error) = self.qmp.cont().await {
+                if late() {
+                    return Err(error.into());
+                }
+                tracing::warn!(%error, "the guest cannot be continued yet");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            } else if late() {
+                return Err(GuestError::Slow("continue the guest"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Best effort: these are settings, not the guest.
+    async fn restore(&self) {
+        let capabilities: Vec<_> =
+            self.before.capabilities.iter().map(|(name, on)| (name.as_str(), *on)).collect();
+        if let Err(error) = self.qmp.migrate_set_capabilities(&capabilities).await {
+            tracing::warn!(%error, "QEMU's migration capabilities stay as we set them");
+        }
+        let mut parameters = serde_json::Map::new();
+        for name in ["max-bandwidth", "downtime-limit"] {
+            if let Some(value) = self.before.parameters.get(name) {
+                parameters.insert(name.into(), value.clone());
+            }
+        }
+        if let Err(error) = self.qmp.migrate_set_parameters(Value::Object(parameters)).await {
+            tracing::warn!(%error, "QEMU's migration parameters stay as we set them");
+        }
+    }
+}
+
+pub async fn facts(qmp: &Client) -> Result<GuestFacts, QmpError> {
+    let version = qmp.query_version().await?.qemu;
+    let memory = qmp.query_memory_size_summary().await?;
+    Ok(GuestFacts {
+        version: (version.major, version.minor, version.micro),
+        machine: qmp.machine_type().await?,
+        ram_bytes: memory.base_bytes,
+    })
+}
+
+/// Makes a guest run that a daemon before us left stopped. On `Ok` it runs.
+pub async fn continue_guest(socket: &Path, timeout: Duration) -> Result<(), GuestError> {
+    let config = ClientConfig { command_timeout: timeout, ..ClientConfig::default() };
+    let qmp = Client::connect(socket, config).await?;
+    let deadline = tokio::time::Instant::now() + timeout;
+    while !qmp.query_status().await?.running {
+        if let Err(error) = qmp.cont().await
+            && tokio::time::Instant::now() > deadline
+        {
+            return Err(error.into());
+        }
+        if tokio::time::Instant::now() > deadline {
+            return Err(GuestError::Slow("continue the guest"));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,152 @@
+//! From the running guest to GO: it is stopped, its last pages and its device state are taken, and it is let go.
+//!
+//! Nothing here asks the destination anything, unless the switch-over is the safe one or QEMU's stream is relayed raw.
+
+use super::guest::Hold;
+use super::pump::{FromPump, ToPump};
+use super::{Migration, SWITCHOVER_ACK, SourceError, ms};
+use crate::ownership::Phase;
+use crate::protocol::{self, ToDestination, Verdict};
+use crate::records;
+use hikyaku_engine::ChunkSeq;
+use std::time::Instant;
+
+impl Migration {
+    /// On `Ok` the guest is stopped by us, and that is durable; on `Err` it may be stopped.
+    pub(super) async fn stop(&mut self) -> Result<(), SourceError> {
+        // Before, not after: a daemon that dies in between finds a running guest, and leaves it alone.
+        self.daemon.records.write(&self.record(records::Phase::Stopped)).await?;
+        let at = Instant::now();
+        self.stopped = true;
+        self.guest.stop().await?;
+        self.times.pause_ms = ms(at);
+        self.progress.moved(Instant::now());
+        self.inbox.push(ToPump::GuestStopped);
+        self.entry.advance(Phase::Stopped);
+        Ok(())
+    }
+
+    /// Takes the last pages and the device state out of QEMU. On `Ok` all of it has been handed to the transport, or, in
+    /// raw relay, loaded at the destination.
+    pub(super) async fn drain(&mut self) -> Result<ChunkSeq, SourceError> {
+        let at = Instant::now();
+        let timeout = self.daemon.config.guest.load_timeout;
+        self.inbox.push(ToPump::Allowance(None));
+        if self.guest.hold == Hold::Ack {
+            while !self.raw && !matches!(self.next().await?, Some(FromPump::Quiet)) {}
+            self.times.drain_ms = ms(at);
+            self.inbox.push(ToPump::ReturnPath(SWITCHOVER_ACK.to_vec()));
+        } else {
+            // The pump reads on while QEMU is awaited.
+            self.guest.finish_when_asked(timeout).await?;
+            self.times.drain_ms = ms(at);
+        }
+        let at = Instant::now();
+        while !(self.raw && self.ready) {
+            match self.next().await? {
+                Some(FromPump::RamEnded) => {
+                    self.guest.stream_written(timeout).await?;
+                    self.inbox.push(ToPump::StreamWritten);
+                }
+                Some(FromPump::AllSent { last_seq }) => {
+                    self.times.tail_ms = ms(at);
+                    return Ok(last_seq);
+                }
+                _ => {}
+            }
+        }
+        self.times.tail_ms = ms(at);
+        Ok(ChunkSeq::NONE)
+    }
+
+    /// On `Ok` Ceded is durable and GO is on its way: the guest is no longer ours to continue. On `Err` it still is.
+    pub(super) async fn let_go(&mut self, last_seq: ChunkSeq) -> Result<(), SourceError> {
+        let at = Instant::now();
+        if self.is_safe() && !self.raw {
+            self.session.message(protocol::encode(&ToDestination::Load { last_seq: last_seq.0 })?)?;
+            while !self.ready {
+                self.next().await?;
+            }
+        }
+        if self.entry.is_cancelled() {
+            return Err(SourceError::Cancelled);
+        }
+        self.daemon.records.write(&self.record(records::Phase::Ceded)).await?;
+        self.entry.advance(Phase::Ceded);
+        let go = ToDestination::Go { last_seq: last_seq.0, run: self.guest.runs };
+        // Refused: it has not left, and never will.
+        self.session.message(protocol::encode(&go)?)?;
+        self.times.go_ms = ms(at);
+        Ok(())
+    }
+
+    /// None: it cannot be had over this session.
+    pub(super) async fn await_verdict(&mut self) -> Option<Verdict> {
+        loop {
+            if let Some(verdict) = self.verdict.take() {
+                return Some(verdict);
+            }
+            tokio::select! {
+                message = self.mailbox.next() => {
+                    if let Err(error) = self.handle_peer(message) {
+                        tracing::warn!(%error, "before the verdict");
+                        return self.verdict.take();
+                    }
+                }
+                // QEMU has nothing to say any more; its failing changes nothing: it cannot start the guest.
+                Some(told) = self.from_pump.recv() => {
+                    if let Err(error) = self.handle_pump(Some(told)) {
+                        tracing::warn!(%error, "before the verdict");
+                    }
+                }
+            }
+        }
+    }
+
+    /// The next thing that happens while the guest is stopped. A link that stands still for `closing_timeout` is
+    /// given up: the guest must not.
+    async fn next(&mut self) -> Result<Option<FromPump>, SourceError> {
+        let patience = self.daemon.config.guest.closing_timeout;
+        loop {
+            let step = tokio::select! {
+                biased;
+                () = self.entry.cancelled() => return Err(SourceError::Cancelled),
+                message = self.mailbox.next() => {
+                    self.handle_peer(message)?;
+                    self.progress.moved(Instant::now());
+                    return Ok(None);
+                }
+                told = self.from_pump.recv() => self.handle_pump(told)?,
+            };
+            let Some(FromPump::Numbers(numbers)) = step else { return Ok(step) };
+            let now = Instant::now();
+            let waits = self.session.unsent_bytes() + self.session.in_flight_bytes() > 0;
+            if !waits || numbers.acked_bytes != self.progress.acked_bytes {
+                self.progress.acked_bytes = numbers.acked_bytes;
+                self.progress.moved(now);
+            } else if now - self.progress.at > patience {
+                return Err(SourceError::Slow {
+                    what: "moving the stopped guest's last pages",
+                    after: patience,
+                });
+            }
+        }
+    }
+}
+
+/// When the link last moved anything, while the guest is stopped.
+#[derive(Debug)]
+pub(super) struct LinkProgress {
+    at: Instant,
+    acked_bytes: u64,
+}
+
+impl LinkProgress {
+    pub(super) fn new() -> LinkProgress {
+        LinkProgress { at: Instant::now(), acked_bytes: 0 }
+    }
+
+    fn moved(&mut self, now: Instant) {
+        self.at = now;
+    }
+}

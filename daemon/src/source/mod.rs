@@ -1,0 +1,319 @@
+//! A migration at its source: the phases in order, and what undoes each.
+//!
+//! ```text
+//!  prepare ─▶ copy ─▶ stop ─▶ drain ─▶ let go ─▶ await the verdict ─▶ release
+//!     └─────────┴───────┴───────┴── any failure: give the guest back
+//! ```
+//!
+//! Until GO has left the guest is ours: whatever fails, `give_back` leaves it as it was. After that only the
+//! destination's verdict counts; while it cannot be had, [`doubt`] goes on asking.
+
+mod copy;
+pub mod doubt;
+mod error;
+mod events;
+mod gate;
+mod guest;
+mod handover;
+mod intake;
+mod options;
+mod pump;
+
+pub use error::SourceError;
+pub use guest::{GuestError, continue_guest, facts};
+
+use crate::api::wire::{MigrateArguments, StopTimes, Switchover};
+use crate::daemon::Daemon;
+use crate::inbox::Inbox;
+use crate::outcome::{Ending, Outcome, Whereabouts};
+use crate::ownership::Phase;
+use crate::protocol::{self, Hello, Migrate, PROTOCOL, Refusal, Relay, ToSource, Verdict, Welcome};
+use crate::records::{self, Record};
+use crate::registry::Entry;
+use events::{FromPeer, Mailbox, PeerEvents};
+use guest::{Hold, SourceGuest};
+use hikyaku_transport::{PeerName, SessionId, TxSession};
+use intake::Intake;
+use pump::{FromPump, Pump, ToPump};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+/// Moves the guest, to the end, whatever that is; tells the registry.
+pub async fn run(daemon: Rc<Daemon>, entry: Arc<Entry>, arguments: MigrateArguments) {
+    match Migration::prepare(&daemon, &entry, arguments).await {
+        Ok(migration) => migration.run().await,
+        Err(error) => entry.finish(Phase::Failed, error.outcome(Whereabouts::Untouched)),
+    }
+}
+
+struct Migration {
+    daemon: Rc<Daemon>,
+    entry: Arc<Entry>,
+    arguments: MigrateArguments,
+    guest: Rc<SourceGuest>,
+    session: TxSession,
+    welcome: Welcome,
+    inbox: Arc<Inbox<ToPump>>,
+    from_pump: UnboundedReceiver<FromPump>,
+    mailbox: Mailbox,
+    begun: Instant,
+    /// The guest may have been stopped by us.
+    stopped: bool,
+    /// QEMU's stream is relayed as it is.
+    raw: bool,
+    /// The destination's devices let the guest be stopped.
+    may_stop: bool,
+    /// The destination's QEMU has loaded everything.
+    ready: bool,
+    verdict: Option<Verdict>,
+    progress: handover::LinkProgress,
+    times: StopTimes,
+}
+
+impl Migration {
+    /// Asks everybody; begins QEMU's migration last. On `Err` the guest was not stopped.
+    async fn prepare(
+        daemon: &Rc<Daemon>,
+        entry: &Arc<Entry>,
+        arguments: MigrateArguments,
+    ) -> Result<Migration, SourceError> {
+        let config = &daemon.config;
+        if config.peer(&arguments.to).is_none() {
+            return Err(SourceError::UnknownPeer(arguments.to));
+        }
+        let asked = async {
+            let guest = SourceGuest::connect(&arguments.qmp, config.guest.qmp_timeout)
+                .await
+                .map_err(SourceError::Qmp)?;
+            let link = daemon.node.link(&PeerName::from(arguments.to.as_str())).await?;
+            let inbox = Arc::new(Inbox::new().map_err(SourceError::Resources)?);
+            let (events, mailbox) = PeerEvents::new(inbox.clone());
+            let hello = Hello::Migrate(Migrate {
+                protocol: PROTOCOL,
+                guest: arguments.guest.clone(),
+                incarnation: daemon.records.incarnation(),
+                qemu: guest.facts.clone(),
+                relay: if arguments.raw { Relay::Raw } else { Relay::Native },
+                holds_ack: guest.hold == Hold::Ack,
+            });
+            let (session, welcome) =
+                link.open(SessionId(entry.id.0), protocol::encode(&hello)?, Arc::new(events)).await?;
+            Ok::<_, SourceError>((guest, inbox, mailbox, session, protocol::decode::<Welcome>(&welcome)?))
+        };
+        // Up to here nothing needs to be undone: dropping it all is enough.
+        let (guest, inbox, mailbox, session, welcome) = tokio::select! {
+            asked = asked => asked?,
+            () = entry.cancelled() => return Err(SourceError::Cancelled),
+        };
+
+        let (to_controller, from_pump) = unbounded_channel();
+        let begun = guest.begin().await.map_err(SourceError::from).and_then(|qemu| {
+            let pump = Pump {
+                qemu,
+                engine: options::engine(config, &daemon.workers, &arguments, guest.hold),
+                intake: if arguments.raw { Intake::raw() } else { Intake::native() },
+                tx: session.clone(),
+                workers: daemon.workers.clone(),
+                inbox: inbox.clone(),
+                out: to_controller,
+            };
+            pump.start().map_err(SourceError::Resources)
+        });
+        if let Err(error) = begun {
+            session.close(Refusal::Other as u16, &error.to_string());
+            // QEMU may have begun, and its guest runs: without a reader its migration fails.
+            if let Err(e) = guest.give_back(guest.runs, config.guest.qmp_timeout).await {
+                tracing::warn!(error = %e, "after a migration that did not begin");
+            }
+            return Err(error);
+        }
+        Ok(Migration {
+            daemon: daemon.clone(),
+            entry: entry.clone(),
+            raw: arguments.raw,
+            arguments,
+            guest: Rc::new(guest),
+            session,
+            may_stop: !welcome.sends_ack,
+            welcome,
+            inbox,
+            from_pump,
+            mailbox,
+            begun: Instant::now(),
+            stopped: false,
+            ready: false,
+            verdict: None,
+            progress: handover::LinkProgress::new(),
+            times: StopTimes::default(),
+        })
+    }
+
+    async fn run(mut self) {
+        self.entry.advance(Phase::Copying);
+        match self.until_let_go().await {
+            Ok(()) => self.after_let_go().await,
+            Err(error) => self.give_back(error).await,
+        }
+    }
+
+    /// Everything that can be undone. On `Ok` the guest is stopped, Ceded is durable, and GO is on its way.
+    async fn until_let_go(&mut self) -> Result<(), SourceError> {
+        self.copy().await?;
+        self.stop().await?;
+        let last_seq = self.drain().await?;
+        self.let_go(last_seq).await
+    }
+
+    async fn after_let_go(mut self) {
+        let waited = Instant::now();
+        let verdict = match self.await_verdict().await {
+            Some(verdict) => verdict,
+            None => doubt::ask(&self.daemon, &self.entry, &self.record(records::Phase::Ceded)).await,
+        };
+        self.times.verdict_ms = ms(waited);
+        self.entry.set_stop(self.times);
+        match verdict {
+            Verdict::Running => self.release(Whereabouts::RunsAtDestination).await,
+            Verdict::Paused => self.release(Whereabouts::StoppedAtDestination).await,
+            Verdict::Refused { why } => self.take_back(why).await,
+        }
+    }
+
+    /// The guest is the destination's. QEMU here is told that its migration is done.
+    async fn release(mut self, guest: Whereabouts) {
+        self.write_record(records::Phase::Moved).await;
+        self.inbox.push(ToPump::ReturnPath(SHUT_OK.to_vec()));
+        if let Err(error) = self.guest.completed(self.daemon.config.guest.qmp_timeout).await {
+            // The guest is gone from here; what is left is a stopped copy in a QEMU that did not notice.
+            tracing::warn!(%error, "the source QEMU did not end its migration as it should");
+        }
+        self.end_pump().await;
+        self.session.close(Refusal::Done as u16, "moved");
+        self.entry.finish(
+            Phase::Moved,
+            Outcome::new(Ending::Moved, guest, format!("moved to {}", self.arguments.to)),
+        );
+    }
+
+    /// The destination refused after GO: the guest is ours again.
+    async fn take_back(mut self, why: String) {
+        self.end_pump().await;
+        let guest = self.return_guest().await;
+        let outcome =
+            Outcome::new(Ending::Failed, guest, format!("the destination could not run the guest: {why}"));
+        self.session.close(Refusal::Done as u16, "taken back");
+        self.entry.finish(Phase::Resumed, outcome);
+    }
+
+    /// Something failed before GO left. The guest was always ours, and is as it was before.
+    async fn give_back(mut self, error: SourceError) {
+        let code = match &error {
+            SourceError::Cancelled => Refusal::Cancelled,
+            _ => Refusal::Other,
+        };
+        self.end_pump().await;
+        let guest = self.return_guest().await;
+        self.session.close(code as u16, &error.to_string());
+        // Ceded was durable, but GO was not taken and never left.
+        let phase = if self.entry.phase() == Phase::Ceded { Phase::Resumed } else { Phase::Failed };
+        self.entry.finish(phase, error.outcome(guest));
+    }
+
+    /// Makes the guest what it was before the migration. QEMU's socket has been closed.
+    async fn return_guest(&mut self) -> Whereabouts {
+        let timeout = self.daemon.config.guest.qmp_timeout;
+        let guest = match self.guest.give_back(self.guest.runs, timeout).await {
+            Ok(()) if self.guest.runs => Whereabouts::RunsAtSource,
+            Ok(()) => Whereabouts::StoppedAtSource,
+            Err(error) => {
+                tracing::error!(%error, "the guest could not be continued");
+                if self.stopped { Whereabouts::StuckAtSource } else { Whereabouts::RunsAtSource }
+            }
+        };
+        if self.stopped && guest != Whereabouts::StuckAtSource {
+            self.write_record(records::Phase::Kept).await;
+        }
+        guest
+    }
+
+    /// Closes QEMU's migration socket. Returns when it is closed.
+    async fn end_pump(&mut self) {
+        self.inbox.push(ToPump::End);
+        while let Some(told) = self.from_pump.recv().await {
+            if let FromPump::Ended(_) = told {
+                return;
+            }
+        }
+    }
+
+    /// For the steps that only spare work to a restarted daemon: without them it asks the destination once more.
+    async fn write_record(&self, phase: records::Phase) {
+        if let Err(error) = self.daemon.records.write(&self.record(phase)).await {
+            tracing::error!(%error, "a restart of this daemon will look into this migration again");
+        }
+    }
+
+    fn record(&self, phase: records::Phase) -> Record {
+        Record {
+            id: self.entry.id,
+            phase,
+            guest: self.arguments.guest.clone(),
+            qmp: self.arguments.qmp.clone(),
+            peer: self.arguments.to.clone(),
+            run: self.guest.runs,
+            peer_incarnation: self.welcome.incarnation,
+            why: String::new(),
+        }
+    }
+
+    fn handle_peer(&mut self, from: Option<FromPeer>) -> Result<(), SourceError> {
+        let message = match from {
+            Some(FromPeer::Message(message)) => message,
+            Some(FromPeer::Lost(lost)) => return Err(lost.into()),
+            Some(FromPeer::Closed { code, text }) => return Err(SourceError::Closed { code, text }),
+            Some(FromPeer::Flood) => return Err(SourceError::Flood),
+            None => return Err(SourceError::Closed { code: 0, text: "without a word".into() }),
+        };
+        match protocol::decode(&message)? {
+            ToSource::ReturnPath(bytes) => self.inbox.push(ToPump::ReturnPath(bytes)),
+            ToSource::SwitchoverAck => self.may_stop = true,
+            ToSource::Ready => self.ready = true,
+            ToSource::Verdict(verdict) => self.verdict = Some(verdict),
+        }
+        Ok(())
+    }
+
+    /// Progress goes to the registry, failures up; the rest is for the phase that is on.
+    fn handle_pump(&mut self, from: Option<FromPump>) -> Result<Option<FromPump>, SourceError> {
+        match from {
+            Some(FromPump::Numbers(numbers)) => {
+                self.entry.set_numbers(numbers);
+                Ok(Some(FromPump::Numbers(numbers)))
+            }
+            Some(FromPump::Abort(reason)) => Err(SourceError::NotConverged(reason)),
+            Some(FromPump::WentRaw(why)) => {
+                tracing::warn!(id = %self.entry.id.short(), %why, "the rest of the stream is relayed as it is");
+                self.raw = true;
+                Ok(None)
+            }
+            Some(FromPump::Ended(Err(error))) => Err(error.into()),
+            Some(FromPump::Ended(Ok(()))) | None => Err(SourceError::Pump(pump::PumpError::QemuClosed)),
+            other => Ok(other),
+        }
+    }
+
+    fn is_safe(&self) -> bool {
+        self.raw || self.arguments.switchover == Switchover::Safe
+    }
+}
+
+/// SHUT with no error, as QEMU's return path carries it.
+const SHUT_OK: [u8; 8] = [0, 1, 0, 4, 0, 0, 0, 0];
+/// SWITCHOVER_ACK: type 7, no data.
+const SWITCHOVER_ACK: [u8; 4] = [0, 7, 0, 0];
+
+fn ms(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}
