@@ -42,8 +42,8 @@ impl Window {
         self.acked_through = self.acked_through.max(cumulative.min(self.issued));
         self.acked_beyond = ranges
             .iter()
-            .map(|(first, last)| (first.max(&self.acked_through), last.min(&self.issued)))
-            .map(|(first, last)| u64::from(last.0.saturating_sub(first.0)))
+            .map(|(first, last)| (first.previous().max(self.acked_through), last.min(&self.issued)))
+            .map(|(before, last)| u64::from(last.0.saturating_sub(before.0)))
             .sum();
     }
 

@@ -1,14 +1,12 @@
 //! Whole migrations in virtual time.
 
-mod sim;
-
 use std::time::Duration;
 
+use crate::sim::guest::{GuestConfig, Pattern};
+use crate::sim::link::LinkConfig;
+use crate::sim::{End, MS, Report, Setup, run};
 use hikyaku_engine::precopy::{Adaptive, AdaptiveConfig, Xen3, Xen3Config};
 use hikyaku_engine::{AbortReason, Delta, HoldBack, OnDeadline, PAGE_BYTES, Policy, SourceConfig};
-use sim::guest::{GuestConfig, Pattern};
-use sim::link::LinkConfig;
-use sim::{End, MS, Report, Setup, run};
 
 fn adaptive() -> Box<dyn Policy> {
     Box::new(Adaptive::new(AdaptiveConfig::default()))
