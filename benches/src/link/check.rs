@@ -18,8 +18,9 @@ const RATES_BIT_PER_S: [u64; 2] = [100_000_000, 1_000_000_000];
 const RATE_RTT: Duration = Duration::from_millis(20);
 /// Enough that the queue stays filled while one of them backs off.
 const STREAMS: usize = 8;
-const SKIP: Duration = Duration::from_secs(2);
-const TIME: Duration = Duration::from_secs(3);
+/// Until what slow start sent too much has been repaired: before, data that waited behind a hole is measured as well.
+const SKIP: Duration = Duration::from_secs(3);
+const TIME: Duration = Duration::from_secs(2);
 const LOSS: f64 = 0.01;
 /// 2,000 losses: their number is within 10 % but once in 100,000 runs.
 const DATAGRAMS: u64 = 200_000;
@@ -64,7 +65,7 @@ fn tcp_rate(lab: &Path, family: Family, bit_per_s: u64) -> anyhow::Result<bool> 
 
 fn unlimited(lab: &Path, family: Family) -> anyhow::Result<bool> {
     let network = network(Profile::UNLIMITED)?;
-    let measured = measure(lab, &network, family).tcp_rate(2, SKIP / 2, TIME)?;
+    let measured = measure(lab, &network, family).tcp_rate(2, SKIP / 6, TIME)?;
     let right = measured >= UNLIMITED_BIT_PER_S;
     let asked = format!(">= {}", mbit(UNLIMITED_BIT_PER_S));
     row("TCP payload, no limit, 2 streams", family, &asked, &mbit(measured), "", right);

@@ -1,7 +1,10 @@
 //! `cargo lab link …`: run commands inside hosts joined by an emulated link.
 
 use std::collections::BTreeMap;
-use std::process::{Child, Command, ExitCode};
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -10,7 +13,8 @@ use clap::{Args, Subcommand};
 
 use super::probe::{self, Probe};
 use super::{
-    Host, Link, Network, Profile, Queue, Rate, check, die_with_parent, parse_duration, parse_loss, parse_rate,
+    Host, Link, Network, Profile, Queue, Rate, check, die_with_parent, hosts, parse_duration, parse_loss,
+    parse_rate,
 };
 
 const EXAMPLES: &str = "\
@@ -71,6 +75,9 @@ pub struct LinkArgs {
 enum Other {
     /// Measure what is asked of the emulator on this machine
     Check,
+    /// Kill what runs in these network namespaces once the standard input ends
+    #[command(hide = true)]
+    Keep { namespaces: Vec<PathBuf> },
     /// The senders and receivers that measure
     #[command(subcommand, hide = true)]
     Probe(Probe),
@@ -86,6 +93,10 @@ struct Outage {
 pub fn run(args: LinkArgs) -> anyhow::Result<ExitCode> {
     match &args.other {
         Some(Other::Probe(probe)) => probe::run(probe)?,
+        Some(Other::Keep { namespaces }) => {
+            io::copy(&mut io::stdin(), &mut io::sink())?;
+            hosts::power_off(namespaces);
+        }
         Some(Other::Check) => {
             let wrong = check::run(&std::env::current_exe()?)?;
             ensure!(wrong == 0, "{wrong} rows are not within what was asked");
@@ -109,7 +120,7 @@ fn run_in_hosts(args: &LinkArgs) -> anyhow::Result<ExitCode> {
     }
 
     let network = &network;
-    // Detached, since nothing waits for an outage that is still to come when the commands have ended.
+    let _keeper = start_keeper(network)?;
     thread::scope(|scope| {
         let (ended, end) = std::sync::mpsc::channel::<()>();
         let outages = args.outage.clone();
@@ -123,6 +134,15 @@ fn run_in_hosts(args: &LinkArgs) -> anyhow::Result<ExitCode> {
         print_counters(network);
         code
     })
+}
+
+/// A process that outlives this one, however it ends, just so long as to switch the hosts off.
+fn start_keeper(network: &Network) -> anyhow::Result<Child> {
+    let namespaces = network.hosts().iter().map(hosts::namespace_name).collect::<io::Result<Vec<_>>>()?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["link", "keep"]).args(namespaces).stdin(Stdio::piped()).stdout(Stdio::null());
+    // A Ctrl-C is not meant for it.
+    command.process_group(0).spawn().context("cannot start the process that ends the others")
 }
 
 fn profile(args: &LinkArgs) -> Profile {
@@ -187,7 +207,7 @@ fn run_commands(
     environment: &BTreeMap<String, String>,
     stagger: Duration,
 ) -> anyhow::Result<ExitCode> {
-    let mut running = Children(Vec::new());
+    let mut running = Vec::new();
     for (index, (host, line)) in commands.iter().enumerate() {
         if index > 0 {
             thread::sleep(stagger);
@@ -195,23 +215,11 @@ fn run_commands(
         let mut command: Command = network.host(host).command("/bin/sh");
         command.arg("-c").arg(line).envs(environment);
         die_with_parent(&mut command);
-        running.0.push(command.spawn().with_context(|| format!("cannot start a shell in host {host}"))?);
+        running.push(command.spawn().with_context(|| format!("cannot start a shell in host {host}"))?);
     }
-    let status = running.0.last_mut().map(Child::wait).transpose()?;
+    let status = running.last_mut().map(Child::wait).transpose()?;
     let code = status.map_or(Some(0), |status| status.code());
     Ok(code.and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
-}
-
-/// Commands that end with the link.
-struct Children(Vec<Child>);
-
-impl Drop for Children {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
 }
 
 fn print_counters(network: &Network) {

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use super::MTU_BYTES;
 use super::network::BuildError;
@@ -17,7 +18,7 @@ use super::sys::{self, HostPlan, Step, StepError, UserMaps};
 pub(super) const MAX_HOSTS: usize = 200;
 const INTERFACE: &str = "wan0";
 /// A host that sends a whole window of small packets at once must not lose them before the emulated queue.
-const TUN_QUEUE_PACKETS: i32 = 8192;
+const TUN_QUEUE_PACKETS: u32 = 8192;
 
 /// What a host's TCP is like. The default is that of a host nobody has tuned, whatever this machine's own is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +42,9 @@ impl Default for HostSettings {
         }
     }
 }
+
+/// Rounds in which everything in a host is killed: what is killed may just have started another process.
+const POWER_OFF_ROUNDS: usize = 100;
 
 /// A host: a network namespace with one interface, which leads to the link.
 #[derive(Debug)]
@@ -67,7 +71,8 @@ impl Host {
         self.ip6
     }
 
-    /// A command that will run inside the host. It holds the host's namespace, but not the link.
+    /// A command that will run inside the host. It is killed with the [`Network`](super::Network),
+    /// and where that is not enough, since this process may be, by [`die_with_parent`](super::die_with_parent).
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         sys::enter_on_exec(&mut command, self.user.clone(), Arc::clone(&self.net));
@@ -95,6 +100,28 @@ impl Host {
     /// The user namespace to enter first, where the network was made without root: `nsenter --user=PATH`.
     pub fn user_namespace(&self) -> Option<PathBuf> {
         self.user.as_deref().map(namespace_path)
+    }
+}
+
+/// A namespace as `/proc/PID/ns/net` shows it: `net:[4026532281]`.
+pub(super) fn namespace_name(host: &Host) -> io::Result<PathBuf> {
+    std::fs::read_link(format!("/proc/self/fd/{}", host.net.as_raw_fd()))
+}
+
+/// Kills everything that runs in these namespaces, as named by [`namespace_name`].
+pub(super) fn power_off(namespaces: &[PathBuf]) {
+    let is_inside = |pid: i32| {
+        // Of the process, not of one of its threads: this one's may be inside for a while.
+        let namespace = std::fs::read_link(format!("/proc/{pid}/ns/net"));
+        namespace.is_ok_and(|namespace| namespaces.contains(&namespace))
+    };
+    for _ in 0..POWER_OFF_ROUNDS {
+        let Ok(processes) = std::fs::read_dir("/proc") else { return };
+        let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        if sys::kill_if(pids, is_inside) == 0 {
+            return;
+        }
+        thread::sleep(Duration::from_millis(1));
     }
 }
 

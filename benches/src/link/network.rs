@@ -184,7 +184,7 @@ impl Builder {
     }
 }
 
-/// Hosts and the links between them. Dropping it cuts the links; a host goes when its last command has ended.
+/// Hosts and the links between them. Dropping it switches the hosts off: what runs inside them is killed.
 ///
 /// Its methods that take a host's name panic when there is no such host.
 #[derive(Debug)]
@@ -297,5 +297,7 @@ impl Drop for Network {
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
+        let namespaces: Vec<_> = self.hosts.iter().flat_map(hosts::namespace_name).collect();
+        hosts::power_off(&namespaces);
     }
 }

@@ -32,7 +32,7 @@ pub(super) struct HostPlan {
     pub interface: CString,
     pub mtu: c_int,
     /// Packets the device holds until the emulator reads them.
-    pub queue_packets: c_int,
+    pub queue_packets: u32,
     pub ip4: Ipv4Addr,
     pub netmask: Ipv4Addr,
     pub ip6: Ipv6Addr,
@@ -177,8 +177,6 @@ fn configure(plan: &HostPlan) -> Raw {
     loopback.ifr_ifru.ifru_flags = libc::IFF_UP as i16;
     let mut mtu = request_for(plan);
     mtu.ifr_ifru.ifru_mtu = plan.mtu;
-    let mut queue = request_for(plan);
-    queue.ifr_ifru.ifru_mtu = plan.queue_packets;
     let mut address = request_for(plan);
     address.ifr_ifru.ifru_addr = socket_address(plan.ip4);
     let mut netmask = request_for(plan);
@@ -190,7 +188,6 @@ fn configure(plan: &HostPlan) -> Raw {
     unsafe {
         step(Step::Interface, libc::ioctl(socket4, libc::SIOCSIFFLAGS as _, &loopback))?;
         step(Step::Interface, libc::ioctl(socket4, libc::SIOCSIFMTU as _, &mtu))?;
-        step(Step::Interface, libc::ioctl(socket4, libc::SIOCSIFTXQLEN as _, &queue))?;
         step(Step::Ip4, libc::ioctl(socket4, libc::SIOCSIFADDR as _, &address))?;
         step(Step::Ip4, libc::ioctl(socket4, libc::SIOCSIFNETMASK as _, &netmask))?;
         step(Step::Interface, libc::ioctl(socket4, libc::SIOCSIFFLAGS as _, &up))?;
@@ -203,8 +200,43 @@ fn configure(plan: &HostPlan) -> Raw {
         step(Step::Ip6, libc::ioctl(socket6, libc::SIOCSIFADDR as _, &address6))?;
         libc::close(socket4);
         libc::close(socket6);
+        set_queue(index.ifr_ifru.ifru_ifindex, plan.queue_packets)
     }
-    Ok(())
+}
+
+/// The only setting that takes a netlink message: its ioctl is for root of the machine alone.
+fn set_queue(interface: c_int, packets: u32) -> Raw {
+    #[repr(C)]
+    struct Message {
+        header: libc::nlmsghdr,
+        interface: libc::ifinfomsg,
+        attribute: libc::nlattr,
+        packets: u32,
+    }
+    // SAFETY: all of it is plain data, for which zeroes are valid.
+    let mut message: Message = unsafe { zeroed() };
+    message.header.nlmsg_len = size_of::<Message>() as u32;
+    message.header.nlmsg_type = libc::RTM_NEWLINK;
+    message.header.nlmsg_flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
+    message.interface.ifi_index = interface;
+    message.attribute.nla_len = (size_of::<libc::nlattr>() + size_of::<u32>()) as u16;
+    message.attribute.nla_type = libc::IFLA_TXQLEN;
+    message.packets = packets;
+    let mut answer: (libc::nlmsghdr, libc::nlmsgerr);
+    // SAFETY: what is sent and received lives on this stack, with its size; a shorter answer leaves zeroes.
+    let error = unsafe {
+        answer = zeroed();
+        let socket = libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_ROUTE);
+        step(Step::Interface, socket)?;
+        let sent = libc::send(socket, (&raw const message).cast(), size_of::<Message>(), 0);
+        step(Step::Interface, sent as c_int)?;
+        let received = libc::recv(socket, (&raw mut answer).cast(), size_of_val(&answer), 0);
+        step(Step::Interface, received as c_int)?;
+        libc::close(socket);
+        *libc::__errno_location() = -answer.1.error;
+        answer.1.error
+    };
+    step(Step::Interface, error)
 }
 
 fn request_for(plan: &HostPlan) -> libc::ifreq {
@@ -418,6 +450,31 @@ fn errno() -> c_int {
 
 fn last_is_eintr() -> bool {
     errno() == libc::EINTR
+}
+
+/// Kills the processes for which `is_meant` is true of their id, and says how many there were.
+///
+/// The process is pinned before it is looked at, so that it is that one which is killed, not a later one of that id.
+pub(super) fn kill_if(pids: impl Iterator<Item = i32>, is_meant: impl Fn(i32) -> bool) -> usize {
+    let mut killed = 0;
+    for pid in pids {
+        // SAFETY: no memory is involved.
+        let pinned = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) } as RawFd;
+        if pinned < 0 {
+            continue;
+        }
+        // SAFETY: it was just opened and belongs to nobody else.
+        let pinned = unsafe { OwnedFd::from_raw_fd(pinned) };
+        if is_meant(pid) {
+            let no_info = std::ptr::null::<libc::siginfo_t>();
+            // SAFETY: the descriptor is open, and without a siginfo no memory is involved.
+            unsafe {
+                libc::syscall(libc::SYS_pidfd_send_signal, pinned.as_raw_fd(), libc::SIGKILL, no_info, 0);
+            }
+            killed += 1;
+        }
+    }
+    killed
 }
 
 /// Packets this connection has sent again.
