@@ -44,22 +44,20 @@ pub struct View {
     pub link: LinkStats,
     pub residual: Residual,
     pub prediction: Prediction,
-    /// Every page of the guest has been taken in at least once.
+    /// Every page of the guest has been taken in, and what the guest dirtied meanwhile as well.
     pub whole_guest_seen: bool,
     pub pages_total: u64,
     /// Pages sent so far, zero pages included, every version counted.
     pub pages_sent: u64,
 }
 
-/// QEMU's passes so far.
+/// QEMU's passes over all of RAM so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PassStats {
     /// Passes that have ended.
     pub ended: u32,
-    /// Pages found dirty at the end of the last one: as QEMU said, or else as many as it carried.
-    pub dirty_pages: u64,
-    /// Pages taken in since.
-    pub taken_in: u64,
+    /// Pages the last of them carried; if several have ended since the policy was last asked, the fewest.
+    pub carried: u64,
 }
 
 /// What would have to cross after the guest had been stopped now.

@@ -1,6 +1,8 @@
-//! Xen 3's loop, as a baseline: 29 live passes, three times the guest's RAM, or fewer than 50 dirty pages.
+//! Xen 3's loop, as a baseline: 29 live passes, three times the guest's RAM, or a pass of fewer than 50 pages.
 //!
-//! QEMU's passes are its passes, so staging is kept small and QEMU runs at the rate of the link.
+//! QEMU's passes are its passes, so staging is kept small and QEMU runs at the rate of the link. Xen skips pages of a pass that are
+//! dirty again when their turn comes; here a page is skipped that comes again while it is staged, which with so little
+//! staging happens less often.
 
 use crate::precopy::{Decision, Policy, View};
 
@@ -11,7 +13,7 @@ pub struct Xen3Config {
     pub live_passes: u32,
     /// Pages sent, in multiples of the guest's pages. Default 3.
     pub ram_factor: u64,
-    /// Fewer dirty pages than this end it. Default 50.
+    /// A pass of fewer pages than this ends it. Default 50.
     pub few_pages: u64,
     /// Staging, in bytes. Default 1 MiB: eight chunks, enough to keep two workers busy.
     pub staging_bytes: usize,
@@ -46,7 +48,7 @@ impl Policy for Xen3 {
         }
         let enough = view.pass.ended >= self.config.live_passes
             || view.pages_sent > self.config.ram_factor.saturating_mul(view.pages_total)
-            || view.pass.dirty_pages < self.config.few_pages;
+            || view.pass.carried < self.config.few_pages;
         if enough { Decision::SwitchOver } else { Decision::Continue }
     }
 

@@ -51,7 +51,9 @@ impl Parking {
     }
 
     /// Keeps a chunk; an error if the budget does not allow it.
-    pub(super) fn park(&mut self, held: Held, wait: Wait) -> Result<(), ()> {
+    pub(super) fn park(&mut self, mut held: Held, wait: Wait) -> Result<(), ()> {
+        // A buffer made for the largest frame must not hold a small one for long.
+        held.payload.shrink_to_fit();
         let cost = cost_bytes(&held);
         if self.used_bytes.saturating_add(cost) > self.budget_bytes {
             return Err(());

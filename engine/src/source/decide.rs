@@ -9,7 +9,10 @@ impl Source {
     /// Asks the policy, if it is time to.
     pub(super) fn ask_policy(&mut self, now: Time) -> Option<Action> {
         let started = self.layout_at?;
-        if self.phase != Phase::Live || self.raw.begun() || !(self.pass_ended || now >= self.next_decision) {
+        if self.phase != Phase::Live
+            || self.raw.begun()
+            || !(self.passes.ended_unasked || now >= self.next_decision)
+        {
             return None;
         }
         self.passes.measure(now, self.config.dirty_rate_window);
@@ -17,12 +20,12 @@ impl Source {
         let view = View {
             now,
             started,
-            pass_ended: std::mem::take(&mut self.pass_ended),
-            pass: self.passes.stats,
+            pass_ended: self.passes.ended_unasked,
+            pass: self.passes.take_stats(),
             link: self.window.link,
             residual,
             prediction: Prediction::of(&self.terms, &self.window.link, &residual),
-            whole_guest_seen: self.whole_guest_seen(),
+            whole_guest_seen: self.passes.whole_guest_seen(),
             pages_total: self.table.len().into(),
             pages_sent: self.counts.pages_sent,
         };
@@ -91,10 +94,6 @@ impl Source {
             }
             HoldBack::Rate(_) | HoldBack::Ack => wanted,
         }
-    }
-
-    fn whole_guest_seen(&self) -> bool {
-        self.counts.pages_seen == u64::from(self.table.len()) || self.passes.first_pass_done()
     }
 }
 

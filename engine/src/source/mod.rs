@@ -69,12 +69,12 @@ pub struct Chunk {
     pub payload: Arc<[u8]>,
 }
 
-/// What is known of a dirty-bitmap sync of QEMU: the end of a pass.
+/// What is known of a dirty-bitmap sync of QEMU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SyncInfo {
-    /// QEMU's `dirty-sync-count`: 1 at the start, 2 after the first pass over all of RAM.
+    /// QEMU's `dirty-sync-count`.
     pub count: Option<u64>,
-    /// Pages QEMU found dirty and has not emitted yet.
+    /// Pages that are dirty in QEMU and not yet emitted.
     pub dirty_pages: Option<u64>,
 }
 
@@ -153,7 +153,6 @@ pub struct Source {
     encoding_stream_bytes: usize,
     phase: Phase,
     idle_until: Option<Time>,
-    pass_ended: bool,
     next_decision: Time,
     throttle: f32,
     wake: Option<Time>,
@@ -216,7 +215,6 @@ impl Source {
             encoding_stream_bytes: 0,
             phase: Phase::Live,
             idle_until: None,
-            pass_ended: false,
             next_decision: Time::default(),
             throttle: 0.0,
             wake: None,
@@ -254,7 +252,7 @@ impl Source {
     }
 
     /// Page `page` now holds `content`. Replaces what is staged of it.
-    pub fn page(&mut self, _now: Time, page: PageId, content: &PageBytes) {
+    pub fn page(&mut self, now: Time, page: PageId, content: &PageBytes) {
         if !self.in_order("a page", Feed::Pages) {
             return;
         }
@@ -276,19 +274,19 @@ impl Source {
             self.staging.replace(meta.slot, content);
             self.counts.superseded += 1;
         }
-        self.passes.took_in(1, again.into());
+        self.passes.took_in(now, page, 1, again.into());
     }
 
-    /// `run` pages from `page` on are now zero.
-    pub fn zero(&mut self, _now: Time, page: PageId, run: u32) {
+    /// `run` pages from `first` on are now zero.
+    pub fn zero(&mut self, now: Time, first: PageId, run: u32) {
         if !self.in_order("zero pages", Feed::Pages) {
             return;
         }
-        let Some(end) = page.0.checked_add(run).filter(|end| *end <= self.table.len()) else {
-            return self.outside(PageId(page.0.saturating_add(run.saturating_sub(1))));
+        let Some(end) = first.0.checked_add(run).filter(|end| *end <= self.table.len()) else {
+            return self.outside(PageId(first.0.saturating_add(run.saturating_sub(1))));
         };
         let mut again = 0;
-        for page in (page.0..end).map(PageId) {
+        for page in (first.0..end).map(PageId) {
             let Some(meta) = self.table.get_mut(page) else { continue };
             if meta.seen {
                 again += 1;
@@ -311,7 +309,7 @@ impl Source {
         }
         self.counts.zero_pages += u64::from(run);
         self.counts.bytes_raw_in += u64::from(run) * PAGE_BYTES as u64;
-        self.passes.took_in(run.into(), again);
+        self.passes.took_in(now, first, run, again);
     }
 
     /// Bytes that may be fed before staging is full. Feeding more is allowed and makes it 0.
@@ -338,9 +336,9 @@ impl Source {
         }
     }
 
-    /// A pass of QEMU has ended.
+    /// QEMU has synced its dirty bitmap; what it says is left serves the prediction. Passes are seen without it.
     pub fn sync(&mut self, now: Time, info: SyncInfo) {
-        self.pass_ended |= self.passes.synced(now, info);
+        self.passes.synced(now, info);
     }
 
     /// The source said that nothing is dirty (an empty PART).
@@ -451,7 +449,7 @@ impl Source {
             superseded: self.counts.superseded,
             unchanged: self.counts.unchanged,
             zero_pages: self.counts.zero_pages,
-            pass: self.passes.stats.ended,
+            pass: self.passes.ended(),
             chunks_issued: self.window.issued,
             chunks_under_way: self.window.chunks_under_way(),
             residual_bytes_encoded: residual.encoded_bytes,

@@ -1,19 +1,29 @@
-//! What is known of QEMU's passes: how many, how dirty, how fast pages come back.
+//! QEMU's passes over the guest: how many, how dirty, how fast pages come back.
+//!
+//! QEMU goes through RAM in the order of page numbers, round and round, and syncs its dirty bitmap whenever little
+//! seems to be left, in the middle of a round as well. So neither a sync nor its count says that all of RAM has been gone
+//! over; a page number that is not larger than the one before does. That is a pass here; one that found nothing is
+//! told by an empty PART.
 
 use std::time::Duration;
 
 use crate::precopy::PassStats;
 use crate::source::SyncInfo;
-use crate::types::Time;
+use crate::types::{PageId, Time};
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Passes {
-    pub stats: PassStats,
-    /// QEMU's own count of bitmap syncs, as last told.
-    sync_count: u64,
+    stats: PassStats,
+    /// A pass has ended since the policy was asked.
+    pub ended_unasked: bool,
+    /// Pages taken in during this pass, and the last of them.
+    taken_in: u64,
+    last: Option<u32>,
     /// When the bitmap was last synced, as far as is known.
     synced_at: Time,
+    /// QEMU's count of syncs, as last told.
+    sync_count: Option<u64>,
     /// Pages dirty in QEMU at that time and not taken in since.
     pending: u64,
     /// Pages that came again, since `rate_at`.
@@ -27,8 +37,11 @@ impl Passes {
     pub(super) fn new() -> Self {
         Passes {
             stats: PassStats::default(),
-            sync_count: 0,
+            ended_unasked: false,
+            taken_in: 0,
+            last: None,
             synced_at: Time::default(),
+            sync_count: None,
             pending: 0,
             came_again: 0,
             rate_at: Time::default(),
@@ -42,34 +55,55 @@ impl Passes {
         self.rate_at = now;
     }
 
-    pub(super) fn took_in(&mut self, pages: u64, again: u64) {
-        self.stats.taken_in += pages;
-        self.pending = self.pending.saturating_sub(pages);
+    /// `run` pages from `first` on were taken in, `again` of them not for the first time.
+    pub(super) fn took_in(&mut self, now: Time, first: PageId, run: u32, again: u64) {
+        if run == 0 {
+            return;
+        }
+        if self.last.is_some_and(|last| first.0 <= last) {
+            self.end(now);
+        }
+        self.last = Some(first.0.saturating_add(run - 1));
+        self.taken_in += u64::from(run);
+        self.pending = self.pending.saturating_sub(run.into());
         self.came_again += again;
     }
 
-    /// A pass has ended. The sync before the first page is no pass.
-    pub(super) fn synced(&mut self, now: Time, info: SyncInfo) -> bool {
-        self.sync_count = info.count.unwrap_or(self.sync_count).max(self.sync_count);
-        let ended = self.stats.taken_in > 0;
-        if ended {
-            self.stats.ended += 1;
-            self.stats.dirty_pages = info.dirty_pages.unwrap_or(self.stats.taken_in);
-            self.stats.taken_in = 0;
+    pub(super) fn synced(&mut self, now: Time, info: SyncInfo) {
+        // Told before: what was left then is not what is left now.
+        if info.count.is_some() && info.count == self.sync_count {
+            return;
         }
-        self.pending = info.dirty_pages.unwrap_or(self.pending);
-        self.synced_at = now;
-        ended
+        self.sync_count = info.count.or(self.sync_count);
+        if let Some(dirty_pages) = info.dirty_pages {
+            self.pending = dirty_pages;
+            self.synced_at = now;
+        }
     }
 
+    /// An empty PART: whatever was dirty has been taken in. Before the first page it means nothing.
     pub(super) fn idle(&mut self, now: Time) {
-        self.pending = 0;
-        self.synced_at = now;
+        if self.last.is_some() || self.stats.ended > 0 {
+            self.end(now);
+            self.last = None;
+            self.pending = 0;
+        }
     }
 
-    /// QEMU has gone over all of RAM at least once.
-    pub(super) fn first_pass_done(&self) -> bool {
-        self.sync_count >= 2
+    /// All of RAM was gone over, and since then everything that became dirty meanwhile: what is left is what the guest
+    /// dirties now.
+    pub(super) fn whole_guest_seen(&self) -> bool {
+        self.stats.ended >= 2
+    }
+
+    /// The passes so far; those that ended since the last call count as one.
+    pub(super) fn take_stats(&mut self) -> PassStats {
+        self.ended_unasked = false;
+        self.stats
+    }
+
+    pub(super) fn ended(&self) -> u32 {
+        self.stats.ended
     }
 
     /// Brings the dirty rate up to `now`.
@@ -90,5 +124,48 @@ impl Passes {
         let since_s = now.since(self.synced_at) as f64 / 1e9;
         let fresh = (self.dirty_pages_per_s * since_s) as u64;
         self.pending.saturating_add(fresh).min(pages_total)
+    }
+
+    fn end(&mut self, now: Time) {
+        let carried = std::mem::take(&mut self.taken_in);
+        self.stats.carried = if self.ended_unasked { self.stats.carried.min(carried) } else { carried };
+        self.stats.ended = self.stats.ended.saturating_add(1);
+        self.ended_unasked = true;
+        // The next pass is taken to be like this one; the first, over all of RAM, is like no other.
+        self.pending = if self.stats.ended > 1 { carried } else { 0 };
+        self.synced_at = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pass_ends_where_the_page_numbers_begin_again() {
+        let mut passes = Passes::new();
+        passes.started(Time(0), 100);
+        for (first, run) in [(0, 50), (50, 49), (99, 1)] {
+            passes.took_in(Time(1), PageId(first), run, 0);
+        }
+        assert_eq!((passes.ended(), passes.ended_unasked), (0, false));
+        passes.took_in(Time(2), PageId(7), 1, 1);
+        assert_eq!(passes.take_stats(), PassStats { ended: 1, carried: 100 });
+        assert!(!passes.whole_guest_seen(), "what became dirty meanwhile has not come yet");
+        passes.took_in(Time(3), PageId(7), 1, 1);
+        assert!(passes.whole_guest_seen());
+        passes.took_in(Time(3), PageId(9), 3, 3);
+        passes.idle(Time(4));
+        assert_eq!(passes.take_stats(), PassStats { ended: 3, carried: 1 }, "the smaller of the two counts");
+        passes.idle(Time(5));
+        assert_eq!(passes.take_stats(), PassStats { ended: 4, carried: 0 });
+    }
+
+    #[test]
+    fn an_empty_part_before_the_first_page_is_no_pass() {
+        let mut passes = Passes::new();
+        passes.started(Time(0), 100);
+        passes.idle(Time(1));
+        assert_eq!((passes.ended(), passes.dirty_in_qemu(Time(1), 100)), (0, 100));
     }
 }
