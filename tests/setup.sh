@@ -45,7 +45,6 @@ set_up() { # BACKPORTS
 missing_packages() {
     local out=()
     command -v qemu-system-x86_64 >/dev/null || out+=(qemu-system-x86)
-    command -v qemu-img >/dev/null || out+=(qemu-utils)
     command -v ip >/dev/null || out+=(iproute2)
     command -v cc >/dev/null || out+=(gcc)
     command -v c++ >/dev/null || out+=(g++)
@@ -92,7 +91,7 @@ add_backports() {
         backports_source "$release" || return 1
         apt_lists_refreshed=no
     fi
-    apt_install --target-release "$release-backports" qemu-system-x86 qemu-utils
+    apt_install --target-release "$release-backports" qemu-system-x86
 }
 
 # Adds the backports of RELEASE on the archive, and with the key, that the machine already uses for RELEASE.

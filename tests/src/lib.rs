@@ -7,6 +7,7 @@
 //! | [`site`] | a host with a daemon on it; the pair of them that every test needs |
 //! | [`command`] | `hikyaku …` run to its end, within a time limit |
 //! | [`linux`] | a Linux guest |
+//! | [`rig`] | a link, two daemons and a guest: a whole move, and the checks of it |
 //! | [`proxy`] | a TCP proxy that damages what passes (the program `faulty-proxy`) |
 //!
 //! It does not know what a migration is made of: it sees what an operator sees (exit codes, lines, files, sockets)
@@ -19,4 +20,5 @@ pub mod command;
 pub mod linux;
 pub mod machine;
 pub mod proxy;
+pub mod rig;
 pub mod site;

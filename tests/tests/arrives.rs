@@ -1,0 +1,91 @@
+//! A guest that keeps working arrives, over every kind of link, between every pair of QEMUs, and more than once.
+
+use hikyaku_tests::machine::{self, need};
+use hikyaku_tests::rig::{GuestKind, Plan, Rig};
+
+/// Moved live: it works on at the destination, nothing is missing, the source has let go.
+fn arrives(plan: Plan, flags: &[&str]) {
+    let mut rig = Rig::new(plan);
+    rig.migrate_live(flags);
+}
+
+fn over(link: &'static str) {
+    let Some(qemu) = need("QEMU", machine::qemu()) else { return };
+    arrives(Plan::new(link, &qemu), &[]);
+}
+
+#[test]
+fn over_a_campus() {
+    over("lan");
+}
+
+#[test]
+fn over_40_ms() {
+    over("jgn");
+}
+
+#[test]
+fn over_120_ms() {
+    over("us");
+}
+
+#[test]
+fn over_200_ms() {
+    over("eu");
+}
+
+#[test]
+fn from_a_qemu_without_switchover_ack_to_another() {
+    let Some((old, _)) = need("two QEMUs", machine::qemu_pair()) else { return };
+    arrives(Plan::new("us", &old), &[]);
+}
+
+#[test]
+fn from_an_old_qemu_to_a_new_one() {
+    let Some((old, new)) = need("two QEMUs", machine::qemu_pair()) else { return };
+    arrives(Plan::new("jgn", &old).to(&new), &[]);
+}
+
+#[test]
+fn relayed_as_it_is() {
+    let Some(qemu) = need("QEMU", machine::qemu()) else { return };
+    arrives(Plan::new("jgn", &qemu), &["--raw"]);
+}
+
+#[test]
+fn with_the_policy_of_xen_3() {
+    let Some(qemu) = need("QEMU", machine::qemu()) else { return };
+    arrives(Plan::new("jgn", &qemu), &["--policy", "xen-3"]);
+}
+
+#[test]
+fn handed_over_after_a_confirmation() {
+    let Some(qemu) = need("QEMU", machine::qemu()) else { return };
+    arrives(Plan::new("jgn", &qemu), &["--switchover", "safe"]);
+}
+
+#[test]
+fn a_linux_guest() {
+    let Some(qemu) = need("QEMU", machine::qemu()) else { return };
+    let Some(linux) = need("a Linux kernel and busybox", GuestKind::linux()) else { return };
+    arrives(Plan::new("us", &qemu).kind(linux), &[]);
+}
+
+#[test]
+fn a_linux_guest_from_an_old_qemu_to_a_new_one() {
+    let Some((old, new)) = need("two QEMUs", machine::qemu_pair()) else { return };
+    let Some(linux) = need("a Linux kernel and busybox", GuestKind::linux()) else { return };
+    arrives(Plan::new("jgn", &old).to(&new).kind(linux), &[]);
+}
+
+#[test]
+fn there_and_back_three_times() {
+    let Some(qemu) = need("QEMU", machine::qemu()) else { return };
+    let mut rig = Rig::new(Plan::new("jgn", &qemu));
+    for _ in 0..3 {
+        rig.migrate_live(&[]);
+        rig.turn_around();
+        rig.migrate_live(&[]);
+        rig.turn_around();
+    }
+}

@@ -1,0 +1,68 @@
+//! A guest received with `--paused` has, page for page, the memory the stopped source has: RAM, VGA and ROMs.
+
+use hikyaku_tests::machine::{self, need};
+use hikyaku_tests::rig::{GuestKind, Plan, Rig};
+
+fn arrives_equal(plan: Plan, flags: &[&str]) {
+    let mut rig = Rig::new(plan);
+    rig.migrate_paused(flags);
+    rig.assert_memory_equal();
+    // A comparison that cannot fail shows nothing: the guest works on, and then the memories differ.
+    rig.assert_memory_differs_once_it_works_on();
+}
+
+#[test]
+fn native() {
+    let Some(qemu) = need("QEMU", machine::qemu()) else { return };
+    arrives_equal(Plan::new("jgn", &qemu), &[]);
+}
+
+#[test]
+fn raw_relay() {
+    let Some(qemu) = need("QEMU", machine::qemu()) else { return };
+    arrives_equal(Plan::new("jgn", &qemu), &["--raw"]);
+}
+
+#[test]
+fn with_every_repeated_page_sent_as_a_delta() {
+    let Some(qemu) = need("QEMU", machine::qemu()) else { return };
+    arrives_equal(Plan::new("jgn", &qemu), &["--delta", "always"]);
+}
+
+#[test]
+fn native_between_old_qemus() {
+    let Some((old, _)) = need("two QEMUs", machine::qemu_pair()) else { return };
+    arrives_equal(Plan::new("lan", &old), &[]);
+}
+
+#[test]
+fn with_deltas_between_old_qemus() {
+    let Some((old, _)) = need("two QEMUs", machine::qemu_pair()) else { return };
+    arrives_equal(Plan::new("lan", &old), &["--delta", "always"]);
+}
+
+#[test]
+fn native_from_an_old_qemu_to_a_new_one() {
+    let Some((old, new)) = need("two QEMUs", machine::qemu_pair()) else { return };
+    arrives_equal(Plan::new("lan", &old).to(&new), &[]);
+}
+
+#[test]
+fn raw_from_an_old_qemu_to_a_new_one() {
+    let Some((old, new)) = need("two QEMUs", machine::qemu_pair()) else { return };
+    arrives_equal(Plan::new("lan", &old).to(&new), &["--raw"]);
+}
+
+#[test]
+fn a_linux_guest() {
+    let Some(qemu) = need("QEMU", machine::qemu()) else { return };
+    let Some(linux) = need("a Linux kernel and busybox", GuestKind::linux()) else { return };
+    arrives_equal(Plan::new("jgn", &qemu).kind(linux), &[]);
+}
+
+#[test]
+fn a_linux_guest_with_deltas() {
+    let Some(qemu) = need("QEMU", machine::qemu()) else { return };
+    let Some(linux) = need("a Linux kernel and busybox", GuestKind::linux()) else { return };
+    arrives_equal(Plan::new("jgn", &qemu).kind(linux), &["--delta", "always"]);
+}
