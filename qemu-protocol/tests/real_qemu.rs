@@ -239,7 +239,8 @@ async fn a_source_with_xbzrle_is_relayed_from_its_first_delta() {
     }
     writer.begin_relay(&mut out, resume).unwrap();
     out.extend_from_slice(&stream[at..]);
-    let receiver = qemu.destination(setup).await;
+    // QEMU may have stopped the guest itself before our `stop` came: then only `-S` keeps it stopped there.
+    let receiver = qemu.start(setup, "", true, true).await;
     load(&receiver, &out).await;
     // Below and above the legacy hole, which shows other memory.
     for (from, to) in [(0, 0xa_0000), (0x10_0000, 32 << 20)] {
@@ -258,6 +259,33 @@ async fn the_tail_is_complete_at_its_last_byte_and_nowhere_before() {
         for (n, byte) in told.tail.iter().enumerate() {
             scanner.push(std::slice::from_ref(byte));
             assert_eq!(scanner.complete(), n + 1 == told.tail.len(), "{setup:?}: byte {n}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_guest_that_writes_while_it_moves_arrives_whole() {
+    let Some(qemu) = qemu() else { return };
+    let guest = qemu.source(Setup::Writer).await;
+    guest.wait_writing().await;
+    // Slow at first: several passes over what the guest writes again and again.
+    let limits = |downtime_ms: u64, bytes_per_s: u64| {
+        let parameters = serde_json::json!({"downtime-limit": downtime_ms, "max-bandwidth": bytes_per_s});
+        guest.qmp.migrate_set_parameters(parameters)
+    };
+    limits(1, 4 << 20).await.unwrap();
+    let later = async {
+        tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+        limits(2000, 0).await.unwrap();
+    };
+    let (captured, ()) = tokio::join!(capture(&guest, &[]), later);
+    let told = Told::of(&captured.stream);
+    assert!(told.parts.len() > 5, "it converged too soon: {:?}", told.parts);
+    let memory = guest.memory(0, 0xa_0000).await;
+    for ((name, offset), page) in told.image() {
+        if name.as_bytes() == b"pc.ram" && offset < memory.len() as u64 {
+            let want = &memory[offset as usize..][..PAGE_BYTES];
+            assert!(page.map_or([0; PAGE_BYTES], |p| *p) == want, "the page at {offset:#x} differs");
         }
     }
 }
