@@ -22,7 +22,7 @@ const BACKLOG_US: u64 = 100_000;
 /// While writes are behind, one step in this many still goes to the sweep.
 const SWEEP_SHARE: u32 = 8;
 /// How many bad pages are described on the console; all are counted.
-const REPORTS: u64 = 8;
+const REPORTS: usize = 8;
 /// Pages between two calls back while memory is filled.
 const FILL_BREATH_PAGES: u32 = 4096;
 
@@ -115,7 +115,8 @@ pub struct Load {
     sweeps: u64,
     writes: u64,
     bad: u64,
-    report: Option<Report>,
+    reports: [Option<Report>; REPORTS],
+    reported: usize,
     corrupted: bool,
 }
 
@@ -160,7 +161,8 @@ impl Load {
             sweeps: 0,
             writes: 0,
             bad: 0,
-            report: None,
+            reports: [const { None }; REPORTS],
+            reported: 0,
             corrupted: false,
             memory,
             params,
@@ -203,8 +205,11 @@ impl Load {
         self.bad
     }
 
+    /// The next description of a bad page that has not been taken yet.
     pub fn take_report(&mut self) -> Option<Report> {
-        self.report.take()
+        let report = self.reports.get_mut(self.reported)?.take();
+        self.reported += usize::from(report.is_some());
+        report
     }
 
     pub fn start(&mut self, now_us: u64) {
@@ -312,12 +317,12 @@ impl Load {
             }
         };
         let found = page::identity(page);
-        self.bad += 1;
         self.versions[index as usize] = BAD;
-        if self.bad <= REPORTS {
+        if let Some(slot) = self.reports.get_mut(self.bad as usize) {
             let address = self.memory.address(index);
-            self.report = Some(Report { index, address, kind, damage, expected_version, found });
+            *slot = Some(Report { index, address, kind, damage, expected_version, found });
         }
+        self.bad += 1;
         false
     }
 

@@ -92,7 +92,7 @@ fn run(start_info: u64) -> ! {
                 load.bad()
             );
         }
-        if let Some(report) = load.take_report() {
+        while let Some(report) = load.take_report() {
             let _ = writeln!(console, "{report}");
         }
         load.advance(now_us);

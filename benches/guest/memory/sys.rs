@@ -64,8 +64,8 @@ impl Memory {
         }
         let mut length = 0;
         if info.command_line != 0 {
-            // SAFETY: a NUL-terminated string in mapped memory; reading stops at the NUL or at our limit.
             while length < MAX_COMMAND_LINE {
+                // SAFETY: a NUL-terminated string in mapped memory; reading stops at the NUL or at our limit.
                 let byte = unsafe { *((info.command_line + length as u64) as *const u8) };
                 if byte == 0 {
                     break;
