@@ -38,6 +38,7 @@ pub mod qemu;
 pub mod qmp;
 pub mod ram;
 pub mod spec;
+mod sys;
 pub mod timeline;
 
 pub use console::{Console, Heartbeat, Ready};

@@ -1,7 +1,7 @@
 //! A QEMU process with the test guest in it.
 //!
 //! It starts paused, so that not a byte of the console is lost, and is continued when the console is being read.
-//! Its end is the handle's: dropping it kills the process.
+//! Its end is the handle's: dropping it kills the process; so does the end of this process, however it comes.
 
 use std::fs::{self, File};
 use std::io;
@@ -23,6 +23,7 @@ use super::console::{Console, Heartbeat, Ready};
 use super::locate::{LocateError, QemuBinary};
 use super::qmp::{Qmp, QmpError};
 use super::spec::{Files, GuestSpec};
+use super::sys::spawn_tied;
 
 /// The guest, as `build.rs` made it.
 static IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest.elf"));
@@ -121,13 +122,14 @@ impl Qemu {
         let folder = tempfile::Builder::new().prefix("hikyaku-guest-").tempdir()?;
         let files = Files::inside(folder.path());
         fs::write(&files.kernel, IMAGE)?;
-        let mut child = command(&binary.path)
+        let mut command = command(&binary.path);
+        command
             .args(spec.arguments(&files, &binary, start))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(File::create(&files.stderr)?)
-            .spawn()
-            .map_err(|cause| StartError::Spawn { program: binary.path.clone(), cause })?;
+            .stderr(File::create(&files.stderr)?);
+        let mut child =
+            spawn_tied(command).map_err(|cause| StartError::Spawn { program: binary.path.clone(), cause })?;
         let connected = connect(&mut child, &files);
         let (console, control) = match connected {
             Ok(both) => both,
