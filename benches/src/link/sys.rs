@@ -213,8 +213,13 @@ fn set_queue(interface: c_int, packets: u32) -> Raw {
         attribute: libc::nlattr,
         packets: u32,
     }
+    #[repr(C)]
+    struct Answer {
+        header: libc::nlmsghdr,
+        error: libc::nlmsgerr,
+    }
     // SAFETY: all of it is plain data, for which zeroes are valid.
-    let mut message: Message = unsafe { zeroed() };
+    let (mut message, mut answer): (Message, Answer) = unsafe { (zeroed(), zeroed()) };
     message.header.nlmsg_len = size_of::<Message>() as u32;
     message.header.nlmsg_type = libc::RTM_NEWLINK;
     message.header.nlmsg_flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
@@ -222,19 +227,17 @@ fn set_queue(interface: c_int, packets: u32) -> Raw {
     message.attribute.nla_len = (size_of::<libc::nlattr>() + size_of::<u32>()) as u16;
     message.attribute.nla_type = libc::IFLA_TXQLEN;
     message.packets = packets;
-    let mut answer: (libc::nlmsghdr, libc::nlmsgerr);
     // SAFETY: what is sent and received lives on this stack, with its size; a shorter answer leaves zeroes.
     let error = unsafe {
-        answer = zeroed();
         let socket = libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_ROUTE);
         step(Step::Interface, socket)?;
         let sent = libc::send(socket, (&raw const message).cast(), size_of::<Message>(), 0);
         step(Step::Interface, sent as c_int)?;
-        let received = libc::recv(socket, (&raw mut answer).cast(), size_of_val(&answer), 0);
+        let received = libc::recv(socket, (&raw mut answer).cast(), size_of::<Answer>(), 0);
         step(Step::Interface, received as c_int)?;
         libc::close(socket);
-        *libc::__errno_location() = -answer.1.error;
-        answer.1.error
+        *libc::__errno_location() = -answer.error.error;
+        answer.error.error
     };
     step(Step::Interface, error)
 }
