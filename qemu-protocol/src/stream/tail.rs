@@ -27,6 +27,8 @@ pub struct TailScanner {
     /// The last 16 bytes, the newest in the lowest byte.
     recent: u128,
     received: u64,
+    /// Bytes from here within which a mark's length may end.
+    until_len: u8,
     description: Option<Description>,
 }
 
@@ -43,18 +45,45 @@ impl TailScanner {
     }
 
     /// The next bytes of the tail, beginning right after the footer of RAM's END section.
-    pub fn push(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.recent = self.recent << 8 | u128::from(byte);
-            self.received += 1;
-            if let Some(description) = &mut self.description {
-                if description.push(byte) {
-                    continue;
-                }
-                self.description = None;
+    pub fn push(&mut self, mut bytes: &[u8]) {
+        while let Some((&byte, rest)) = bytes.split_first() {
+            if self.description.is_none() && self.until_len == 0 && byte != item::VMDESCRIPTION {
+                let dull = bytes.iter().position(|b| *b == item::VMDESCRIPTION).unwrap_or(bytes.len());
+                let (dull, rest) = bytes.split_at_checked(dull).unwrap_or((bytes, &[]));
+                self.skip(dull);
+                bytes = rest;
+            } else {
+                self.look_at(byte);
+                bytes = rest;
             }
-            self.description = self.description_begins();
         }
+    }
+
+    fn look_at(&mut self, byte: u8) {
+        /// The mark's byte and the length behind it.
+        const MARK_AND_LEN_BYTES: u8 = 5;
+        self.recent = self.recent << 8 | u128::from(byte);
+        self.received += 1;
+        if let Some(description) = &mut self.description {
+            if description.push(byte) {
+                return;
+            }
+            self.description = None;
+        }
+        self.until_len = self.until_len.saturating_sub(1);
+        if byte == item::VMDESCRIPTION {
+            self.until_len = MARK_AND_LEN_BYTES;
+        }
+        self.description = self.description_begins();
+    }
+
+    /// Bytes without the mark's: only the last ones can matter.
+    fn skip(&mut self, dull: &[u8]) {
+        let last = dull.len().saturating_sub(size_of_val(&self.recent));
+        for byte in dull.get(last..).unwrap_or_default() {
+            self.recent = self.recent << 8 | u128::from(*byte);
+        }
+        self.received += dull.len() as u64;
     }
 
     /// What was received ends exactly where a description does.
