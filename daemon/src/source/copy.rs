@@ -25,6 +25,11 @@ impl Migration {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut wanted, mut syncs) = (false, 0);
         while !(wanted && self.may_stop) {
+            if self.ram_ended {
+                // Whoever stopped the guest wants it stopped: a QEMU whose guest stands waits for nobody.
+                self.runs = false;
+                return Ok(());
+            }
             let mut used_up = false;
             tokio::select! {
                 biased;

@@ -4,7 +4,7 @@
 
 use super::guest::Hold;
 use super::pump::{FromPump, ToPump};
-use super::{Migration, SWITCHOVER_ACK, SourceError, ms};
+use super::{Migration, SourceError, ms};
 use crate::ownership::Phase;
 use crate::protocol::{self, ToDestination, Verdict};
 use crate::records;
@@ -26,33 +26,30 @@ impl Migration {
         Ok(())
     }
 
-    /// Takes the last pages and the device state out of QEMU. On `Ok` all of it has been handed to the transport, or, in
+    /// Takes the last pages and the device state out of QEMU, which goes on by itself once the guest stands: it waits for
+    /// no SWITCHOVER_ACK then. On `Ok` all of it has been handed to the transport, or, in
     /// raw relay, loaded at the destination.
     pub(super) async fn drain(&mut self) -> Result<ChunkSeq, SourceError> {
         let at = Instant::now();
         let timeout = self.daemon.config.guest.load_timeout;
         self.inbox.push(ToPump::Allowance(None));
-        if self.guest.hold == Hold::Ack {
-            while !self.raw && !matches!(self.next().await?, Some(FromPump::Quiet)) {}
-            self.times.drain_ms = ms(at);
-            self.inbox.push(ToPump::ReturnPath(SWITCHOVER_ACK.to_vec()));
-        } else {
+        if self.guest.hold == Hold::Gate {
             // The pump reads on while QEMU is awaited.
             self.guest.finish_when_asked(timeout).await?;
-            self.times.drain_ms = ms(at);
         }
+        while !(self.ram_ended || self.raw && self.ready) {
+            self.next().await?;
+        }
+        self.times.drain_ms = ms(at);
         let at = Instant::now();
-        while !(self.raw && self.ready) {
-            match self.next().await? {
-                Some(FromPump::RamEnded) => {
-                    self.guest.stream_written(timeout).await?;
-                    self.inbox.push(ToPump::StreamWritten);
-                }
-                Some(FromPump::AllSent { last_seq }) => {
+        if !self.raw {
+            self.guest.stream_written(timeout).await?;
+            self.inbox.push(ToPump::StreamWritten);
+            loop {
+                if let Some(FromPump::AllSent { last_seq }) = self.next().await? {
                     self.times.tail_ms = ms(at);
                     return Ok(last_seq);
                 }
-                _ => {}
             }
         }
         self.times.tail_ms = ms(at);
@@ -73,7 +70,7 @@ impl Migration {
         }
         self.daemon.records.write(&self.record(records::Phase::Ceded)).await?;
         self.entry.advance(Phase::Ceded);
-        let go = ToDestination::Go { last_seq: last_seq.0, run: self.guest.runs };
+        let go = ToDestination::Go { last_seq: last_seq.0, run: self.runs };
         // Refused: it has not left, and never will.
         self.session.message(protocol::encode(&go)?)?;
         self.times.go_ms = ms(at);

@@ -59,8 +59,12 @@ struct Migration {
     from_pump: UnboundedReceiver<FromPump>,
     mailbox: Mailbox,
     begun: Instant,
+    /// It runs, as far as nobody but us stops it; so it is to run afterwards.
+    runs: bool,
     /// The guest may have been stopped by us.
     stopped: bool,
+    /// RAM's last record has been read.
+    ram_ended: bool,
     /// QEMU's stream is relayed as it is.
     raw: bool,
     /// The destination's devices let the guest be stopped.
@@ -134,6 +138,8 @@ impl Migration {
             entry: entry.clone(),
             raw: arguments.raw,
             arguments,
+            runs: guest.runs,
+            ram_ended: false,
             guest: Rc::new(guest),
             session,
             may_stop: !welcome.sends_ack,
@@ -224,8 +230,8 @@ impl Migration {
     /// Makes the guest what it was before the migration. QEMU's socket has been closed.
     async fn return_guest(&mut self) -> Whereabouts {
         let timeout = self.daemon.config.guest.qmp_timeout;
-        let guest = match self.guest.give_back(self.guest.runs, timeout).await {
-            Ok(()) if self.guest.runs => Whereabouts::RunsAtSource,
+        let guest = match self.guest.give_back(self.runs, timeout).await {
+            Ok(()) if self.runs => Whereabouts::RunsAtSource,
             Ok(()) => Whereabouts::StoppedAtSource,
             Err(error) => {
                 tracing::error!(%error, "the guest could not be continued");
@@ -262,7 +268,7 @@ impl Migration {
             guest: self.arguments.guest.clone(),
             qmp: self.arguments.qmp.clone(),
             peer: self.arguments.to.clone(),
-            run: self.guest.runs,
+            run: self.runs,
             peer_incarnation: self.welcome.incarnation,
             why: String::new(),
         }
@@ -292,6 +298,10 @@ impl Migration {
                 self.entry.set_numbers(numbers);
                 Ok(Some(FromPump::Numbers(numbers)))
             }
+            Some(FromPump::RamEnded) => {
+                self.ram_ended = true;
+                Ok(None)
+            }
             Some(FromPump::Abort(reason)) => Err(SourceError::NotConverged(reason)),
             Some(FromPump::WentRaw(why)) => {
                 tracing::warn!(id = %self.entry.id.short(), %why, "the rest of the stream is relayed as it is");
@@ -311,8 +321,6 @@ impl Migration {
 
 /// SHUT with no error, as QEMU's return path carries it.
 const SHUT_OK: [u8; 8] = [0, 1, 0, 4, 0, 0, 0, 0];
-/// SWITCHOVER_ACK: type 7, no data.
-const SWITCHOVER_ACK: [u8; 4] = [0, 7, 0, 0];
 
 fn ms(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3

@@ -61,8 +61,6 @@ pub enum FromPump {
     /// The policy wants the guest stopped.
     Switch,
     Abort(AbortReason),
-    /// After the stop: a whole sync found nothing dirty.
-    Quiet,
     /// RAM's last record was read: device state follows.
     RamEnded,
     /// Not understood from here on, and relayed as it is.
@@ -126,25 +124,13 @@ struct Running {
     held: usize,
     read_bytes: u64,
     allowance: Option<u64>,
-    stop: StopState,
+    stopped: bool,
     tail: TailState,
     wake_at: Option<Time>,
     link_at: Instant,
     report_at: Instant,
     return_path: Vec<u8>,
     acked_bytes: u64,
-}
-
-/// After the stop, an empty part counts only if QEMU wrote it after the stop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum StopState {
-    Running,
-    /// Stopped when this many bytes of the stream were written or read; then so many empty parts have to come.
-    Draining {
-        from: u64,
-        empty_parts: u8,
-    },
-    Quiet,
 }
 
 /// Nothing in the bytes says for sure where device state ends; QEMU's control socket does.
@@ -158,9 +144,6 @@ enum TailState {
     Sent,
 }
 
-/// The first may have been begun before the stop; the sync before the second was after it.
-const EMPTY_PARTS_AFTER_STOP: u8 = 2;
-
 impl Running {
     fn new(pump: Pump) -> Running {
         let now = Instant::now();
@@ -171,7 +154,7 @@ impl Running {
             held: 0,
             read_bytes: 0,
             allowance: None,
-            stop: StopState::Running,
+            stopped: false,
             tail: TailState::Coming,
             wake_at: None,
             link_at: now,
@@ -209,6 +192,9 @@ impl Running {
     fn handle(&mut self, message: ToPump) -> bool {
         let now = self.now();
         let engine = &mut self.pump.engine;
+        if let ToPump::GuestStopped | ToPump::StreamWritten | ToPump::ReturnPath(_) | ToPump::End = &message {
+            tracing::debug!(?message, read_bytes = self.read_bytes, "pump is told");
+        }
         match message {
             ToPump::Acked { cumulative, ranges } => {
                 let seq = |n: u64| ChunkSeq(u32::try_from(n).unwrap_or(u32::MAX));
@@ -226,8 +212,7 @@ impl Running {
             ToPump::ReturnPath(bytes) => self.return_path.extend_from_slice(&bytes),
             ToPump::GuestStopped => {
                 engine.guest_stopped(now);
-                let waiting = crate::sys::readable_bytes(self.pump.qemu.as_fd()).unwrap_or(0);
-                self.stop = StopState::Draining { from: self.read_bytes + waiting, empty_parts: 0 };
+                self.stopped = true;
             }
             ToPump::StreamWritten if self.tail == TailState::Coming => self.tail = TailState::Written,
             ToPump::StreamWritten => {}
@@ -329,8 +314,7 @@ impl Running {
     fn sleep(&mut self) -> Result<bool, PumpError> {
         let now = self.now();
         // While QEMU has nothing dirty it is left alone; once stopped, its last words are awaited.
-        let rest =
-            self.pump.engine.intake_resumes_at().filter(|at| *at > now && self.stop == StopState::Running);
+        let rest = self.pump.engine.intake_resumes_at().filter(|at| *at > now && !self.stopped);
         let wants = rest.is_none() && self.pump.engine.intake_room() > 0 && self.allowance != Some(0);
         let mut events = PollFlags::empty();
         events.set(PollFlags::POLLIN, wants);
@@ -402,7 +386,7 @@ impl Running {
                 self.tell(FromPump::RamEnded);
             }
             if told.empty_parts > 0 {
-                self.nothing_dirty(now);
+                self.pump.engine.idle(now);
             }
             if !went_raw {
                 break;
@@ -411,21 +395,6 @@ impl Running {
         self.buffer.copy_within(used..self.held, 0);
         self.held -= used;
         Ok(())
-    }
-
-    fn nothing_dirty(&mut self, now: Time) {
-        self.pump.engine.idle(now);
-        if let StopState::Draining { from, empty_parts } = self.stop
-            && self.read_bytes > from
-        {
-            let empty_parts = empty_parts + 1;
-            self.stop = if empty_parts < EMPTY_PARTS_AFTER_STOP {
-                StopState::Draining { from, empty_parts }
-            } else {
-                self.tell(FromPump::Quiet);
-                StopState::Quiet
-            };
-        }
     }
 
     fn write_return_path(&mut self) -> Result<(), PumpError> {
@@ -440,6 +409,9 @@ impl Running {
     }
 
     fn tell(&self, what: FromPump) {
+        if !matches!(what, FromPump::Numbers(_) | FromPump::Allowed) {
+            tracing::debug!(?what, read_bytes = self.read_bytes, "pump tells");
+        }
         // A controller that is gone has ended the migration, and End follows.
         let _ = self.pump.out.send(what);
     }

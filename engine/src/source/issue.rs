@@ -22,7 +22,8 @@ impl Source {
         }
         self.counts.bytes_encoded += chunk.payload.len() as u64;
         self.ready_bytes += chunk.payload.len();
-        self.ready.push_back(chunk);
+        self.window.encoded(chunk.payload.len());
+        self.ready.insert(chunk.seq, chunk);
     }
 
     /// The next chunk to encode, if one is due and there is room for it.

@@ -26,7 +26,7 @@ mod stream;
 mod table;
 mod window;
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bases::Bases;
@@ -48,7 +48,7 @@ use crate::types::{ChunkSeq, LinkStats, PAGE_BYTES, PageBytes, PageId, Time};
 pub enum Action {
     /// Run this on any thread and give the result to [`Source::encoded`].
     Encode(EncodeJob),
-    /// Hand this to the transport.
+    /// Hand this to the transport. Numbers come without gaps.
     Send(Chunk),
     /// Stop the guest now; then [`Source::guest_stopped`].
     Switch,
@@ -142,8 +142,10 @@ pub struct Source {
     passes: Passes,
     /// The last chunk with opaque bytes: pages go after it.
     last_opaque: ChunkSeq,
-    /// Encoded, not yet polled.
-    ready: VecDeque<Chunk>,
+    /// Encoded, not yet polled. Workers finish in any order; chunks leave in the order of their numbers, so that
+    /// what the receiver and the acknowledgements have to remember stays small.
+    ready: BTreeMap<ChunkSeq, Chunk>,
+    sent_through: ChunkSeq,
     ready_bytes: usize,
     /// Memory of jobs that came back, for the next ones.
     spare_work: Vec<PagesWork>,
@@ -208,7 +210,8 @@ impl Source {
             window: Window::new(),
             passes: Passes::new(),
             last_opaque: ChunkSeq::NONE,
-            ready: VecDeque::new(),
+            ready: BTreeMap::new(),
+            sent_through: ChunkSeq::NONE,
             ready_bytes: 0,
             spare_work: Vec::new(),
             encoding_pages: 0,
@@ -400,7 +403,7 @@ impl Source {
 
     /// What the transport knows now.
     pub fn link(&mut self, _now: Time, stats: LinkStats) {
-        self.window.linked(stats);
+        self.window.linked(stats, self.ready_bytes);
     }
 
     /// What the caller has measured of the stop outside the engine.
@@ -420,9 +423,10 @@ impl Source {
         if self.idle_until.is_some_and(|until| until <= now) {
             self.idle_until = None;
         }
-        if let Some(chunk) = self.ready.pop_front() {
+        let next = ChunkSeq(self.sent_through.0.saturating_add(1));
+        if let Some(chunk) = self.ready.remove(&next) {
+            self.sent_through = next;
             self.ready_bytes -= chunk.payload.len();
-            self.window.sent(chunk.payload.len());
             return Some(Action::Send(chunk));
         }
         if let Some(job) = self.next_job() {

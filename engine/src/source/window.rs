@@ -7,8 +7,8 @@ use crate::types::{ChunkSeq, LinkStats};
 #[derive(Debug)]
 pub(super) struct Window {
     pub link: LinkStats,
-    /// Payload handed out since [`Window::link`] was taken.
-    sent_since_bytes: u64,
+    /// Payload encoded that [`Window::link`] does not know of.
+    unknown_bytes: u64,
     /// Encode jobs under way and their raw bytes.
     pub jobs: usize,
     jobs_raw_bytes: u64,
@@ -24,7 +24,7 @@ impl Window {
     pub(super) fn new() -> Self {
         Window {
             link: LinkStats::default(),
-            sent_since_bytes: 0,
+            unknown_bytes: 0,
             jobs: 0,
             jobs_raw_bytes: 0,
             issued: ChunkSeq::NONE,
@@ -33,9 +33,10 @@ impl Window {
         }
     }
 
-    pub(super) fn linked(&mut self, link: LinkStats) {
+    /// `held_bytes` are encoded and not yet with the transport.
+    pub(super) fn linked(&mut self, link: LinkStats, held_bytes: usize) {
         self.link = link;
-        self.sent_since_bytes = 0;
+        self.unknown_bytes = held_bytes as u64;
     }
 
     pub(super) fn acked(&mut self, cumulative: ChunkSeq, ranges: &[(ChunkSeq, ChunkSeq)]) {
@@ -57,13 +58,13 @@ impl Window {
         self.jobs_raw_bytes = self.jobs_raw_bytes.saturating_sub(raw_bytes as u64);
     }
 
-    pub(super) fn sent(&mut self, payload_bytes: usize) {
-        self.sent_since_bytes += payload_bytes as u64;
+    pub(super) fn encoded(&mut self, payload_bytes: usize) {
+        self.unknown_bytes += payload_bytes as u64;
     }
 
     /// Encoded bytes no lane has taken, as far as is known.
     pub(super) fn unsent_bytes(&self) -> u64 {
-        self.link.unsent_bytes.saturating_add(self.sent_since_bytes)
+        self.link.unsent_bytes.saturating_add(self.unknown_bytes)
     }
 
     /// Neither a job nor a byte waits: the lanes would run dry.
@@ -85,7 +86,7 @@ impl Window {
         }
         // A job may turn out as large as it was; a chunk beyond the credit would be queued for a peer that
         // has no memory for it.
-        let promised = self.jobs_raw_bytes + self.sent_since_bytes + config.chunk_bytes as u64;
+        let promised = self.jobs_raw_bytes + self.unknown_bytes + config.chunk_bytes as u64;
         if promised > self.link.credit_bytes && !(self.is_dry() && self.link.in_flight_bytes == 0) {
             return false;
         }
