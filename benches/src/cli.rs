@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{guest, link};
+use crate::{guest, link, pipeline};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -23,6 +23,8 @@ enum What {
     Link(link::cli::LinkArgs),
     /// Run the test guest and show its heartbeats
     Guest(guest::cli::GuestArgs),
+    /// Measure parts of the product
+    Bench(pipeline::cli::BenchArgs),
 }
 
 /// Parses the process's arguments and runs the subcommand they name.
@@ -30,6 +32,7 @@ pub fn main() -> ExitCode {
     let done = match Lab::parse().what {
         What::Link(args) => link::cli::run(args),
         What::Guest(args) => guest::cli::run(args),
+        What::Bench(args) => pipeline::cli::run(args),
     };
     match done {
         Ok(code) => code,

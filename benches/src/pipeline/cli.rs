@@ -1,0 +1,76 @@
+//! `cargo lab bench …`
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+use super::content::{Content, Corpus};
+use super::meter::{Figure, Meter};
+use super::{intake, stages};
+
+/// Measure parts of the product
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    what: Bench,
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// GB/s per core of each stage a page goes through, and of all together
+    Pipeline(PipelineArgs),
+}
+
+#[derive(Debug, Args)]
+struct PipelineArgs {
+    /// Guest memory each stage goes over, in MiB
+    #[arg(long, default_value_t = 96, value_parser = clap::value_parser!(u32).range(8..=1024))]
+    mib: u32,
+    /// How often each stage is run; the median is shown
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=99))]
+    repeats: u32,
+    /// One JSON object per figure instead of a table
+    #[arg(long)]
+    json: bool,
+    /// Fail if intake and staging are slower than this on pages, in GB/s
+    #[arg(long)]
+    require_pages: Option<f64>,
+    /// Fail if intake and staging are slower than this on zero pages, in GB/s of guest memory
+    #[arg(long)]
+    require_zero: Option<f64>,
+}
+
+pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
+    match args.what {
+        Bench::Pipeline(args) => pipeline(&args),
+    }
+}
+
+fn pipeline(args: &PipelineArgs) -> anyhow::Result<ExitCode> {
+    let meter = Meter::new(args.repeats);
+    let pages = args.mib * 256;
+    let mut figures = Vec::new();
+    let mut show = |figure: Figure| {
+        println!("{}", if args.json { figure.json() } else { figure.line() });
+        figures.push(figure);
+    };
+    if !args.json {
+        println!("{}", Figure::headline());
+    }
+    let intake_pages = intake::pages(&meter, pages)?;
+    let intake_zero = intake::zero(&meter)?;
+    let slow = |figure: &Figure, least: Option<f64>| least.is_some_and(|least| figure.gb_per_s() < least);
+    let failed = slow(&intake_pages, args.require_pages) || slow(&intake_zero, args.require_zero);
+    show(intake_pages);
+    show(intake_zero);
+    show(stages::zero_test(&meter, pages)?);
+    for content in [Content::Text, Content::Random, Content::Mixed] {
+        let corpus = Corpus::new(content, pages);
+        stages::all(&meter, &corpus, &mut show)?;
+    }
+    if failed {
+        eprintln!("lab: intake and staging are slower than required");
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
