@@ -108,11 +108,16 @@ async fn a_switch_over_of_a_running_guest_waits_for_the_acknowledgement_or_for_s
         match release {
             Release::Acknowledge if has_ack => reading.say(Message::SwitchoverAck).await,
             Release::Acknowledge => {}
-            Release::Stop => drop(tokio::join!(guest.qmp.stop(), async {
-                while !reading.watch.ram_ended {
-                    reading.some(64 << 10).await;
-                }
-            })),
+            // QEMU may begin to complete before it has answered, and then answers only when all was read.
+            Release::Stop => {
+                let to_the_end = async {
+                    while !reading.watch.scanner.complete() {
+                        reading.some(64 << 10).await;
+                    }
+                };
+                let (stopped, ()) = tokio::join!(guest.qmp.stop(), to_the_end);
+                stopped.unwrap();
+            }
         }
         while !reading.watch.scanner.complete() {
             reading.some(64 << 10).await;
