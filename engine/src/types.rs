@@ -59,7 +59,8 @@ pub struct LinkStats {
     pub rtt_ns: u64,
     /// The least round trip seen. 0 = not known yet.
     pub min_rtt_ns: u64,
-    /// Payload acknowledged per second, smoothed. 0 = not known yet.
+    /// Payload the path carries per second, smoothed: what was acknowledged while there was enough to send. Must not fall because
+    /// the sender had little. 0 = not known yet.
     pub goodput_bytes_per_s: u64,
     /// Payload handed to the transport that no lane has taken yet.
     pub unsent_bytes: u64,

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use proptest::prelude::*;
+
 use crate::sim::guest::{GuestConfig, Pattern};
 use crate::sim::link::LinkConfig;
 use crate::sim::{End, MS, Report, Setup, run};
@@ -194,6 +196,9 @@ fn staging_stays_within_its_budget_and_the_receiver_within_its_own() {
         let allowed = staging_bytes + setup.source.pool_bytes + staging_bytes / 64 + (64 << 10);
         assert!(report.source_peak_bytes <= allowed, "{} of {allowed}", report.source_peak_bytes);
         assert!(report.receiver_peak_bytes <= setup.receiver.park_budget_bytes + (4 << 20));
+        // All sent, all given back.
+        let left = report.progress.memory_bytes - 16 * report.progress.pages_total as usize;
+        assert!(left <= setup.source.pool_bytes + (64 << 10), "{left} bytes are still held");
     }
 }
 
@@ -241,4 +246,45 @@ fn the_same_events_give_the_same_migration() {
         (report.total_ns, report.payload_bytes, report.progress.chunks_issued)
     };
     assert_eq!(once(), once());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn any_guest_arrives_equal_over_any_link(
+        seed in any::<u64>(),
+        mib in 1..6u32,
+        shares in (0..60u64, 0..40u64),
+        pattern in prop_oneof![Just(Pattern::Sequential), Just(Pattern::Random), Just(Pattern::Hot)],
+        writes_per_s in prop_oneof![Just(0), 1..20_000u64],
+        changed_bytes in prop_oneof![Just(0), 8..PAGE_BYTES],
+        link in (10..2000u64, 0..200u64, any::<bool>()),
+        staging_bytes in prop_oneof![Just(1 << 16), Just(1 << 20), Just(256 << 20)],
+        chunk_bytes in prop_oneof![Just(PAGE_BYTES), Just(64 << 10), Just(256 << 10)],
+        delta in prop_oneof![
+            Just(Delta::Off),
+            (0..4usize << 20).prop_map(|base_budget_bytes| Delta::Always { base_budget_bytes })
+        ],
+        xen in any::<bool>(),
+        resumed in any::<bool>(),
+    ) {
+        let guest = GuestConfig {
+            zero_percent: shares.0,
+            text_percent: shares.1,
+            changed_bytes,
+            ..GuestConfig::mixed(mib).writing(pattern, writes_per_s)
+        };
+        let (mbit, rtt_ms, unruly) = link;
+        let link = LinkConfig::new(mbit, rtt_ms);
+        let mut setup = Setup::new(guest, if unruly { link.unruly() } else { link });
+        setup.seed = seed;
+        setup.source = SourceConfig { staging_bytes, chunk_bytes, delta, ..setup.source };
+        setup.first_stop_fails_after_ns = resumed.then_some(50 * MS);
+        let policy: Box<dyn Policy> =
+            if xen { Box::new(Xen3::new(Xen3Config::default())) } else { with_deadline(3, OnDeadline::Force) };
+        let report = run(setup, policy);
+        prop_assert!(matches!(report.end, End::Moved), "{report:?}");
+        prop_assert!(report.ram_equal, "{report:?}");
+    }
 }

@@ -23,7 +23,7 @@ impl Rng {
     }
 }
 
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub enum Pattern {
     /// One page after the other through the working set.
     Sequential,
