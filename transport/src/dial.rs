@@ -67,6 +67,12 @@ async fn open(
     stream: TcpStream,
 ) -> Result<Arc<LinkCore>, LinkError> {
     let bound = shared.config.timeouts.handshake;
+    // The lanes' connections are made during the handshake: that saves a round trip.
+    let mut streams = JoinSet::new();
+    for _ in 0..shared.config.lanes {
+        let shared = shared.clone();
+        streams.spawn(async move { connect(&shared, address, true).await });
+    }
     let late = |what| LinkError::Timeout {
         peer: peer.name.clone(),
         address: address.to_string(),
@@ -86,7 +92,7 @@ async fn open(
         shared.forget(&link);
     });
 
-    let lanes = timeout(bound, lanes(shared, &link, address)).await;
+    let lanes = timeout(bound, lanes(shared, &link, streams)).await;
     let error = match lanes {
         Ok(Ok(())) => {
             tracing::info!(peer = %peer.name, %address, lanes = link.agreed.lanes, "link open");
@@ -155,18 +161,25 @@ async fn handshake(
     Ok((Arc::new(link), records))
 }
 
-/// All lanes at once: one round trip to connect, one for the hello.
-async fn lanes(shared: &Arc<Shared>, link: &Arc<LinkCore>, address: SocketAddr) -> Result<(), String> {
-    let mut set = JoinSet::new();
-    for lane in 0..link.agreed.lanes {
-        let (shared, link) = (shared.clone(), link.clone());
-        set.spawn(async move {
-            let lane = LaneId(lane);
-            dial_lane(&shared, &link, address, lane).await.map_err(|error| format!("{lane} is not: {error}"))
+/// All lanes at once, over connections that are being made. Those that the peer does not want are closed.
+async fn lanes(
+    shared: &Arc<Shared>,
+    link: &Arc<LinkCore>,
+    mut streams: JoinSet<Result<TcpStream, String>>,
+) -> Result<(), String> {
+    let mut hellos = JoinSet::new();
+    for lane in (0..link.agreed.lanes).map(LaneId) {
+        let stream = match streams.join_next().await {
+            Some(Ok(stream)) => stream.map_err(|error| format!("{lane} is not: {error}"))?,
+            _ => return Err("its lanes could not be dialled".into()),
+        };
+        let link = link.clone();
+        hellos.spawn(async move {
+            introduce(&link, stream, lane).await.map_err(|error| format!("{lane} is not: {error}"))
         });
     }
     let mut up = Vec::new();
-    while let Some(done) = set.join_next().await {
+    while let Some(done) = hellos.join_next().await {
         up.push(done.map_err(|error| error.to_string())??);
     }
     link.set_lanes_up(link.agreed.lanes);
@@ -176,15 +189,9 @@ async fn lanes(shared: &Arc<Shared>, link: &Arc<LinkCore>, address: SocketAddr) 
     Ok(())
 }
 
-async fn dial_lane(
-    shared: &Shared,
-    link: &Arc<LinkCore>,
-    address: SocketAddr,
-    lane: LaneId,
-) -> Result<NewLane, String> {
+async fn introduce(link: &Arc<LinkCore>, mut stream: TcpStream, lane: LaneId) -> Result<NewLane, String> {
     // Dialled again, a lane would take the next epoch.
     let epoch = Epoch(1);
-    let mut stream = connect(shared, address, true).await?;
     let (bytes, sealer) = hello::hello(&link.secret, &link.id, lane, epoch);
     let mut answer = [0; hello::ACCEPTED_BYTES];
     let exchange = async {

@@ -1,5 +1,7 @@
 //! Wrong keys, wrong versions, changed bytes, silence and floods: a clear reason, and bounded harm.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::net::SocketAddr;

@@ -1,5 +1,7 @@
 //! Sessions between two nodes on loopback, over both backends.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::sync::Arc;
