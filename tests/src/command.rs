@@ -69,6 +69,12 @@ impl Running {
         matches!(self.child.try_wait(), Ok(None))
     }
 
+    /// Ends it, and returns what it has said.
+    pub fn end(mut self) -> Output {
+        let _ = self.child.kill();
+        self.wait(Duration::from_secs(10))
+    }
+
     /// Waits for its end; one that takes longer than `limit` is killed, and the test fails.
     #[track_caller]
     pub fn wait(mut self, limit: Duration) -> Output {

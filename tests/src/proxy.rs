@@ -9,7 +9,6 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -32,8 +31,8 @@ pub enum Connections {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Invert these bits of the byte.
-    Xor(u8),
+    /// Invert these bits of the bytes from there on.
+    Xor([u8; 4]),
     /// Pass nothing from there on, and end the connection.
     Truncate,
 }
@@ -46,7 +45,7 @@ impl Fault {
             Connections::Later => "later",
         };
         let kind = match self.kind {
-            Kind::Xor(bits) => format!("xor={bits}"),
+            Kind::Xor(bits) => format!("xor={:#x}", u32::from_le_bytes(bits)),
             Kind::Truncate => "truncate".to_owned(),
         };
         [on.to_owned(), self.at_bytes.to_string(), kind]
@@ -61,7 +60,9 @@ impl Fault {
             },
             at_bytes: at.parse().ok()?,
             kind: match kind.strip_prefix("xor=") {
-                Some(bits) => Kind::Xor(u8::from_str(bits).ok()?),
+                Some(bits) => {
+                    Kind::Xor(u32::from_str_radix(bits.strip_prefix("0x")?, 16).ok()?.to_le_bytes())
+                }
                 None if kind == "truncate" => Kind::Truncate,
                 None => return None,
             },
@@ -94,18 +95,17 @@ pub fn serve(listen: SocketAddr, to: SocketAddr, fault: Fault) -> io::Result<()>
 fn pass(mut from: TcpStream, mut to: TcpStream, fault: Option<(Fault, Arc<AtomicBool>)>) {
     let mut buffer = vec![0; 256 << 10];
     let mut passed_bytes = 0u64;
+    let mut mine = false;
     while let Ok(length @ 1..) = from.read(&mut buffer) {
         let mut keep = length;
         if let Some((fault, happened)) = &fault {
-            let here = fault.at_bytes.checked_sub(passed_bytes).filter(|&at| at < length as u64);
-            if let Some(at) = here
-                && !happened.swap(true, Ordering::Relaxed)
-            {
+            let reached = passed_bytes + length as u64 > fault.at_bytes;
+            if reached && !mine && !happened.swap(true, Ordering::Relaxed) {
+                mine = true;
                 println!("fault");
-                match fault.kind {
-                    Kind::Xor(bits) => buffer[at as usize] ^= bits,
-                    Kind::Truncate => keep = at as usize,
-                }
+            }
+            if reached && mine {
+                keep = fault.apply(passed_bytes, &mut buffer[..length]);
             }
         }
         if to.write_all(&buffer[..keep]).is_err() || keep < length {
@@ -118,17 +118,46 @@ fn pass(mut from: TcpStream, mut to: TcpStream, fault: Option<(Fault, Arc<Atomic
     }
 }
 
+impl Fault {
+    /// To bytes that begin at offset `at_bytes` of the stream; how many of them are to be passed.
+    fn apply(&self, at_bytes: u64, bytes: &mut [u8]) -> usize {
+        match self.kind {
+            Kind::Xor(bits) => {
+                for (offset, bits) in (self.at_bytes..).zip(bits) {
+                    let here = offset.checked_sub(at_bytes).and_then(|index| bytes.get_mut(index as usize));
+                    if let Some(byte) = here {
+                        *byte ^= bits;
+                    }
+                }
+                bytes.len()
+            }
+            Kind::Truncate => self.at_bytes.saturating_sub(at_bytes) as usize,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_fault_survives_the_command_line() {
-        for kind in [Kind::Xor(0x80), Kind::Truncate] {
+        for kind in [Kind::Xor([0x80, 0, 1, 0]), Kind::Truncate] {
             let fault = Fault { on: Connections::Later, at_bytes: 100_000, kind };
             let arguments = fault.arguments();
             assert_eq!(Fault::parse(arguments.each_ref().map(String::as_str)), Some(fault));
         }
         assert_eq!(Fault::parse(["first", "1", "melt"]), None);
+    }
+
+    #[test]
+    fn bits_are_inverted_wherever_the_reads_end() {
+        let fault = Fault { on: Connections::First, at_bytes: 5, kind: Kind::Xor([1, 2, 4, 8]) };
+        let mut stream = [0u8; 12];
+        let (one, other) = stream.split_at_mut(7);
+        assert_eq!((fault.apply(0, one), fault.apply(7, other)), (7, 5));
+        assert_eq!(stream, [0, 0, 0, 0, 0, 1, 2, 4, 8, 0, 0, 0]);
+        let cut = Fault { kind: Kind::Truncate, ..fault };
+        assert_eq!(cut.apply(3, &mut [0; 9]), 2);
     }
 }

@@ -16,9 +16,9 @@ use hikyaku_lab::guest::{GuestSpec, Load, Qemu, RamImage, Timeline};
 use hikyaku_lab::link::{self, Network};
 use tempfile::TempDir;
 
-use crate::command::{Output, Running};
+use crate::command::Output;
 use crate::linux::{self, LinuxGuest};
-use crate::machine::QemuBinary;
+use crate::machine::{QemuBinary, Version};
 use crate::site::{self, Pair, Settings, Site};
 
 const GUEST: &str = "courier";
@@ -28,6 +28,13 @@ const BARE_MEMORY_MIB: u32 = 160;
 const BARE_LOAD: &str = "oltp";
 /// A machine type that both QEMUs of a pair know.
 const COMMON_MACHINE: &str = "pc-q35-7.2";
+
+/// QEMU before this loses writes under TCG, from its third bitmap synchronisation on, in its own stream, whoever carries
+/// it (docs/qemu.md). A guest that works is moved out of such a one in a single pass: its downtime may be as long as it
+/// takes. On a link so slow that the daemon has measured the guest (1 s) before the pass ends. What needs more passes is
+/// tested on newer ones.
+const TCG_KEEPS_EVERY_WRITE_FROM: Version = Version { major: 9, minor: 0 };
+const IN_ONE_PASS: [&str; 2] = ["--downtime", "60s"];
 
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
 const MIGRATE_LIMIT: Duration = Duration::from_secs(120);
@@ -143,8 +150,6 @@ pub struct Rig {
     plan: Plan,
     source: Qemu,
     destination: Option<Qemu>,
-    /// Other processes of the test.
-    beside: Vec<Running>,
     pair: Pair,
     network: Network,
     /// Where the guest is: the source of the next move.
@@ -168,13 +173,7 @@ impl Rig {
         let source =
             Qemu::start_with(&plan.spec(&plan.source), process).unwrap_or_else(|e| panic!("the source: {e}"));
         source.wait_heartbeat(BOOT_LIMIT, "a heartbeat", |_| true).unwrap_or_else(|e| panic!("{e}"));
-        Rig { plan, source, destination: None, beside: Vec::new(), pair, network, here: "a", there: "b" }
-    }
-
-    /// Keeps another process as long as the rig.
-    pub fn beside(mut self, running: Running) -> Rig {
-        self.beside.push(running);
-        self
+        Rig { plan, source, destination: None, pair, network, here: "a", there: "b" }
     }
 
     pub fn network(&self) -> &Network {
@@ -233,6 +232,9 @@ impl Rig {
         let mut arguments = words(&["migrate", GUEST, "--to", self.there, "--qmp"]);
         arguments.push(self.source.qmp_path().into());
         arguments.extend(words(flags));
+        if self.plan.source.version < TCG_KEEPS_EVERY_WRITE_FROM {
+            arguments.extend(words(&IN_ONE_PASS));
+        }
         self.source_site().hikyaku(arguments, MIGRATE_LIMIT)
     }
 
@@ -347,6 +349,11 @@ impl Rig {
             let status = destination.status().unwrap_or_else(|_| "gone".to_owned());
             assert_ne!(status, "running", "at the destination");
         }
+    }
+
+    /// Stops the guest where it is, before it is moved.
+    pub fn stop_guest(&mut self) {
+        self.source.stop().expect("QMP");
     }
 
     /// Every page of every RAM block of both QEMUs.

@@ -14,20 +14,29 @@ const FAILED: i32 = 9;
 
 /// Where a fault hits a lane: behind the handshake, in the midst of pages.
 const IN_THE_PAGES_BYTES: u64 = 1_000_000;
-/// The greeting is `HKYK` and then the version.
-const VERSION_BYTE: u64 = 4;
+/// The greeting is `HKYK`, the newest version and the oldest.
+const VERSIONS_AT: u64 = 4;
+/// Of the control connection: behind the greeting.
+const IN_THE_HANDSHAKE_BYTES: u64 = 60;
+/// Of the control connection: among its messages.
+const BEHIND_THE_HANDSHAKE_BYTES: u64 = 600;
 
 fn qemu() -> Option<QemuBinary> {
     need("QEMU", machine::qemu())
 }
 
-/// Between daemons where `a` finds `b` through a proxy with this fault.
-fn rig_with_fault(qemu: &QemuBinary, fault: Fault) -> Rig {
-    let plan = Plan::new("jgn", qemu);
+/// A move between daemons where `a` finds `b` through a proxy with this fault, which must have happened by its end.
+fn with_fault(fault: Fault, check: impl FnOnce(&mut Rig)) {
+    let Some(qemu) = qemu() else { return };
+    let plan = Plan::new("jgn", &qemu);
     let network = site::network(plan.link);
     let adjust = site::through_proxy(&network);
     let proxy = site::faulty_proxy(&network, fault);
-    Rig::on(plan, network, adjust).beside(proxy)
+    let mut rig = Rig::on(plan, network, adjust);
+    rig.arm();
+    check(&mut rig);
+    let said = proxy.end();
+    assert!(said.stdout.contains("fault"), "nothing was damaged; {said}");
 }
 
 #[test]
@@ -88,11 +97,10 @@ fn no_guest_is_awaited() {
 
 #[test]
 fn a_peer_of_another_version() {
-    let Some(qemu) = qemu() else { return };
-    let fault = Fault { on: Connections::First, at_bytes: VERSION_BYTE, kind: Kind::Xor(0x40) };
-    let mut rig = rig_with_fault(&qemu, fault);
-    rig.arm();
-    rig.migrate_fails(&[], &[INCOMPATIBLE]);
+    let fault = Fault { on: Connections::First, at_bytes: VERSIONS_AT, kind: Kind::Xor([2, 0, 2, 0]) };
+    with_fault(fault, |rig| {
+        rig.migrate_fails(&[], &[INCOMPATIBLE]);
+    });
 }
 
 #[test]
@@ -130,27 +138,31 @@ fn a_destination_with_less_ram() {
 
 #[test]
 fn a_byte_flipped_on_a_lane() {
-    let Some(qemu) = qemu() else { return };
-    let fault = Fault { on: Connections::Later, at_bytes: IN_THE_PAGES_BYTES, kind: Kind::Xor(0x01) };
-    let mut rig = rig_with_fault(&qemu, fault);
-    rig.arm();
-    rig.migrate_fails(&[], &[FAILED]);
+    let fault = Fault { on: Connections::Later, at_bytes: IN_THE_PAGES_BYTES, kind: Kind::Xor([1, 0, 0, 0]) };
+    with_fault(fault, |rig| {
+        rig.migrate_fails(&[], &[FAILED]);
+    });
 }
 
+/// Other lanes may carry on for it; if not, the move fails.
 #[test]
 fn a_lane_that_ends_early() {
-    let Some(qemu) = qemu() else { return };
     let fault = Fault { on: Connections::Later, at_bytes: IN_THE_PAGES_BYTES, kind: Kind::Truncate };
-    let mut rig = rig_with_fault(&qemu, fault);
-    rig.arm();
-    rig.migrate_survives_or_fails(&[], &[FAILED]);
+    with_fault(fault, |rig| rig.migrate_survives_or_fails(&[], &[FAILED]));
 }
 
 #[test]
-fn a_control_connection_that_ends_early() {
-    let Some(qemu) = qemu() else { return };
-    let fault = Fault { on: Connections::First, at_bytes: 2_000, kind: Kind::Truncate };
-    let mut rig = rig_with_fault(&qemu, fault);
-    rig.arm();
-    rig.migrate_fails(&[], &[FAILED, UNREACHABLE]);
+fn a_control_connection_that_ends_in_the_handshake() {
+    let fault = Fault { on: Connections::First, at_bytes: IN_THE_HANDSHAKE_BYTES, kind: Kind::Truncate };
+    with_fault(fault, |rig| {
+        rig.migrate_fails(&[], &[FAILED, UNREACHABLE, INCOMPATIBLE]);
+    });
+}
+
+#[test]
+fn a_control_connection_that_ends_during_the_move() {
+    let fault = Fault { on: Connections::First, at_bytes: BEHIND_THE_HANDSHAKE_BYTES, kind: Kind::Truncate };
+    with_fault(fault, |rig| {
+        rig.migrate_fails(&[], &[FAILED, UNREACHABLE]);
+    });
 }
