@@ -5,7 +5,7 @@
 //! pour --listen ADDRESS                   the receiving end, until its first session is over
 //! pour --to ADDRESS [--seconds N]         the sending end
 //!      [--io auto|uring|plain] [--lanes N] [--threads N] [--chunk BYTES] [--credit BYTES]
-//!      [--send-buffer BYTES] [--receive-buffer BYTES] [--congestion NAME]
+//!      [--buffers auto|BYTES] [--congestion NAME]
 //! ```
 //! The two ends use fixed keys: this is for measuring, not for use.
 
@@ -26,6 +26,7 @@ struct Options {
 }
 
 fn main() -> anyhow::Result<()> {
+    keep_freed_buffers();
     let options = options()?;
     match (&options.listen, &options.to) {
         (Some(listen), None) => {
@@ -231,8 +232,11 @@ fn options() -> anyhow::Result<Options> {
             "--credit" => options.credit_bytes = value.parse()?,
             "--lanes" => options.config.lanes = value.parse()?,
             "--threads" => options.config.lane_threads = value.parse()?,
-            "--send-buffer" => options.config.sockets.send_buffer_bytes = Some(value.parse()?),
-            "--receive-buffer" => options.config.sockets.receive_buffer_bytes = Some(value.parse()?),
+            "--buffers" => {
+                let bytes = if value == "auto" { None } else { Some(value.parse()?) };
+                options.config.sockets.send_buffer_bytes = bytes;
+                options.config.sockets.receive_buffer_bytes = bytes;
+            }
             "--congestion" => options.config.sockets.congestion = Congestion::Named(value),
             "--io" => {
                 options.config.io = match value.as_str() {

@@ -161,10 +161,13 @@ pub const CHUNK_BYTES_CEILING: u32 = 4 * 1024 * 1024;
 /// Socket options of the lanes.
 #[derive(Clone, Debug)]
 pub struct Sockets {
-    /// Send buffer per lane, bytes, set past `wmem_max` where the process may (`SO_SNDBUFFORCE`), and not at all where
-    /// it may not. `None` (default): the kernel's autotuning.
+    /// Send buffer per lane, bytes, set past `wmem_max` where the process may (`SO_SNDBUFFORCE`); where it may not, and
+    /// with `None`, the kernel's autotuning decides. Default 4 MiB (the kernel doubles it): eight lanes then hold what
+    /// 1 Gbit/s x 200 ms with a full bottleneck queue needs. Worst-case kernel memory: twice this per lane, when the
+    /// path stalls.
     pub send_buffer_bytes: Option<u32>,
-    /// The same for the receive buffer. `None` (default): the kernel's autotuning, which a fixed size would turn off.
+    /// The same for the receive buffer (`SO_RCVBUFFORCE`). Default 4 MiB: the window opens at once instead of growing by
+    /// autotuning, which costs seconds at 200 ms. It fills only when packets are missing, for lanes are always read.
     pub receive_buffer_bytes: Option<u32>,
     /// `TCP_NOTSENT_LOWAT`, bytes. Default 128 KiB: a lane takes its next chunk only when its socket has less than
     /// this that was never sent, so that pages can be superseded until late.
@@ -177,8 +180,8 @@ pub struct Sockets {
 impl Default for Sockets {
     fn default() -> Self {
         Self {
-            send_buffer_bytes: None,
-            receive_buffer_bytes: None,
+            send_buffer_bytes: Some(4 << 20),
+            receive_buffer_bytes: Some(4 << 20),
             notsent_low_bytes: 128 * 1024,
             user_timeout: Duration::from_secs(15),
             congestion: Congestion::HostDefault,

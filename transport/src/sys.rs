@@ -1,5 +1,5 @@
-//! Everything unsafe of this crate: receiving into memory that is not initialised, one socket option, and the ring
-//! that keeps buffers alive while the kernel uses them. All three are safe to call.
+//! Everything unsafe of this crate: receiving into memory that is not initialised, one socket option, a setting of the
+//! allocator, and the ring that keeps buffers alive while the kernel uses them. All are safe to call.
 
 #![allow(unsafe_code)]
 
@@ -38,6 +38,23 @@ pub fn set_notsent_low(socket: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
         )
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Lets the C library's allocator keep what was freed instead of giving every buffer of a chunk back to the kernel and
+/// faulting it in again, page by page: that costs a fifth of a receiver's CPU. For a process to call once, at its start;
+/// up to 32 MiB per thread's heap stay mapped. Does nothing with another C library.
+pub fn keep_freed_buffers() {
+    #[cfg(target_env = "gnu")]
+    {
+        const KEPT_BYTES: libc::c_int = 32 << 20;
+        // No chunk's buffer is longer.
+        const MAPPED_ALONE_BYTES: libc::c_int = 4 << 20;
+        // SAFETY: mallopt takes plain numbers, and the allocator serialises it with its other work.
+        unsafe {
+            libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES);
+            libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_ALONE_BYTES);
+        }
+    }
 }
 
 /// io_uring with owned buffers: an operation holds its buffer and its socket until the kernel is done with them, so no
