@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{guest, link, pipeline};
+use crate::{demo, guest, link, pipeline};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -19,6 +19,8 @@ struct Lab {
 
 #[derive(Debug, Subcommand)]
 enum What {
+    /// Move a working guest over an ocean and back, and show what it cost
+    Demo(demo::DemoArgs),
     /// Run commands inside hosts joined by an emulated long-fat link
     Link(link::cli::LinkArgs),
     /// Run the test guest and show its heartbeats
@@ -30,6 +32,7 @@ enum What {
 /// Parses the process's arguments and runs the subcommand they name.
 pub fn main() -> ExitCode {
     let done = match Lab::parse().what {
+        What::Demo(args) => demo::run(args),
         What::Link(args) => link::cli::run(args),
         What::Guest(args) => guest::cli::run(args),
         What::Bench(args) => pipeline::cli::run(args),

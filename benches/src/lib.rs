@@ -5,12 +5,16 @@
 //! | [`link`] | hosts (network namespaces) joined by an emulated long-fat link |
 //! | [`guest`] | the bare-metal test guest and a QEMU that runs it |
 //! | [`pipeline`] | GB/s per core of each stage a page goes through |
+//! | [`site`] | daemons at the ends of a link |
+//! | [`demo`] | a guest that crosses an ocean and comes back |
 //! | [`cli`] | `cargo lab …` |
 //!
 //! Only tests may depend on this crate.
 #![deny(unsafe_code)]
 
 pub mod cli;
+pub mod demo;
 pub mod guest;
 pub mod link;
 pub mod pipeline;
+pub mod site;
