@@ -96,7 +96,7 @@ add_backports() {
 
 # Adds the backports of RELEASE on the archive, and with the key, that the machine already uses for RELEASE.
 backports_source() { # RELEASE
-    local file stanza dir=/etc/apt/sources.list.d
+    local file stanza= dir=/etc/apt/sources.list.d
     for file in "$dir"/*.sources; do
         [[ -e $file ]] || continue
         stanza=$(awk -v release="$1" -v RS= '
