@@ -29,12 +29,9 @@ const BARE_LOAD: &str = "oltp";
 /// A machine type that both QEMUs of a pair know.
 const COMMON_MACHINE: &str = "pc-q35-7.2";
 
-/// QEMU before this loses writes under TCG, from its third bitmap synchronisation on, in its own stream, whoever carries
-/// it (docs/qemu.md). A guest that works is moved out of such a one in a single pass: its downtime may be as long as it
-/// takes. On a link so slow that the daemon has measured the guest (1 s) before the pass ends. What needs more passes is
-/// tested on newer ones.
+/// QEMU before this loses writes under TCG, in its own stream, whoever carries it, if the guest's memory is a whole number of
+/// 256 KiB (docs/qemu.md): it gets a little more.
 const TCG_KEEPS_EVERY_WRITE_FROM: Version = Version { major: 9, minor: 0 };
-const IN_ONE_PASS: [&str; 2] = ["--downtime", "60s"];
 
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
 const MIGRATE_LIMIT: Duration = Duration::from_secs(120);
@@ -137,6 +134,8 @@ impl Plan {
         let spec = GuestSpec::new(self.memory_mib, load)
             .machine(&self.machine)
             .qemu(hikyaku_lab::guest::locate::QemuBinary::at(&qemu.path));
+        let uneven = self.source.version.min(self.destination.version) < TCG_KEEPS_EVERY_WRITE_FROM;
+        let spec = GuestSpec { uneven, ..spec };
         match &self.kind {
             GuestKind::Bare(_) => spec,
             GuestKind::Linux(guest, _) => spec.args(guest.qemu_arguments()),
@@ -232,9 +231,6 @@ impl Rig {
         let mut arguments = words(&["migrate", GUEST, "--to", self.there, "--qmp"]);
         arguments.push(self.source.qmp_path().into());
         arguments.extend(words(flags));
-        if self.plan.source.version < TCG_KEEPS_EVERY_WRITE_FROM {
-            arguments.extend(words(&IN_ONE_PASS));
-        }
         self.source_site().hikyaku(arguments, MIGRATE_LIMIT)
     }
 

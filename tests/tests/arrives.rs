@@ -43,7 +43,7 @@ fn from_a_qemu_without_switchover_ack_to_another() {
 #[test]
 fn from_an_old_qemu_to_a_new_one() {
     let Some((old, new)) = need("two QEMUs", machine::qemu_pair()) else { return };
-    arrives(Plan::new("us", &old).to(&new), &[]);
+    arrives(Plan::new("jgn", &old).to(&new), &[]);
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn a_linux_guest() {
 fn a_linux_guest_from_an_old_qemu_to_a_new_one() {
     let Some((old, new)) = need("two QEMUs", machine::qemu_pair()) else { return };
     let Some(linux) = need("a Linux kernel and busybox", GuestKind::linux()) else { return };
-    arrives(Plan::new("us", &old).to(&new).kind(linux), &[]);
+    arrives(Plan::new("jgn", &old).to(&new).kind(linux), &[]);
 }
 
 #[test]

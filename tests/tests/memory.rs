@@ -32,30 +32,25 @@ fn with_every_repeated_page_sent_as_a_delta() {
 #[test]
 fn native_between_old_qemus() {
     let Some((old, _)) = need("two QEMUs", machine::qemu_pair()) else { return };
-    arrives_equal(Plan::new("us", &old), &[]);
+    arrives_equal(Plan::new("lan", &old), &[]);
 }
 
 #[test]
 fn with_deltas_between_old_qemus() {
     let Some((old, _)) = need("two QEMUs", machine::qemu_pair()) else { return };
-    arrives_equal(Plan::new("us", &old), &["--delta", "always"]);
+    arrives_equal(Plan::new("lan", &old), &["--delta", "always"]);
 }
 
 #[test]
 fn native_from_an_old_qemu_to_a_new_one() {
     let Some((old, new)) = need("two QEMUs", machine::qemu_pair()) else { return };
-    arrives_equal(Plan::new("us", &old).to(&new), &[]);
+    arrives_equal(Plan::new("lan", &old).to(&new), &[]);
 }
 
-/// Raw relay makes as many passes as QEMU wants, and the old one loses writes under TCG: the guest stands.
 #[test]
 fn raw_from_an_old_qemu_to_a_new_one() {
     let Some((old, new)) = need("two QEMUs", machine::qemu_pair()) else { return };
-    let mut rig = Rig::new(Plan::new("us", &old).to(&new));
-    rig.stop_guest();
-    rig.migrate_paused(&["--raw"]);
-    rig.assert_memory_equal();
-    rig.assert_memory_differs_once_it_works_on();
+    arrives_equal(Plan::new("lan", &old).to(&new), &["--raw"]);
 }
 
 /// A guest that was stopped before it was moved arrives stopped, whatever was asked at the destination.

@@ -44,6 +44,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {
+    hikyaku_transport::keep_freed_buffers();
     let config = Config::read(&arguments.config)?;
     let key = keyfile::read(&config.key)?;
     let records = Records::open(&config.state)?;

@@ -120,9 +120,11 @@ impl SourceGuest {
         Ok(ours)
     }
 
-    /// On `Ok` the guest is stopped, by us: it stays stopped whatever becomes of QEMU's migration. On `Err` it may be.
-    pub async fn stop(&self) -> Result<(), GuestError> {
-        Ok(self.qmp.stop().await?)
+    /// On `Ok` the guest is stopped, by us: it stays stopped whatever becomes of QEMU's migration. On `Err` it may be. QEMU
+    /// may begin to complete before it answers, and then answers when its socket has been drained.
+    pub async fn stop(&self, timeout: Duration) -> Result<(), GuestError> {
+        let _: Value = self.qmp.execute_within("stop", (), timeout).await?;
+        Ok(())
     }
 
     pub async fn look(&self) -> Result<MigrateInfo, GuestError> {

@@ -18,7 +18,8 @@ impl Migration {
         self.daemon.records.write(&self.record(records::Phase::Stopped)).await?;
         let at = Instant::now();
         self.stopped = true;
-        self.guest.stop().await?;
+        self.inbox.push(ToPump::Allowance(None));
+        self.guest.stop(self.daemon.config.guest.load_timeout).await?;
         self.times.pause_ms = ms(at);
         self.progress.moved(Instant::now());
         self.inbox.push(ToPump::GuestStopped);
@@ -32,7 +33,6 @@ impl Migration {
     pub(super) async fn drain(&mut self) -> Result<ChunkSeq, SourceError> {
         let at = Instant::now();
         let timeout = self.daemon.config.guest.load_timeout;
-        self.inbox.push(ToPump::Allowance(None));
         if self.guest.hold == Hold::Gate {
             // The pump reads on while QEMU is awaited.
             self.guest.finish_when_asked(timeout).await?;
