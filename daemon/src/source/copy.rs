@@ -89,10 +89,15 @@ impl Migration {
 
     /// In raw relay the engine sees no pages; QEMU's own count of what is left has to do.
     fn fits_now(&self, syncs: u64, remaining_bytes: u64) -> bool {
-        let goodput = self.session.stats().goodput_bytes_per_s.unwrap_or(0) as f64;
-        let left = remaining_bytes + self.session.unsent_bytes() + self.session.in_flight_bytes();
+        let stats = self.session.stats();
+        let goodput = stats.goodput_bytes_per_s.unwrap_or(0) as f64;
+        let waiting =
+            options::RAW_STAGING_BYTES + self.session.unsent_bytes() + self.session.in_flight_bytes();
+        // Confirmed before it is let go: one and a half round trips, of which the last half carries the pages.
+        let round_trip = stats.rtt.unwrap_or_default().as_secs_f64();
+        let left = (options::downtime(&self.arguments).as_secs_f64() - round_trip).max(round_trip / 2.0);
         let late =
             self.arguments.deadline_ms.is_some_and(|ms| self.begun.elapsed() > Duration::from_millis(ms));
-        syncs >= 2 && (left as f64 <= goodput * options::downtime(&self.arguments).as_secs_f64() || late)
+        syncs >= 2 && ((remaining_bytes + waiting) as f64 <= goodput * left || late)
     }
 }
