@@ -52,6 +52,8 @@ pub enum Whereabouts {
     StoppedAtSource,
     /// It is stopped at the source and could not be continued: the operator must.
     StuckAtSource,
+    /// Its QEMU at the source has ended, and the guest with it; it was never given away.
+    EndedAtSource,
     /// It runs at the destination.
     RunsAtDestination,
     /// It is at the destination, stopped as asked (or as it was).
@@ -68,6 +70,9 @@ impl fmt::Display for Whereabouts {
             Whereabouts::StoppedAtSource => "the guest is at the source, stopped as it was before",
             Whereabouts::StuckAtSource => {
                 "the guest is at the source, stopped: continue it there by hand (QMP \"cont\")"
+            }
+            Whereabouts::EndedAtSource => {
+                "the guest's QEMU at the source has ended, and the guest with it: start it there again"
             }
             Whereabouts::RunsAtDestination => "the guest runs at the destination",
             Whereabouts::StoppedAtDestination => "the guest is at the destination, stopped",

@@ -48,6 +48,13 @@ pub enum GuestError {
     Slow(&'static str),
 }
 
+impl GuestError {
+    /// QEMU is gone, or at least its control socket.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, GuestError::Qmp(error) if error.is_closed())
+    }
+}
+
 /// How QEMU is kept from stopping the guest by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hold {

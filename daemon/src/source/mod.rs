@@ -233,6 +233,7 @@ impl Migration {
         let guest = match self.guest.give_back(self.runs, timeout).await {
             Ok(()) if self.runs => Whereabouts::RunsAtSource,
             Ok(()) => Whereabouts::StoppedAtSource,
+            Err(error) if error.is_gone() => Whereabouts::EndedAtSource,
             Err(error) => {
                 tracing::error!(%error, "the guest could not be continued");
                 if self.stopped { Whereabouts::StuckAtSource } else { Whereabouts::RunsAtSource }
