@@ -25,6 +25,7 @@ pub mod destination;
 pub mod id;
 pub mod inbox;
 pub mod keyfile;
+mod mailbox;
 pub mod outcome;
 pub mod ownership;
 pub mod pages;

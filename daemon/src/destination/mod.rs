@@ -24,13 +24,14 @@ use crate::api::wire::{Numbers, ReceiveArguments};
 use crate::daemon::{Daemon, Receives};
 use crate::id::Id;
 use crate::inbox::Inbox;
+use crate::mailbox::{FromPeer, Mailbox};
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::Phase;
 use crate::protocol::{self, Migrate, PROTOCOL, Refusal, ToDestination, ToSource, Verdict, Welcome};
 use crate::records::{self, Record, RecordError};
 use crate::registry::Entry;
 use apply::{Apply, ApplyError, FromApply, ToApply};
-use events::{FromSource, Mailbox, SourceEvents};
+use events::SourceEvents;
 use hikyaku_engine::{PAGE_BYTES, ReceiverConfig};
 use hikyaku_qemu::return_path::{Message, Reader};
 use hikyaku_transport::{Incoming, PeerName, RxSession};
@@ -317,7 +318,7 @@ impl Reception {
         self.inbox.push(ToApply::End);
         // The session is left to the source to close, so that the verdict is not overtaken.
         let _ = tokio::time::timeout(LAST_WORDS, async {
-            while let Some(FromSource::Message(_)) = self.mailbox.next().await {}
+            while let Some(FromPeer::Message(_)) = self.mailbox.next().await {}
         })
         .await;
         self.session.close(Refusal::Done as u16, "arrived");
@@ -354,9 +355,9 @@ impl Reception {
         self.entry.finish(Phase::Refused, outcome);
     }
 
-    fn handle_source(&mut self, from: Option<FromSource>) -> Result<(), DestinationError> {
+    fn handle_source(&mut self, from: Option<FromPeer>) -> Result<(), DestinationError> {
         let lost = match from {
-            Some(FromSource::Message(message)) => {
+            Some(FromPeer::Message(message)) => {
                 match protocol::decode(&message)? {
                     ToDestination::Load { last_seq } => self.inbox.push(ToApply::Release { last_seq }),
                     ToDestination::Go { last_seq, run } => {
@@ -366,9 +367,9 @@ impl Reception {
                 }
                 return Ok(());
             }
-            Some(FromSource::Lost(lost)) => DestinationError::Lost(lost),
-            Some(FromSource::Closed { code, text }) => DestinationError::Closed { code, text },
-            Some(FromSource::Flood) => DestinationError::Flood,
+            Some(FromPeer::Lost(lost)) => DestinationError::Lost(lost),
+            Some(FromPeer::Closed { code, text }) => DestinationError::Closed { code, text },
+            Some(FromPeer::Flood) => DestinationError::Flood,
             None => DestinationError::Ended,
         };
         if self.go.is_none() {

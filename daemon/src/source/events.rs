@@ -2,61 +2,21 @@
 
 use super::pump::ToPump;
 use crate::inbox::Inbox;
+use crate::mailbox::{Mailbox, Slot, mailbox};
 use hikyaku_transport::{Lost, TxEvents};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-
-/// Messages that wait to be handled; a peer that sends more has lost its senses.
-const MAX_WAITING: usize = 1024;
-
-#[derive(Debug)]
-pub enum FromPeer {
-    Message(Vec<u8>),
-    Lost(Lost),
-    Closed {
-        code: u16,
-        text: String,
-    },
-    /// More messages than can wait.
-    Flood,
-}
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub struct PeerEvents {
     inbox: Arc<Inbox<ToPump>>,
     room_told: Arc<AtomicBool>,
-    controller: UnboundedSender<FromPeer>,
-    waiting: Arc<AtomicUsize>,
-}
-
-/// The controller's end.
-pub struct Mailbox {
-    from: UnboundedReceiver<FromPeer>,
-    waiting: Arc<AtomicUsize>,
+    controller: Slot,
 }
 
 impl PeerEvents {
     pub fn new(inbox: Arc<Inbox<ToPump>>) -> (PeerEvents, Mailbox) {
-        let (controller, from) = unbounded_channel();
-        let waiting = Arc::new(AtomicUsize::new(0));
-        let events = PeerEvents { inbox, room_told: Arc::default(), controller, waiting: waiting.clone() };
-        (events, Mailbox { from, waiting })
-    }
-
-    fn tell(&self, what: FromPeer) {
-        // A controller that is gone has ended the migration.
-        let _ = self.controller.send(what);
-    }
-}
-
-impl Mailbox {
-    /// None: the transport dropped the session without a word.
-    pub async fn next(&mut self) -> Option<FromPeer> {
-        let what = self.from.recv().await?;
-        if matches!(what, FromPeer::Message(_)) {
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
-        }
-        Some(what)
+        let (controller, mailbox) = mailbox();
+        (PeerEvents { inbox, room_told: Arc::default(), controller }, mailbox)
     }
 }
 
@@ -73,18 +33,14 @@ impl TxEvents for PeerEvents {
     }
 
     fn message(&self, message: Vec<u8>) {
-        match self.waiting.fetch_add(1, Ordering::Relaxed) {
-            0..MAX_WAITING => self.tell(FromPeer::Message(message)),
-            MAX_WAITING => self.tell(FromPeer::Flood),
-            _ => {}
-        }
+        self.controller.message(message);
     }
 
     fn lost(&self, lost: Lost) {
-        self.tell(FromPeer::Lost(lost));
+        self.controller.lost(lost);
     }
 
     fn closed(&self, code: u16, text: String) {
-        self.tell(FromPeer::Closed { code, text });
+        self.controller.closed(code, text);
     }
 }
