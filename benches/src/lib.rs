@@ -6,15 +6,18 @@
 //! | [`guest`] | the bare-metal test guest and a QEMU that runs it |
 //! | [`pipeline`] | GB/s per core of each stage a page goes through |
 //! | [`site`] | daemons at the ends of a link |
+//! | [`travel`] | a guest that is moved again and again, and what each move cost |
 //! | [`demo`] | a guest that crosses an ocean and comes back |
 //! | [`cli`] | `cargo lab …` |
 //!
 //! Only tests may depend on this crate.
 #![deny(unsafe_code)]
 
+mod child;
 pub mod cli;
 pub mod demo;
 pub mod guest;
 pub mod link;
 pub mod pipeline;
 pub mod site;
+pub mod travel;

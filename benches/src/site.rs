@@ -145,10 +145,18 @@ impl Site {
 
     /// The largest resident size the daemon has had, in bytes.
     pub fn rss_peak_bytes(&self) -> anyhow::Result<u64> {
+        self.status_bytes("VmHWM:")
+    }
+
+    /// The daemon's resident size now, in bytes.
+    pub fn rss_bytes(&self) -> anyhow::Result<u64> {
+        self.status_bytes("VmRSS:")
+    }
+
+    fn status_bytes(&self, line: &str) -> anyhow::Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.daemon.id()))?;
-        let kib = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
+        let kib =
+            status.lines().find_map(|text| text.strip_prefix(line)?.trim().strip_suffix(" kB")?.parse().ok());
         let kib: u64 = kib.with_context(|| format!("the daemon of {} is gone", self.name))?;
         Ok(kib << 10)
     }

@@ -4,15 +4,14 @@
 //! there and back by the default policy, then by the constants that Xen compiled in, over the same link; a table at the
 //! end sets them side by side.
 
-mod moves;
 mod table;
 
 use crate::guest::Load;
-use crate::link::{Link, Profile};
+use crate::link::Link;
+use crate::link::cli::named;
 use crate::site::{Programs, Site};
-use anyhow::Context;
+use crate::travel::{Manner, Traveller};
 use clap::Args;
-use moves::Traveller;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -34,10 +33,7 @@ pub struct DemoArgs {
 
 pub fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let begun = Instant::now();
-    let profile = Profile::named(&args.link).with_context(|| {
-        let names: Vec<_> = Profile::names().map(|(name, _)| name).collect();
-        format!("no link is called \"{}\"; there are: {}", args.link, names.join(", "))
-    })?;
+    let profile = named(&args.link).map_err(anyhow::Error::msg)?;
     let load = Load::preset(&args.load)?;
     // Before anything is built: without QEMU there is nothing to show.
     crate::guest::locate::QemuBinary::find()?;
@@ -51,8 +47,9 @@ pub fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     for policy in &args.policy {
         println!("\na guest of {} MiB starts in tokyo and works ({}); policy {policy}", args.mem, args.load);
         let mut guest = Traveller::start(args.mem, &load)?;
+        let manner = Manner { policy: policy.clone(), ..Manner::default() };
         for (from, to) in [(0, 1), (1, 0)] {
-            rows.push(guest.travel(&network, &sites[from], &sites[to], policy)?);
+            rows.push(guest.travel(&network, &sites[from], &sites[to], &manner)?);
         }
     }
     println!();

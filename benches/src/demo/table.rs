@@ -1,6 +1,6 @@
 //! The demo's last page.
 
-use super::moves::Row;
+use crate::travel::Row;
 
 pub fn print(rows: &[Row]) {
     println!(

@@ -241,7 +241,8 @@ fn print_counters(network: &Network) {
     }
 }
 
-fn named(name: &str) -> Result<Profile, String> {
+/// The link of this name; otherwise which there are.
+pub(crate) fn named(name: &str) -> Result<Profile, String> {
     let known = || Profile::names().map(|(name, _)| name).collect::<Vec<_>>().join(", ");
     Profile::named(name).ok_or_else(|| format!("the links are {}", known()))
 }

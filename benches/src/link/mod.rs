@@ -48,7 +48,9 @@ mod sys;
 pub use hosts::{Host, HostSettings};
 pub use network::{BuildError, Builder, Counters, Link, Network};
 pub use path::Emulation;
-pub use profile::{Direction, ParseError, Profile, Queue, Rate, parse_duration, parse_loss, parse_rate};
+pub use profile::{
+    Direction, ParseError, Profile, Queue, Rate, parse_bytes, parse_duration, parse_loss, parse_rate,
+};
 pub use sys::die_with_parent;
 
 /// What a packet costs on the wire beside its IP bytes: preamble 8, Ethernet header 14, frame check sequence 4.

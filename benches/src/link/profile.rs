@@ -157,6 +157,16 @@ pub fn parse_duration(text: &str) -> Result<Duration, ParseError> {
     seconds.map(Duration::from_secs_f64).ok_or_else(|| error(text, "a time, such as 120ms, 50us or 5s"))
 }
 
+/// `2GiB`, `512MiB`, `64KiB`, `1GB`, `100B`.
+pub fn parse_bytes(text: &str) -> Result<u64, ParseError> {
+    let binary =
+        [("gib", 1u64 << 30), ("mib", 1 << 20), ("kib", 1 << 10)].map(|(name, unit)| (name, unit as f64));
+    let decimal = [("gb", 1e9), ("mb", 1e6), ("kb", 1e3), ("b", 1.0)];
+    let units: Vec<_> = binary.into_iter().chain(decimal).collect();
+    let bytes = number_with_unit(text, &units).filter(|&bytes| (0.0..=1e15).contains(&bytes));
+    bytes.map(|bytes| bytes as u64).ok_or_else(|| error(text, "a size, such as 512MiB or 2GiB"))
+}
+
 /// `0.01%`, or `0`.
 pub fn parse_loss(text: &str) -> Result<f64, ParseError> {
     let loss = match text.trim() {
@@ -187,6 +197,8 @@ mod tests {
         assert_eq!(parse_rate("2.5 Mbit"), Ok(2_500_000));
         assert_eq!(parse_duration("0.2ms"), Ok(Duration::from_micros(200)));
         assert_eq!(parse_duration("5s"), Ok(Duration::from_secs(5)));
+        assert_eq!(parse_bytes("2GiB"), Ok(2 << 30));
+        assert_eq!(parse_bytes("1.5 kb"), Ok(1500));
         assert!((parse_loss("0.01%").unwrap() - 0.0001).abs() < 1e-12);
         assert_eq!(parse_loss("0"), Ok(0.0));
     }
@@ -198,6 +210,9 @@ mod tests {
         }
         for text in ["", "1", "-1ms", "nans", "1m", "1e9s"] {
             assert!(parse_duration(text).is_err(), "{text:?}");
+        }
+        for text in ["", "1", "-1MiB", "infGB", "nanB", "1TiB"] {
+            assert!(parse_bytes(text).is_err(), "{text:?}");
         }
         for text in ["", "1", "101%", "-1%", "nan%"] {
             assert!(parse_loss(text).is_err(), "{text:?}");

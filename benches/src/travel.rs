@@ -1,0 +1,167 @@
+//! One guest, moved again and again, and what each move cost.
+//!
+//! It is moved as an operator moves it: a QEMU that waits, `hikyaku receive` there, `hikyaku migrate` here. What it says of a
+//! move is seen from outside: on the guest's console, on the link, in both QEMUs.
+
+use crate::child::Tied;
+use crate::guest::{GuestSpec, Load, Qemu, Timeline};
+use crate::link::Network;
+use crate::site::Site;
+use anyhow::{Context, bail};
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+const GUEST: &str = "courier";
+const BOOT_LIMIT: Duration = Duration::from_secs(60);
+const SWEEP_LIMIT: Duration = Duration::from_secs(60);
+/// From the end of the command until the guest is heard.
+const HEARD_LIMIT: Duration = Duration::from_secs(10);
+/// The guest is watched this long before it is moved, so that its own pauses are known.
+const WARM_UP: Duration = Duration::from_millis(500);
+/// An arrival that is not checked whole is listened to for so long: many heartbeats, on one console or on two.
+const LISTEN: Duration = Duration::from_millis(300);
+
+/// How a move is made and watched.
+#[derive(Debug, Clone)]
+pub struct Manner {
+    pub policy: String,
+    /// More words for `hikyaku migrate`.
+    pub flags: Vec<String>,
+    /// The command shows its progress; otherwise it is heard only when it fails.
+    pub shown: bool,
+    /// After the arrival the guest checks all of its memory; otherwise it is only listened to.
+    pub swept: bool,
+    /// The command has to end within this.
+    pub limit: Duration,
+}
+
+impl Default for Manner {
+    fn default() -> Self {
+        Manner {
+            policy: "adaptive".into(),
+            flags: Vec::new(),
+            shown: true,
+            swept: true,
+            limit: Duration::from_secs(300),
+        }
+    }
+}
+
+/// What a move cost, as seen from outside.
+#[derive(Debug, Clone)]
+pub struct Row {
+    pub policy: String,
+    pub from: String,
+    pub to: String,
+    /// From the request until the command returned.
+    pub total: Duration,
+    /// The longest silence of the guest's console.
+    pub gap: Duration,
+    /// Both directions, headers included.
+    pub wire_bytes: u64,
+    pub writes_per_s: f64,
+    pub bad: u64,
+    /// Heartbeats that neither console showed.
+    pub lost: usize,
+    /// Both consoles spoke at once, or both QEMUs said that they run.
+    pub two_ran: bool,
+}
+
+impl Row {
+    /// One guest, whole.
+    pub fn is_whole(&self) -> bool {
+        self.bad == 0 && self.lost == 0 && !self.two_ran
+    }
+}
+
+pub struct Traveller {
+    spec: GuestSpec,
+    here: Qemu,
+}
+
+impl Traveller {
+    /// Returns when the guest has filled its memory and works.
+    pub fn start(memory_mib: u32, load: &Load) -> anyhow::Result<Traveller> {
+        let spec = GuestSpec::new(memory_mib, load.clone());
+        let here = Qemu::start(&spec).context("the guest does not start")?;
+        here.wait_ready(BOOT_LIMIT)?;
+        Ok(Traveller { spec, here })
+    }
+
+    /// Moves the guest. On `Ok` it runs at `to`; on `Err` where it is has to be looked up.
+    pub fn travel(
+        &mut self,
+        network: &Network,
+        from: &Site,
+        to: &Site,
+        manner: &Manner,
+    ) -> anyhow::Result<Row> {
+        std::thread::sleep(WARM_UP);
+        let mut there = Qemu::await_migration(&self.spec)?;
+        let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
+        let mut receive = words(&["receive", GUEST, "--detach", "--from", from.name(), "--qmp"]);
+        receive.push(there.qmp_path().into());
+        to.hikyaku_quietly(receive).with_context(|| format!("{} does not await the guest", to.name()))?;
+
+        let mut migrate = words(&["migrate", GUEST, "--to", to.name(), "--policy", &manner.policy]);
+        migrate.extend(manner.flags.iter().map(OsString::from));
+        migrate.push("--qmp".into());
+        migrate.push(self.here.qmp_path().into());
+        let wire_bytes = network.wire_bytes();
+        let begun = Instant::now();
+        let (status, said) = run_within(from.hikyaku(migrate), manner.shown, manner.limit)?;
+        let total = begun.elapsed();
+        let wire_bytes = network.wire_bytes() - wire_bytes;
+        if !status.success() {
+            let words = from.last_words(status);
+            bail!("the move from {} to {} failed: {said}{words}", from.name(), to.name());
+        }
+
+        let heard = if manner.swept {
+            there.wait_swept(SWEEP_LIMIT)?
+        } else {
+            there.wait_heartbeat(HEARD_LIMIT, "a heartbeat after the arrival", |_| true)?;
+            std::thread::sleep(LISTEN);
+            there.wait_heartbeat(HEARD_LIMIT, "a heartbeat", |_| true)?
+        };
+        let status = there.status()?;
+        if status != "running" {
+            bail!("the guest that came to {} is {status}", to.name());
+        }
+        // A QEMU that is gone runs no guest.
+        let still_here = self.here.status().is_ok_and(|status| status == "running");
+        let timeline = Timeline::merge(&[self.here.console(), there.console()]);
+        let row = Row {
+            policy: manner.policy.clone(),
+            from: from.name().to_owned(),
+            to: to.name().to_owned(),
+            total,
+            gap: timeline.longest_gap(begun..heard.at).length,
+            wire_bytes,
+            writes_per_s: timeline.writes_per_s(begun..begun + total),
+            bad: timeline.bad().max(heard.bad),
+            lost: timeline.lost().len(),
+            two_ran: still_here || timeline.overlap().is_some(),
+        };
+        self.here = there;
+        Ok(row)
+    }
+}
+
+/// Runs a command to its end; what it said, if that was not shown.
+fn run_within(mut command: Command, shown: bool, limit: Duration) -> anyhow::Result<(ExitStatus, String)> {
+    if shown {
+        let status = Tied::spawn(&mut command).context("hikyaku")?.wait_within(limit)?;
+        return Ok((status, String::new()));
+    }
+    let mut words: File = tempfile::tempfile()?;
+    command.stdout(words.try_clone()?).stderr(words.try_clone()?);
+    let status = Tied::spawn(&mut command).context("hikyaku")?.wait_within(limit)?;
+    let mut said = String::new();
+    words.rewind()?;
+    words.read_to_string(&mut said)?;
+    Ok((status, said))
+}
