@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{demo, guest, link, pipeline};
+use crate::{bench, demo, guest, link};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -26,7 +26,7 @@ enum What {
     /// Run the test guest and show its heartbeats
     Guest(guest::cli::GuestArgs),
     /// Measure parts of the product
-    Bench(pipeline::cli::BenchArgs),
+    Bench(bench::BenchArgs),
 }
 
 /// Parses the process's arguments and runs the subcommand they name.
@@ -35,7 +35,7 @@ pub fn main() -> ExitCode {
         What::Demo(args) => demo::run(args),
         What::Link(args) => link::cli::run(args),
         What::Guest(args) => guest::cli::run(args),
-        What::Bench(args) => pipeline::cli::run(args),
+        What::Bench(args) => bench::run(args),
     };
     match done {
         Ok(code) => code,

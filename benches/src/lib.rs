@@ -7,15 +7,18 @@
 //! | [`pipeline`] | GB/s per core of each stage a page goes through |
 //! | [`site`] | daemons at the ends of a link |
 //! | [`travel`] | a guest that is moved again and again, and what each move cost |
+//! | [`goodput`] | what the transport makes of a long fat link |
 //! | [`demo`] | a guest that crosses an ocean and comes back |
 //! | [`cli`] | `cargo lab …` |
 //!
 //! Only tests may depend on this crate.
 #![deny(unsafe_code)]
 
+pub mod bench;
 mod child;
 pub mod cli;
 pub mod demo;
+pub mod goodput;
 pub mod guest;
 pub mod link;
 pub mod pipeline;

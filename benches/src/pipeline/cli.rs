@@ -1,28 +1,15 @@
-//! `cargo lab bench …`
+//! `cargo lab bench pipeline`
 
 use std::process::ExitCode;
 
-use clap::{Args, Subcommand};
+use clap::Args;
 
 use super::content::{Content, Corpus};
 use super::meter::{Figure, Meter};
 use super::{intake, stages};
 
-/// Measure parts of the product
 #[derive(Debug, Args)]
-pub struct BenchArgs {
-    #[command(subcommand)]
-    what: Bench,
-}
-
-#[derive(Debug, Subcommand)]
-enum Bench {
-    /// GB/s per core of each stage a page goes through, and of all together
-    Pipeline(PipelineArgs),
-}
-
-#[derive(Debug, Args)]
-struct PipelineArgs {
+pub struct PipelineArgs {
     /// Guest memory each stage goes over, in MiB
     #[arg(long, default_value_t = 96, value_parser = clap::value_parser!(u32).range(8..=1024))]
     mib: u32,
@@ -40,13 +27,7 @@ struct PipelineArgs {
     require_zero: Option<f64>,
 }
 
-pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
-    match args.what {
-        Bench::Pipeline(args) => pipeline(&args),
-    }
-}
-
-fn pipeline(args: &PipelineArgs) -> anyhow::Result<ExitCode> {
+pub fn run(args: &PipelineArgs) -> anyhow::Result<ExitCode> {
     let meter = Meter::new(args.repeats);
     let pages = args.mib * 256;
     let mut figures = Vec::new();

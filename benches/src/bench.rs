@@ -1,0 +1,29 @@
+//! `cargo lab bench …`: one line per benchmark; each module parses and runs its own arguments.
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+use crate::{goodput, pipeline};
+
+/// Measure parts of the product
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    what: Bench,
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// GB/s per core of each stage a page goes through, and of all together
+    Pipeline(pipeline::cli::PipelineArgs),
+    /// What the transport makes of a long fat link
+    Goodput(goodput::GoodputArgs),
+}
+
+pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
+    match args.what {
+        Bench::Pipeline(args) => pipeline::cli::run(&args),
+        Bench::Goodput(args) => goodput::run(&args),
+    }
+}
