@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use crate::{goodput, pipeline};
+use crate::{goodput, memory, pipeline};
 
 /// Measure parts of the product
 #[derive(Debug, Args)]
@@ -17,6 +17,8 @@ pub struct BenchArgs {
 enum Bench {
     /// GB/s per core of each stage a page goes through, and of all together
     Pipeline(pipeline::cli::PipelineArgs),
+    /// What the daemons hold in memory while a guest moves, beside their budgets
+    Memory(memory::MemoryArgs),
     /// What the transport makes of a long fat link
     Goodput(goodput::GoodputArgs),
 }
@@ -24,6 +26,7 @@ enum Bench {
 pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     match args.what {
         Bench::Pipeline(args) => pipeline::cli::run(&args),
+        Bench::Memory(args) => memory::run(&args),
         Bench::Goodput(args) => goodput::run(&args),
     }
 }

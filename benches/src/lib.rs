@@ -7,6 +7,7 @@
 //! | [`pipeline`] | GB/s per core of each stage a page goes through |
 //! | [`site`] | daemons at the ends of a link |
 //! | [`travel`] | a guest that is moved again and again, and what each move cost |
+//! | [`memory`] | what the daemons hold while a guest moves, beside their budgets |
 //! | [`goodput`] | what the transport makes of a long fat link |
 //! | [`demo`] | a guest that crosses an ocean and comes back |
 //! | [`cli`] | `cargo lab …` |
@@ -21,6 +22,7 @@ pub mod demo;
 pub mod goodput;
 pub mod guest;
 pub mod link;
+pub mod memory;
 pub mod pipeline;
 pub mod site;
 pub mod travel;
