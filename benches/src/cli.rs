@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench, demo, guest, link};
+use crate::{bench, demo, guest, link, soak};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -27,6 +27,8 @@ enum What {
     Guest(guest::cli::GuestArgs),
     /// Measure parts of the product
     Bench(bench::BenchArgs),
+    /// Move a guest there and back, again and again
+    Soak(soak::SoakArgs),
 }
 
 /// Parses the process's arguments and runs the subcommand they name.
@@ -36,6 +38,7 @@ pub fn main() -> ExitCode {
         What::Link(args) => link::cli::run(args),
         What::Guest(args) => guest::cli::run(args),
         What::Bench(args) => bench::run(args),
+        What::Soak(args) => soak::run(&args),
     };
     match done {
         Ok(code) => code,

@@ -9,6 +9,7 @@
 //! | [`travel`] | a guest that is moved again and again, and what each move cost |
 //! | [`memory`] | what the daemons hold while a guest moves, beside their budgets |
 //! | [`goodput`] | what the transport makes of a long fat link |
+//! | [`soak`] | a guest that goes there and back, many times |
 //! | [`demo`] | a guest that crosses an ocean and comes back |
 //! | [`cli`] | `cargo lab …` |
 //!
@@ -25,4 +26,5 @@ pub mod link;
 pub mod memory;
 pub mod pipeline;
 pub mod site;
+pub mod soak;
 pub mod travel;

@@ -1,0 +1,231 @@
+//! `cargo lab soak`: one guest goes there and back, many times, over the same two daemons.
+//!
+//! After every move: no bad page, no heartbeat that nobody heard, one guest and not two. Over all of them: daemons that do not
+//! grow. The run ends at the first move that is not so; every wait in it has a bound.
+
+use crate::guest::Load;
+use crate::guest::locate::QemuBinary;
+use crate::link::cli::named;
+use crate::link::{Link, parse_duration};
+use crate::site::{Programs, Site};
+use crate::travel::{Manner, Row, Traveller};
+use anyhow::Context;
+use clap::Args;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// Daemons may grow until then: the allocator's heaps, one per thread, fill up.
+const SETTLED_AFTER: usize = 5;
+/// From then on, by the end.
+const GROWTH_BYTES: u64 = 32 << 20;
+/// The guest checks all of its memory, end to end, after so many round trips, and after the last. In between it checks what it
+/// rewrites, and goes on sweeping: a page that is bad stays bad until it is found.
+const SWEEP_EVERY: u32 = 5;
+/// One move may take so long.
+const MOVE_LIMIT: Duration = Duration::from_secs(60);
+const HOSTS: [&str; 2] = ["tokyo", "fukuoka"];
+
+#[derive(Debug, Args)]
+pub struct SoakArgs {
+    /// Round trips
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+    times: u32,
+    /// The link, by name: lan, jgn, us, eu, …
+    #[arg(long, default_value = "jgn")]
+    link: String,
+    /// The guest's memory in MiB
+    #[arg(long, default_value_t = 128)]
+    mem: u32,
+    /// What the guest does: NAME[@MB/s]
+    #[arg(long, default_value = "rand@20")]
+    load: String,
+    /// Who decides when to stop the guest
+    #[arg(long, default_value = "adaptive")]
+    policy: String,
+    /// The whole run may take so long, such as 3600s
+    #[arg(long, default_value = "3600s", value_parser = parse_duration)]
+    limit: Duration,
+}
+
+pub fn run(args: &SoakArgs) -> anyhow::Result<ExitCode> {
+    let begun = Instant::now();
+    let profile = named(&args.link).map_err(anyhow::Error::msg)?;
+    let load = Load::preset(&args.load)?;
+    QemuBinary::find()?;
+    println!("building hikyakud (release) …");
+    let programs = Programs::build()?;
+    let network = Link::builder().hosts(HOSTS).profile(profile).build()?;
+    let sites = Site::pair(&network, HOSTS, &programs, "")?;
+    println!("{} round trips of a guest of {} MiB ({}) over: {profile}", args.times, args.mem, args.load);
+
+    let mut guest = Traveller::start(args.mem, &load)?;
+    let mut record = Record::default();
+    'rounds: for round in 1..=args.times {
+        for (from, to) in [(0, 1), (1, 0)] {
+            let last_leg = from == 1 && (round % SWEEP_EVERY == 0 || round == args.times);
+            let manner = Manner {
+                policy: args.policy.clone(),
+                shown: false,
+                swept: last_leg,
+                limit: MOVE_LIMIT,
+                ..Manner::default()
+            };
+            let moved = guest.travel(&network, &sites[from], &sites[to], &manner);
+            let row = match moved.with_context(|| format!("round trip {round}")) {
+                Ok(row) => row,
+                Err(error) => {
+                    record.faults.push(format!("{error:#}"));
+                    break 'rounds;
+                }
+            };
+            let rss = [sites[0].rss_bytes()?, sites[1].rss_bytes()?];
+            println!("{}", line(round, args.times, &row, rss, manner.swept));
+            record.take(round, row);
+            if from == 1 {
+                record.rss.push(rss);
+            }
+            if begun.elapsed() > args.limit && !(from == 1 && round == args.times) {
+                record.faults.push(format!("not done after {:?}", args.limit));
+            }
+            if !record.faults.is_empty() {
+                break 'rounds;
+            }
+        }
+    }
+    record.judge_growth();
+    record.print(begun.elapsed());
+    Ok(if record.faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn line(round: u32, rounds: u32, row: &Row, rss: [u64; 2], swept: bool) -> String {
+    format!(
+        "{round:>3}/{rounds} {:<17} total {:>5.2} s  gap {:>4} ms  {:>6.1} MB  bad {}  lost {}  daemons {:>3} + {:>3} MiB{}{}",
+        format!("{} → {}", row.from, row.to),
+        row.total.as_secs_f64(),
+        row.gap.as_millis(),
+        row.wire_bytes as f64 / 1e6,
+        row.bad,
+        row.lost,
+        rss[0] >> 20,
+        rss[1] >> 20,
+        if swept { "  swept" } else { "" },
+        if row.two_ran { "  TWO GUESTS RAN" } else { "" },
+    )
+}
+
+#[derive(Default)]
+struct Record {
+    totals: Vec<Duration>,
+    gaps: Vec<Duration>,
+    /// Of both daemons, after each round trip.
+    rss: Vec<[u64; 2]>,
+    faults: Vec<String>,
+}
+
+impl Record {
+    fn take(&mut self, round: u32, row: Row) {
+        if !row.is_whole() {
+            self.faults.push(format!(
+                "round trip {round}, {} to {}: {} bad pages, {} heartbeats lost{}",
+                row.from,
+                row.to,
+                row.bad,
+                row.lost,
+                if row.two_ran { ", two guests ran" } else { "" }
+            ));
+        }
+        self.totals.push(row.total);
+        self.gaps.push(row.gap);
+    }
+
+    /// How much each daemon has grown since it had settled; none if the run was too short to tell.
+    fn growth_bytes(&self) -> Option<[u64; 2]> {
+        let settled = self.rss.get(SETTLED_AFTER - 1)?;
+        let last = self.rss.last().filter(|_| self.rss.len() > SETTLED_AFTER)?;
+        Some([0, 1].map(|site| last[site].saturating_sub(settled[site])))
+    }
+
+    fn judge_growth(&mut self) {
+        for (name, bytes) in HOSTS.into_iter().zip(self.growth_bytes().into_iter().flatten()) {
+            if bytes > GROWTH_BYTES {
+                let text = format!(
+                    "the daemon of {name} grew by {} MiB, {} are allowed",
+                    bytes >> 20,
+                    GROWTH_BYTES >> 20
+                );
+                self.faults.push(text);
+            }
+        }
+    }
+
+    fn print(&mut self, elapsed: Duration) {
+        println!("\n{} moves in {elapsed:.0?}", self.totals.len());
+        for (what, times) in [("total", &mut self.totals), ("gap", &mut self.gaps)] {
+            times.sort_unstable();
+            if let (Some(median), Some(worst)) = (times.get(times.len() / 2), times.last()) {
+                println!("{what:<6} median {median:.3?}, worst {worst:.3?}");
+            }
+        }
+        match self.growth_bytes() {
+            Some([one, other]) => println!(
+                "daemons grew by {} and {} KiB from round trip {SETTLED_AFTER} to the last",
+                one >> 10,
+                other >> 10
+            ),
+            None => println!(
+                "growth of the daemons was not judged: that takes more than {SETTLED_AFTER} round trips"
+            ),
+        }
+        for fault in &self.faults {
+            println!("FAIL: {fault}");
+        }
+        if self.faults.is_empty() {
+            println!("PASS: no bad page, no heartbeat lost, never two guests");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row() -> Row {
+        Row {
+            policy: "adaptive".into(),
+            from: "a".into(),
+            to: "b".into(),
+            total: Duration::from_secs(1),
+            gap: Duration::from_millis(50),
+            wire_bytes: 0,
+            writes_per_s: 0.0,
+            bad: 0,
+            lost: 0,
+            two_ran: false,
+        }
+    }
+
+    #[test]
+    fn anything_wrong_with_a_move_is_a_fault() {
+        let wrong = [Row { bad: 1, ..row() }, Row { lost: 1, ..row() }, Row { two_ran: true, ..row() }];
+        for wrong in wrong {
+            let mut record = Record::default();
+            record.take(1, row());
+            assert!(record.faults.is_empty());
+            record.take(2, wrong.clone());
+            assert_eq!(record.faults.len(), 1, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_daemon_may_settle_and_then_not_grow() {
+        let settling = [10, 20, 30, 40, 90].map(|mib: u64| [mib << 20, 50 << 20]);
+        let mut record = Record { rss: settling.to_vec(), ..Record::default() };
+        assert_eq!(record.growth_bytes(), None);
+        record.rss.push([122 << 20, 40 << 20]);
+        record.judge_growth();
+        assert!(record.faults.is_empty());
+        record.rss.push([123 << 20, 40 << 20]);
+        record.judge_growth();
+        assert_eq!(record.faults.len(), 1);
+    }
+}
