@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -44,7 +45,22 @@ impl std::fmt::Display for Output {
 pub struct Running {
     child: Child,
     name: String,
-    readers: Option<[JoinHandle<String>; 2]>,
+    stdout: Arc<Heard>,
+    stderr: Arc<Heard>,
+    readers: Vec<JoinHandle<()>>,
+}
+
+/// What a program has said so far on one of its outputs.
+#[derive(Debug, Default)]
+struct Heard {
+    said: Mutex<Said>,
+    more: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Said {
+    bytes: Vec<u8>,
+    closed: bool,
 }
 
 impl Running {
@@ -57,8 +73,9 @@ impl Running {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|e| panic!("{name}: {e}"));
-        let readers = [reader(child.stdout.take()), reader(child.stderr.take())];
-        Running { child, name, readers: Some(readers) }
+        let (stdout, stderr) = (Arc::<Heard>::default(), Arc::<Heard>::default());
+        let readers = vec![reader(child.stdout.take(), &stdout), reader(child.stderr.take(), &stderr)];
+        Running { child, name, stdout, stderr, readers }
     }
 
     pub fn pid(&self) -> u32 {
@@ -67,6 +84,31 @@ impl Running {
 
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Waits until it has said a line like this, from its start on. It ending without one fails the test.
+    #[track_caller]
+    pub fn wait_line(&self, what: &str, limit: Duration, wanted: impl Fn(&str) -> bool) {
+        let deadline = Instant::now() + limit;
+        let mut said = self.stdout.lock();
+        let mut looked_bytes = 0;
+        loop {
+            while let Some(length) = said.bytes[looked_bytes..].iter().position(|&byte| byte == b'\n') {
+                let line = &said.bytes[looked_bytes..looked_bytes + length];
+                if wanted(&String::from_utf8_lossy(line)) {
+                    return;
+                }
+                looked_bytes += length + 1;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if said.closed || left.is_zero() {
+                let text = String::from_utf8_lossy(&said.bytes).into_owned();
+                drop(said);
+                panic!("{}: no {what} within {limit:?}; it said:\n{text}{}", self.name, self.stderr.text());
+            }
+            let more = self.stdout.more.wait_timeout(said, left);
+            said = more.unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     /// Ends it, and returns what it has said.
@@ -88,9 +130,10 @@ impl Running {
             std::thread::sleep(Duration::from_millis(5));
         }
         let code = self.child.wait().ok().and_then(|status| status.code());
-        let [stdout, stderr] =
-            self.readers.take().expect("waited for once").map(|r| r.join().unwrap_or_default());
-        let output = Output { code, stdout, stderr };
+        for reader in self.readers.drain(..) {
+            let _ = reader.join();
+        }
+        let output = Output { code, stdout: self.stdout.text(), stderr: self.stderr.text() };
         assert!(in_time, "{} did not end within {limit:?}; {output}", self.name);
         output
     }
@@ -110,14 +153,29 @@ pub fn hikyaku<A: AsRef<OsStr>>(api: &Path, args: impl IntoIterator<Item = A>) -
     Running::start(&mut command)
 }
 
-fn reader(stream: Option<impl Read + Send + 'static>) -> JoinHandle<String> {
+impl Heard {
+    fn lock(&self) -> MutexGuard<'_, Said> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.lock().bytes).into_owned()
+    }
+}
+
+fn reader(stream: Option<impl Read + Send + 'static>, heard: &Arc<Heard>) -> JoinHandle<()> {
+    let heard = heard.clone();
     std::thread::spawn(move || {
-        let mut bytes = Vec::new();
+        let mut buffer = [0; 4096];
         if let Some(mut stream) = stream {
             // What was read before an error is still worth showing.
-            let _ = stream.read_to_end(&mut bytes);
+            while let Ok(read @ 1..) = stream.read(&mut buffer) {
+                heard.lock().bytes.extend_from_slice(&buffer[..read]);
+                heard.more.notify_all();
+            }
         }
-        String::from_utf8_lossy(&bytes).into_owned()
+        heard.lock().closed = true;
+        heard.more.notify_all();
     })
 }
 
@@ -133,6 +191,19 @@ mod tests {
     fn the_exit_code_and_both_outputs_are_kept() {
         let output = shell("echo out; echo err >&2; exit 9").wait(Duration::from_secs(10)).expect_code(9);
         assert_eq!((output.stdout.as_str(), output.stderr.as_str()), ("out\n", "err\n"));
+    }
+
+    #[test]
+    fn a_line_is_heard_while_the_program_runs() {
+        let mut running = shell("echo one; echo two; exec sleep 60");
+        running.wait_line("second line", Duration::from_secs(10), |line| line == "two");
+        assert!(running.is_running());
+    }
+
+    #[test]
+    #[should_panic(expected = "no third line")]
+    fn a_line_that_never_comes_fails_the_test() {
+        shell("echo one; echo two").wait_line("third line", Duration::from_secs(10), |line| line == "three");
     }
 
     #[test]

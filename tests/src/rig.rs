@@ -7,6 +7,10 @@
 //! The checks are those of an operator who trusts nobody: what QEMU says on both sides, what the guest's console shows,
 //! what is in both memories.
 
+mod fault;
+
+pub use fault::Side;
+
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::Command;

@@ -140,6 +140,10 @@ impl Site {
         kib << 10
     }
 
+    pub fn pid(&self) -> u32 {
+        self.daemon.id()
+    }
+
     pub fn is_running(&mut self) -> bool {
         matches!(self.daemon.try_wait(), Ok(None))
     }

@@ -1,0 +1,197 @@
+//! A move in which something is broken on purpose, at a phase that is waited for; and what must hold after it.
+//!
+//! A fault is put where the phases say that the move is: `hikyaku … --json` prints them as they come. Afterwards the guest
+//! works at exactly one place. That it never worked at two is seen on both consoles, which are read from the start, and
+//! asked of both QEMUs while it settles.
+
+use std::time::{Duration, Instant};
+
+use hikyaku_lab::guest::{Console, Timeline};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use super::{BEAT_LIMIT, COMMAND_LIMIT, GUEST, MIGRATE_LIMIT, POLL, Rig, WORK, words};
+use crate::command::{Output, Running};
+use crate::site::Site;
+
+/// A defect of the daemon's own, in its log.
+const DEFECTS: [&str; 2] = ["panicked", "a step that must not happen"];
+/// Between two looks at both QEMUs.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    Source,
+    Destination,
+}
+
+impl Running {
+    /// Waits until a `--json` command has shown this phase.
+    #[track_caller]
+    pub fn wait_phase(&self, phase: &str) {
+        self.wait_line(&format!("phase {phase}"), MIGRATE_LIMIT, |line| {
+            event(line).is_some_and(|event| event["data"]["phase"] == phase)
+        });
+    }
+
+    /// Waits until the other side has so much of the guest.
+    #[track_caller]
+    pub fn wait_acked(&self, bytes: u64) {
+        self.wait_line(&format!("{bytes} acknowledged bytes"), MIGRATE_LIMIT, |line| {
+            event(line).is_some_and(|event| {
+                event["data"]["numbers"]["acked_bytes"].as_u64().is_some_and(|acked| acked >= bytes)
+            })
+        });
+    }
+}
+
+impl Output {
+    /// Where the last event of a `--json` command says that the guest is.
+    #[track_caller]
+    pub fn whereabouts(&self) -> String {
+        let said = self.stdout.lines().rev().find_map(|line| {
+            event(line).and_then(|event| event["data"]["outcome"]["guest"].as_str().map(str::to_owned))
+        });
+        said.unwrap_or_else(|| panic!("it is not said where the guest is; {self}"))
+    }
+}
+
+impl Rig {
+    /// `hikyaku migrate … --json` beside the test.
+    pub fn migrate_beside(&self, flags: &[&str]) -> Running {
+        let mut arguments = words(&["--json", "migrate", GUEST, "--to", self.there, "--qmp"]);
+        arguments.push(self.source.qmp_path().into());
+        arguments.extend(words(flags));
+        self.source_site().hikyaku_beside(arguments)
+    }
+
+    /// `hikyaku watch … --json` at the destination, beside the test.
+    pub fn watch_destination(&self) -> Running {
+        self.destination_site().hikyaku_beside(["--json", "watch", GUEST])
+    }
+
+    pub fn source_site_mut(&mut self) -> &mut Site {
+        if self.here == "a" { &mut self.pair.a } else { &mut self.pair.b }
+    }
+
+    pub fn restart_source_daemon(&mut self) {
+        let site = if self.here == "a" { &mut self.pair.a } else { &mut self.pair.b };
+        site.restart(self.network.host(self.here));
+    }
+
+    pub fn restart_destination_daemon(&mut self) {
+        let site = if self.there == "a" { &mut self.pair.a } else { &mut self.pair.b };
+        site.restart(self.network.host(self.there));
+    }
+
+    /// Cuts, or mends, the direction in which verdicts and acknowledgements travel.
+    pub fn set_return_outage(&self, out: bool) {
+        self.network.set_outage_of(self.there, self.here, out);
+    }
+
+    /// To the destination's QEMU, and to nothing else.
+    pub fn signal_destination_qemu(&mut self, signal: Signal) {
+        kill(Pid::from_raw(self.destination().pid()), signal).expect("the destination's QEMU is there");
+    }
+
+    /// What `hikyaku status` at the source says.
+    #[track_caller]
+    pub fn source_status(&self) -> Value {
+        let output = self.source_site().hikyaku(["--json", "status", GUEST], COMMAND_LIMIT).expect_code(0);
+        serde_json::from_str(&output.stdout).unwrap_or_else(|e| panic!("{e}; {output}"))
+    }
+
+    /// Waits until the source says that the move is over, and returns the phase in which.
+    #[track_caller]
+    pub fn wait_source_final(&self, limit: Duration) -> String {
+        let deadline = Instant::now() + limit;
+        loop {
+            let status = self.source_status();
+            let phase = status["phase"].as_str().unwrap_or_default().to_owned();
+            if matches!(phase.as_str(), "moved" | "resumed" | "failed") {
+                return phase;
+            }
+            assert!(Instant::now() < deadline, "still not over after {limit:?}: {status}");
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Waits until the guest works somewhere, and says where. Never two, and none only for as long as `limit`.
+    ///
+    /// Watched on for a moment: it stays there, without a bad page, and neither daemon's log shows a defect.
+    #[track_caller]
+    pub fn settles(&mut self, limit: Duration) -> Side {
+        let deadline = Instant::now() + limit;
+        let side = loop {
+            match self.where_it_runs() {
+                Some(side) => break side,
+                None => assert!(Instant::now() < deadline, "nobody runs the guest after {limit:?}"),
+            }
+            std::thread::sleep(LOOK_INTERVAL);
+        };
+        let until = Instant::now() + WORK;
+        while Instant::now() < until {
+            assert_eq!(self.where_it_runs(), Some(side), "it ran at one place, and then");
+            std::thread::sleep(LOOK_INTERVAL);
+        }
+        self.assert_works(side);
+        self.assert_never_two();
+        for site in [&self.pair.a, &self.pair.b] {
+            let log = site.log();
+            let defect = log.lines().find(|line| DEFECTS.iter().any(|defect| line.contains(defect)));
+            assert_eq!(defect, None, "in the log of {}", site.name());
+        }
+        side
+    }
+
+    /// Nobody runs the guest: asked of both QEMUs and heard on both consoles for a moment.
+    #[track_caller]
+    pub fn assert_stands(&mut self) {
+        let beats = |rig: &Rig| {
+            rig.consoles().iter().map(|console| console.look(|log| log.heartbeats.len())).sum::<usize>()
+        };
+        let before = beats(self);
+        std::thread::sleep(WORK);
+        assert_eq!(self.where_it_runs(), None);
+        assert_eq!(beats(self), before, "heartbeats of a guest that stands");
+    }
+
+    #[track_caller]
+    fn assert_works(&mut self, side: Side) {
+        let qemu = match side {
+            Side::Source => &self.source,
+            Side::Destination => self.destination.as_ref().expect("the rig is armed"),
+        };
+        let now = qemu.console().look(|log| log.heartbeats.last().map_or(0, |beat| beat.number));
+        let beat = qemu.wait_heartbeat(BEAT_LIMIT, "ten heartbeats", |beat| beat.number >= now + 10);
+        assert_eq!(beat.unwrap_or_else(|e| panic!("{e}")).bad, 0, "bad pages");
+    }
+
+    #[track_caller]
+    fn assert_never_two(&self) {
+        assert_eq!(Timeline::merge(&self.consoles()).overlap(), None, "two guests ran");
+    }
+
+    fn consoles(&self) -> Vec<&Console> {
+        [Some(&self.source), self.destination.as_ref()].into_iter().flatten().map(|q| q.console()).collect()
+    }
+
+    /// A QEMU that is gone runs nothing.
+    #[track_caller]
+    fn where_it_runs(&mut self) -> Option<Side> {
+        let runs = |status: Result<String, _>| status.is_ok_and(|status: String| status == "running");
+        let at_destination = self.destination.as_mut().is_some_and(|qemu| runs(qemu.status()));
+        // The source is asked second: a guest that moves meanwhile is missed at most, and never seen at both.
+        match (runs(self.source.status()), at_destination) {
+            (true, true) => panic!("the guest runs at both sides"),
+            (true, false) => Some(Side::Source),
+            (false, true) => Some(Side::Destination),
+            (false, false) => None,
+        }
+    }
+}
+
+fn event(line: &str) -> Option<Value> {
+    serde_json::from_str(line).ok()
+}

@@ -1,0 +1,357 @@
+//! Whatever fails, and whenever: never two guests, and never none for good (docs/failures.md).
+//!
+//! Each fault is put where the daemons' own events say that the move is. Afterwards the guest must work at exactly one
+//! place, and the command must have said which.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use hikyaku_lab::guest::locate::QemuBinary as Located;
+use hikyaku_lab::guest::{GuestSpec, Load, Qemu, Timeline};
+use hikyaku_lab::link::{self, Profile};
+use hikyaku_tests::command::{Output, Running};
+use hikyaku_tests::machine::{self, QemuBinary, need};
+use hikyaku_tests::rig::{GuestKind, Plan, Rig, Side};
+use hikyaku_tests::site::{self, Pair, Settings};
+use nix::sys::signal::Signal;
+
+const OTHER: i32 = 1;
+const NOT_CONVERGED: i32 = 7;
+const CANCELLED: i32 = 8;
+const FAILED: i32 = 9;
+const IN_DOUBT: i32 = 10;
+
+/// Pages have arrived, and most of them have not.
+const SOME_PAGES_BYTES: u64 = 2 << 20;
+/// For a guest to be given back, or its fate to be found out: some seconds of [`impatient`], and more for a busy machine.
+const SETTLE: Duration = Duration::from_secs(30);
+const COMMAND: Duration = Duration::from_secs(60);
+
+/// A small guest that changes pages all the time, over a link slow enough to meet it on its way.
+fn plan(link: &'static str, qemu: &QemuBinary) -> Plan {
+    Plan::new(link, qemu).memory_mib(64).kind(GuestKind::bare("oltp@1"))
+}
+
+/// Links that are given up soon: the tests cut them on purpose.
+fn impatient(settings: &mut Settings) {
+    settings.more = "[link]\ndead_after = \"3s\"\nconnect_timeout = \"3s\"\n".to_owned();
+}
+
+fn armed(link: &'static str) -> Option<Rig> {
+    let qemu = need("QEMU", machine::qemu())?;
+    let mut rig = Rig::with(plan(link, &qemu), impatient);
+    rig.arm();
+    Some(rig)
+}
+
+#[track_caller]
+fn ends(command: Running, code: i32, whereabouts: &str) -> Output {
+    let output = command.wait(COMMAND).expect_code(code);
+    assert_eq!(output.whereabouts(), whereabouts, "{output}");
+    output
+}
+
+// ---- while pages travel
+
+#[test]
+fn the_destinations_qemu_ends_while_pages_come() {
+    let Some(mut rig) = armed("cloudnet") else { return };
+    let command = rig.migrate_beside(&[]);
+    command.wait_acked(SOME_PAGES_BYTES);
+    rig.signal_destination_qemu(Signal::SIGKILL);
+    ends(command, FAILED, "runs-at-source");
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+}
+
+#[test]
+fn the_destinations_daemon_is_killed_while_pages_come() {
+    let Some(mut rig) = armed("cloudnet") else { return };
+    let command = rig.migrate_beside(&[]);
+    command.wait_acked(SOME_PAGES_BYTES);
+    rig.destination_site_mut().kill();
+    ends(command, FAILED, "runs-at-source");
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+}
+
+#[test]
+fn the_sources_daemon_is_killed_while_pages_go() {
+    let Some(mut rig) = armed("cloudnet") else { return };
+    let there = rig.watch_destination();
+    let command = rig.migrate_beside(&[]);
+    command.wait_acked(SOME_PAGES_BYTES);
+    rig.source_site_mut().kill();
+    command.wait(COMMAND).expect_code(OTHER);
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+    there.wait_phase("refused");
+
+    // The next daemon moves it all the same, to a QEMU that has seen nothing of it.
+    rig.restart_source_daemon();
+    rig.network().set_profile(&Profile::named("jgn").expect("a link"));
+    rig.migrate_live(&[]);
+}
+
+#[test]
+fn a_cancelled_move_leaves_the_guest_at_the_source() {
+    let Some(mut rig) = armed("cloudnet") else { return };
+    let there = rig.watch_destination();
+    let command = rig.migrate_beside(&[]);
+    command.wait_acked(SOME_PAGES_BYTES);
+    cancel(&rig).expect_code(0);
+    ends(command, CANCELLED, "runs-at-source");
+    there.wait_phase("refused");
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+}
+
+#[test]
+fn a_source_daemon_that_is_told_to_end_gives_the_guest_back() {
+    let Some(mut rig) = armed("cloudnet") else { return };
+    let command = rig.migrate_beside(&[]);
+    command.wait_acked(SOME_PAGES_BYTES);
+    assert_eq!(rig.source_site_mut().stop(), Some(0), "the daemon's exit code");
+    ends(command, CANCELLED, "runs-at-source");
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+}
+
+#[test]
+fn a_move_that_does_not_converge_aborts_at_its_deadline() {
+    let Some(qemu) = need("QEMU", machine::qemu()) else { return };
+    // Three times what the link carries.
+    let plan = Plan::new("cloudnet", &qemu).memory_mib(64).kind(GuestKind::bare("noise@36"));
+    let mut rig = Rig::new(plan);
+    rig.arm();
+    let begun = Instant::now();
+    let command = rig.migrate_beside(&["--deadline", "3s", "--on-deadline", "abort"]);
+    ends(command, NOT_CONVERGED, "runs-at-source");
+    assert!(begun.elapsed() >= Duration::from_secs(3), "it gave up after {:?}", begun.elapsed());
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+}
+
+// ---- while the guest stands, and is the source's
+
+/// The guest stands until `READY` comes, which it cannot: every direction is cut.
+fn stopped_and_cut_off(rig: &Rig) -> Running {
+    let command = rig.migrate_beside(&["--switchover", "safe"]);
+    command.wait_phase("stopped");
+    rig.network().set_outage(true);
+    command
+}
+
+#[test]
+fn an_outage_while_the_guest_stands() {
+    let Some(mut rig) = armed("eu") else { return };
+    let begun = Instant::now();
+    let command = stopped_and_cut_off(&rig);
+    ends(command, FAILED, "runs-at-source");
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+    let gap = Timeline::merge(&[rig.source().console()]).longest_gap(begun..Instant::now());
+    assert!(gap.length > Duration::from_millis(100), "it never stood: {gap:?}");
+    assert!(gap.length < Duration::from_secs(10), "it stood for too long: {gap:?}");
+    rig.network().set_outage(false);
+    // What was under way arrives late and changes nothing.
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+}
+
+/// Without a confirmation the guest may have been let go before anybody could know that the link was out. Then GO never
+/// came: the destination refuses when it is asked, and the source goes on.
+#[test]
+fn an_outage_while_the_guest_is_let_go() {
+    let Some(mut rig) = armed("eu") else { return };
+    let command = rig.migrate_beside(&[]);
+    command.wait_phase("stopped");
+    rig.network().set_outage(true);
+    let output = command.wait(COMMAND);
+    match output.code {
+        Some(FAILED) => assert_eq!(output.whereabouts(), "runs-at-source", "{output}"),
+        Some(IN_DOUBT) => {
+            assert_eq!(output.whereabouts(), "in-doubt", "{output}");
+            rig.assert_stands();
+        }
+        _ => panic!("neither failed nor in doubt; {output}"),
+    }
+    rig.network().set_outage(false);
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+    let phase = rig.wait_source_final(SETTLE);
+    assert!(matches!(phase.as_str(), "resumed" | "failed"), "{phase}");
+}
+
+#[test]
+fn a_cancelled_move_whose_guest_stands_continues_it() {
+    let Some(mut rig) = armed("eu") else { return };
+    let command = stopped_and_cut_off(&rig);
+    cancel(&rig).expect_code(0);
+    ends(command, CANCELLED, "runs-at-source");
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+}
+
+#[test]
+fn a_source_daemon_killed_while_the_guest_stands_continues_it() {
+    let Some(mut rig) = armed("eu") else { return };
+    let command = stopped_and_cut_off(&rig);
+    rig.source_site_mut().kill();
+    command.wait(COMMAND).expect_code(OTHER);
+    // Nobody is there to continue it.
+    rig.assert_stands();
+    rig.restart_source_daemon();
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+    assert_eq!(rig.wait_source_final(SETTLE), "failed");
+    rig.network().set_outage(false);
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+}
+
+// ---- after it was let go
+
+/// The destination starts the guest, and its verdict is lost on the way back.
+fn started_and_unheard(rig: &mut Rig) -> Running {
+    let there = rig.watch_destination();
+    let command = rig.migrate_beside(&[]);
+    // The verdict needs 100 ms to get to the source: what is under way is lost, too.
+    there.wait_phase("starting");
+    rig.set_return_outage(true);
+    assert_eq!(rig.settles(SETTLE), Side::Destination);
+    command
+}
+
+#[test]
+fn a_verdict_that_is_lost_is_asked_for() {
+    let Some(mut rig) = armed("eu") else { return };
+    let command = started_and_unheard(&mut rig);
+    let output = ends(command, IN_DOUBT, "in-doubt");
+    assert_eq!(rig.source_status()["phase"], "ceded", "{output}");
+    assert!(cancel(&rig).text().contains("too late"), "a guest that was let go cannot be called back");
+    rig.set_return_outage(false);
+    assert_eq!(rig.wait_source_final(SETTLE), "moved");
+    assert_eq!(rig.settles(SETTLE), Side::Destination);
+    assert_eq!(rig.source().status().expect("QMP"), "postmigrate");
+}
+
+#[test]
+fn a_source_daemon_killed_after_ceded_asks() {
+    let Some(mut rig) = armed("eu") else { return };
+    let command = started_and_unheard(&mut rig);
+    rig.source_site_mut().kill();
+    command.wait(COMMAND).expect_code(OTHER);
+    rig.restart_source_daemon();
+    // Its record says that only the destination can tell, and the destination cannot be heard.
+    assert_eq!(rig.source_status()["phase"], "ceded");
+    assert_eq!(rig.settles(SETTLE), Side::Destination);
+    rig.set_return_outage(false);
+    assert_eq!(rig.wait_source_final(SETTLE), "moved");
+    assert_eq!(rig.settles(SETTLE), Side::Destination);
+}
+
+/// The daemon dies with the guest in its hands. Whether QEMU had all of it by then decides where the guest goes on; the
+/// two daemons must agree.
+#[test]
+fn a_destination_daemon_killed_while_qemu_loads_finishes_it() {
+    let Some(mut rig) = armed("eu") else { return };
+    let there = rig.watch_destination();
+    let command = rig.migrate_beside(&[]);
+    there.wait_phase("loading");
+    rig.signal_destination_qemu(Signal::SIGSTOP);
+    rig.destination_site_mut().kill();
+    rig.signal_destination_qemu(Signal::SIGCONT);
+    ends(command, IN_DOUBT, "in-doubt");
+    rig.restart_destination_daemon();
+    let side = rig.settles(SETTLE);
+    let phase = rig.wait_source_final(SETTLE);
+    assert_eq!(phase, if side == Side::Source { "resumed" } else { "moved" });
+    assert_eq!(rig.settles(SETTLE), side);
+}
+
+#[test]
+fn a_destination_daemon_killed_after_it_took_the_guest_is_asked_again() {
+    let Some(mut rig) = armed("eu") else { return };
+    let command = started_and_unheard(&mut rig);
+    rig.destination_site_mut().kill();
+    // Only then is the link mended: a verdict that was said goes on trying to arrive after the daemon's end.
+    ends(command, IN_DOUBT, "in-doubt");
+    rig.set_return_outage(false);
+    rig.restart_destination_daemon();
+    assert_eq!(rig.wait_source_final(SETTLE), "moved");
+    assert_eq!(rig.settles(SETTLE), Side::Destination);
+}
+
+// ---- without any fault
+
+#[test]
+fn a_guest_that_stands_arrives_standing() {
+    let Some(mut rig) = armed("jgn") else { return };
+    rig.stop_guest();
+    let command = rig.migrate_beside(&[]);
+    ends(command, 0, "stopped-at-destination");
+    assert_eq!(rig.destination().status().expect("QMP"), "paused");
+    rig.assert_stands();
+    rig.assert_memory_equal();
+    // It was only asleep.
+    rig.destination().cont().expect("QMP");
+    assert_eq!(rig.settles(SETTLE), Side::Destination);
+}
+
+#[test]
+fn many_guests_at_once() {
+    const GUESTS: usize = 4;
+    let Some(qemu) = need("QEMU", machine::qemu()) else { return };
+    let network = site::network("jgn");
+    let pair = Pair::start(&network);
+    let guests: Vec<_> = (0..GUESTS).map(|n| Traveller::start(n, &qemu)).collect();
+    for guest in &guests {
+        pair.b.hikyaku(guest.receive(), COMMAND).expect_code(0);
+    }
+    let commands: Vec<_> = guests.iter().map(|guest| pair.a.hikyaku_beside(guest.migrate())).collect();
+    for command in commands {
+        ends(command, 0, "runs-at-destination");
+    }
+    for mut guest in guests {
+        assert_eq!(guest.source.status().expect("QMP"), "postmigrate", "{}", guest.name);
+        let swept = guest.destination.wait_swept(COMMAND).unwrap_or_else(|e| panic!("{}: {e}", guest.name));
+        assert_eq!(swept.bad, 0, "bad pages of {}", guest.name);
+        let timeline = Timeline::merge(&[guest.source.console(), guest.destination.console()]);
+        assert_eq!(timeline.overlap(), None, "{} ran twice", guest.name);
+        assert_eq!(timeline.lost(), [0; 0], "heartbeats of {}", guest.name);
+    }
+}
+
+/// One of many guests on one link: its memory is like no other's.
+struct Traveller {
+    name: String,
+    source: Qemu,
+    destination: Qemu,
+}
+
+impl Traveller {
+    fn start(number: usize, qemu: &QemuBinary) -> Traveller {
+        let load = Load::preset("oltp@1").expect("a preset").with_seed(100 + number as u64);
+        let spec = GuestSpec::new(64, load).qemu(Located::at(&qemu.path));
+        let source = Qemu::start_with(&spec, tied).unwrap_or_else(|e| panic!("source {number}: {e}"));
+        source.wait_heartbeat(COMMAND, "a heartbeat", |_| true).unwrap_or_else(|e| panic!("{e}"));
+        let destination = Qemu::await_migration_with(&spec, "defer", tied);
+        let destination = destination.unwrap_or_else(|e| panic!("destination {number}: {e}"));
+        Traveller { name: format!("courier-{number}"), source, destination }
+    }
+
+    fn receive(&self) -> Vec<std::ffi::OsString> {
+        let mut arguments: Vec<_> =
+            ["receive", &self.name, "--detach", "--qmp"].into_iter().map(Into::into).collect();
+        arguments.push(self.destination.qmp_path().into());
+        arguments
+    }
+
+    fn migrate(&self) -> Vec<std::ffi::OsString> {
+        let mut arguments: Vec<_> =
+            ["--json", "migrate", &self.name, "--to", "b", "--qmp"].into_iter().map(Into::into).collect();
+        arguments.push(self.source.qmp_path().into());
+        arguments
+    }
+}
+
+/// A QEMU that dies with the test.
+fn tied(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    link::die_with_parent(&mut command);
+    command
+}
+
+fn cancel(rig: &Rig) -> Output {
+    rig.source_site().hikyaku(["cancel", rig.guest_name()], COMMAND)
+}
