@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 use super::arrivals::Arrivals;
 use super::{PATIENCE, STEADY_FROM};
 
+/// What each end calls the other.
+const OTHER: &str = "other";
 /// As daemons give by default.
 const CREDIT_BYTES: u64 = 128 << 20;
 /// Payload that waits for lanes: 16 ms at 1 Gbit/s, so that a sender that sleeps is not missed.
@@ -41,6 +43,8 @@ pub enum End {
         key: PathBuf,
         #[arg(long)]
         peer: PublicKey,
+        #[arg(long)]
+        autotune: bool,
     },
     /// Send random chunks
     #[command(hide = true)]
@@ -53,6 +57,8 @@ pub enum End {
         peer: PublicKey,
         #[arg(long)]
         bytes: u64,
+        #[arg(long)]
+        autotune: bool,
     },
 }
 
@@ -67,35 +73,33 @@ pub fn run(end: &End) -> anyhow::Result<()> {
     // As the daemon does.
     keep_freed_buffers();
     match end {
-        End::Receive { listen, key, peer } => receive(*listen, &read_key(key)?, *peer),
-        End::Send { to, key, peer, bytes } => send(*to, &read_key(key)?, *peer, *bytes),
+        End::Receive { listen, key, peer, autotune } => {
+            receive(NodeConfig { listen: vec![*listen], ..config(key, *peer, Vec::new(), *autotune)? })
+        }
+        End::Send { to, key, peer, bytes, autotune } => {
+            send(config(key, *peer, vec![to.to_string()], *autotune)?, *bytes)
+        }
     }
 }
 
-fn read_key(file: &PathBuf) -> anyhow::Result<StaticKey> {
-    let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
-    Ok(StaticKey::from_text(text.trim())?)
-}
-
-fn config(key: &StaticKey, peer: PublicKey, addresses: Vec<String>) -> anyhow::Result<NodeConfig> {
-    let mut config = NodeConfig::new(StaticKey::from_text(&key.to_text())?);
+/// Who is to be reached at an address is sent to, another sends.
+fn config(key: &Path, peer: PublicKey, addresses: Vec<String>, autotune: bool) -> anyhow::Result<NodeConfig> {
+    let text = fs::read_to_string(key).with_context(|| key.display().to_string())?;
+    let mut config = NodeConfig::new(StaticKey::from_text(text.trim())?);
     let sends = addresses.is_empty();
-    config.peers = vec![Peer {
-        name: "other".into(),
-        addresses,
-        public_key: peer,
-        may_send: sends,
-        may_receive: !sends,
-    }];
+    let name = PeerName::from(OTHER);
+    config.peers = vec![Peer { name, addresses, public_key: peer, may_send: sends, may_receive: !sends }];
+    if autotune {
+        config.sockets.send_buffer_bytes = None;
+        config.sockets.receive_buffer_bytes = None;
+    }
     Ok(config)
 }
 
 // ---- the receiving end
 
-fn receive(listen: SocketAddr, key: &StaticKey, peer: PublicKey) -> anyhow::Result<()> {
+fn receive(config: NodeConfig) -> anyhow::Result<()> {
     let host = Arc::new(Host::default());
-    let mut config = config(key, peer, Vec::new())?;
-    config.listen = vec![listen];
     let _node = Node::start(config, Arc::new(Door(host.clone())))?;
     println!("ready");
     let ended = host.wait_for_end();
@@ -169,12 +173,12 @@ impl RxEvents for Sink {
 
 // ---- the sending end
 
-fn send(to: SocketAddr, key: &StaticKey, peer: PublicKey, bytes: u64) -> anyhow::Result<()> {
-    let node = Node::start(config(key, peer, vec![to.to_string()])?, Arc::new(Nobody))?;
+fn send(config: NodeConfig, bytes: u64) -> anyhow::Result<()> {
+    let node = Node::start(config, Arc::new(Nobody))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let acks = Arc::new(Acks::default());
     let session = runtime.block_on(async {
-        let link = node.link(&"other".into()).await?;
+        let link = node.link(&OTHER.into()).await?;
         let (session, _) = link.open(SessionId([1; 16]), Vec::new(), acks.clone()).await?;
         anyhow::Ok(session)
     })?;

@@ -5,7 +5,7 @@
 //!  lab … send ── Node ── random chunks ═══ rate, delay, queue ═══▶ Node ── lab … receive: applies at once, counts
 //! ```
 //!
-//! Two nodes with the transport's defaults, each in a process of its own, in hosts that nobody has tuned (`cubic`, stock limits of
+//! Two nodes with the transport's defaults (but for `--autotune`), each in a process of its own, in hosts that nobody has tuned (`cubic`, stock limits of
 //! buffers). Goodput is payload that was applied from second 3 on until the last byte, by time, by the link's payload rate. The
 //! clock starts when the receiver accepts the session: before the first byte could come.
 //!
@@ -58,6 +58,9 @@ pub struct GoodputArgs {
     /// Fail if a median is below this share of the link's payload rate
     #[arg(long, default_value_t = 0.90)]
     require: f64,
+    /// Leave the sockets' buffers to the kernel's autotuning, as a daemon without privileges must
+    #[arg(long)]
+    autotune: bool,
 }
 
 pub fn run(args: &GoodputArgs) -> anyhow::Result<ExitCode> {
@@ -73,7 +76,10 @@ pub fn run(args: &GoodputArgs) -> anyhow::Result<ExitCode> {
         println!("{name}: {profile}");
         let mut shares = Vec::new();
         for run in 1..=args.repeat {
-            let (received, sent, drops) = transfer(&profile, args.bytes, payload_bytes_per_s)?;
+            let (received, sent, drops) = transfer(&profile, args, payload_bytes_per_s)?;
+            if received.steady_s == 0.0 {
+                bail!("all of it came before second {}: give more --bytes", STEADY_FROM.as_secs());
+            }
             let share = received.steady_bytes_per_s() / payload_bytes_per_s;
             let mbit: Vec<_> =
                 received.per_second_bytes.iter().map(|b| format!("{:.0}", *b as f64 * 8e-6)).collect();
@@ -104,7 +110,13 @@ pub fn run(args: &GoodputArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// One transfer between new processes in new hosts; and how many packets found the link's queue full.
-fn transfer(profile: &Profile, bytes: u64, bytes_per_s: f64) -> anyhow::Result<(Received, Sent, u64)> {
+fn transfer(
+    profile: &Profile,
+    args: &GoodputArgs,
+    bytes_per_s: f64,
+) -> anyhow::Result<(Received, Sent, u64)> {
+    let bytes = args.bytes;
+    let autotune = args.autotune.then_some("--autotune");
     let network = Link::builder().hosts(HOSTS).profile(*profile).build()?;
     let keys = Keys::make()?;
     let limit = PATIENCE + Duration::from_secs_f64(bytes as f64 / (bytes_per_s / 10.0));
@@ -112,12 +124,12 @@ fn transfer(profile: &Profile, bytes: u64, bytes_per_s: f64) -> anyhow::Result<(
     let address = SocketAddr::from((there.ip4(), PORT));
 
     let mut receive = lab(there)?;
-    receive.arg("receive").arg("--listen").arg(address.to_string()).args(keys.of(0));
+    receive.arg("receive").arg("--listen").arg(address.to_string()).args(keys.of(0)).args(autotune);
     let mut receiver = Running::start(receive)?;
     receiver.expect("ready")?;
 
     let mut send = lab(here)?;
-    send.arg("send").arg("--to").arg(address.to_string()).args(keys.of(1));
+    send.arg("send").arg("--to").arg(address.to_string()).args(keys.of(1)).args(autotune);
     send.arg("--bytes").arg(bytes.to_string());
     let sent: Sent = Running::start(send)?.result(limit)?;
     let received: Received = receiver.result(PATIENCE)?;
