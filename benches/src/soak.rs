@@ -105,7 +105,7 @@ fn line(round: u32, rounds: u32, row: &Row, rss: [u64; 2], swept: bool) -> Strin
         row.gap.as_millis(),
         row.wire_bytes as f64 / 1e6,
         row.bad,
-        row.lost,
+        row.lost.len(),
         rss[0] >> 20,
         rss[1] >> 20,
         if swept { "  swept" } else { "" },
@@ -126,12 +126,13 @@ impl Record {
     fn take(&mut self, round: u32, row: Row) {
         if !row.is_whole() {
             self.faults.push(format!(
-                "round trip {round}, {} to {}: {} bad pages, {} heartbeats lost{}",
+                "round trip {round}, {} to {}: {} bad pages, heartbeats {:?} lost{}{}",
                 row.from,
                 row.to,
                 row.bad,
                 row.lost,
-                if row.two_ran { ", two guests ran" } else { "" }
+                if row.two_ran { ", two guests ran" } else { "" },
+                if row.cut.is_empty() { String::new() } else { format!("; {}", row.cut) },
             ));
         }
         self.totals.push(row.total);
@@ -199,14 +200,15 @@ mod tests {
             wire_bytes: 0,
             writes_per_s: 0.0,
             bad: 0,
-            lost: 0,
+            lost: Vec::new(),
+            cut: String::new(),
             two_ran: false,
         }
     }
 
     #[test]
     fn anything_wrong_with_a_move_is_a_fault() {
-        let wrong = [Row { bad: 1, ..row() }, Row { lost: 1, ..row() }, Row { two_ran: true, ..row() }];
+        let wrong = [Row { bad: 1, ..row() }, Row { lost: vec![7], ..row() }, Row { two_ran: true, ..row() }];
         for wrong in wrong {
             let mut record = Record::default();
             record.take(1, row());

@@ -4,7 +4,7 @@
 //! move is seen from outside: on the guest's console, on the link, in both QEMUs.
 
 use crate::child::Tied;
-use crate::guest::{GuestSpec, Load, Qemu, Timeline};
+use crate::guest::{Console, GuestSpec, Load, Qemu, Timeline};
 use crate::link::Network;
 use crate::site::Site;
 use anyhow::{Context, bail};
@@ -65,7 +65,9 @@ pub struct Row {
     pub writes_per_s: f64,
     pub bad: u64,
     /// Heartbeats that neither console showed.
-    pub lost: usize,
+    pub lost: Vec<u64>,
+    /// If there are any: the ends of the consoles, where the line was cut.
+    pub cut: String,
     /// Both consoles spoke at once, or both QEMUs said that they run.
     pub two_ran: bool,
 }
@@ -73,7 +75,7 @@ pub struct Row {
 impl Row {
     /// One guest, whole.
     pub fn is_whole(&self) -> bool {
-        self.bad == 0 && self.lost == 0 && !self.two_ran
+        self.bad == 0 && self.lost.is_empty() && !self.two_ran
     }
 }
 
@@ -134,6 +136,8 @@ impl Traveller {
         // A QEMU that is gone runs no guest.
         let still_here = self.here.status().is_ok_and(|status| status == "running");
         let timeline = Timeline::merge(&[self.here.console(), there.console()]);
+        let lost = timeline.lost();
+        let cut = if lost.is_empty() { String::new() } else { cut(self.here.console(), there.console()) };
         let row = Row {
             policy: manner.policy.clone(),
             from: from.name().to_owned(),
@@ -143,12 +147,31 @@ impl Traveller {
             wire_bytes,
             writes_per_s: timeline.writes_per_s(begun..begun + total),
             bad: timeline.bad().max(heard.bad),
-            lost: timeline.lost().len(),
+            lost,
+            cut,
             two_ran: still_here || timeline.overlap().is_some(),
         };
         self.here = there;
         Ok(row)
     }
+}
+
+/// What the first console said last and the second said first, as far as it was no whole heartbeat.
+fn cut(first: &Console, second: &Console) -> String {
+    let others = |console: &Console| {
+        console.look(|log| log.lines.iter().map(|(_, line)| line.clone()).collect::<Vec<_>>())
+    };
+    let lines = (others(first), others(second));
+    let (first, second) = (first.snapshot(), second.snapshot());
+    format!(
+        "one console ended {:?} after {:?}, the other began {:?} before {:?}; other lines {:?} and {:?}",
+        String::from_utf8_lossy(&first.unfinished),
+        first.heartbeats.last().map(|beat| beat.number),
+        second.first_line.as_ref().map(|(_, line)| line),
+        second.heartbeats.first().map(|beat| beat.number),
+        lines.0,
+        lines.1,
+    )
 }
 
 /// Runs a command to its end; what it said, if that was not shown.
