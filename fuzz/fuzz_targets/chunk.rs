@@ -48,8 +48,12 @@ impl Sink for Guest {
 }
 
 fuzz_target!(|input: &[u8]| {
-    let config =
-        ReceiverConfig { park_budget_bytes: 1 << 16, max_ahead: 100, max_chunk_bytes: 1 << 17, max_pages: PAGES };
+    let config = ReceiverConfig {
+        park_budget_bytes: 1 << 16,
+        max_ahead: 100,
+        max_chunk_bytes: 1 << 17,
+        max_pages: PAGES,
+    };
     let allowed = config.park_budget_bytes + config.max_chunk_bytes + (1 << 14);
     let mut receiver = Receiver::new(config);
     let mut guest = Guest::default();
