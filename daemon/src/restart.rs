@@ -14,7 +14,7 @@ use crate::ownership;
 use crate::protocol::Verdict;
 use crate::records::{Phase, Record, RecordError};
 use crate::registry::Entry;
-use crate::source::{continue_guest, doubt};
+use crate::source::{GuestError, continue_guest, doubt};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -85,6 +85,15 @@ async fn keep(daemon: &Daemon, record: &Record) -> Whereabouts {
         Ok(()) => {
             write(daemon, record, Phase::Kept).await;
             if record.run { Whereabouts::RunsAtSource } else { Whereabouts::StoppedAtSource }
+        }
+        Err(error @ (GuestError::Ended | GuestError::NotHeld(_))) => {
+            // Left as it is, the record would act on whatever QEMU answers on that socket one day.
+            tracing::error!(guest = %record.guest, %error, "there is no stopped guest to continue");
+            write(daemon, record, Phase::Kept).await;
+            match error {
+                GuestError::Ended => Whereabouts::EndedAtSource,
+                _ => Whereabouts::Untouched,
+            }
         }
         Err(error) => {
             // The record stays as it is: the next start of the daemon tries again.

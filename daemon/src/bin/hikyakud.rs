@@ -119,7 +119,9 @@ async fn end(daemon: &Rc<Daemon>) {
         if left.is_empty() || tokio::time::Instant::now() > deadline {
             break;
         }
-        if left.iter().all(|entry| entry.cancel().is_err()) {
+        // Every one of them, before it is asked whether any could be.
+        let can_be = left.iter().filter(|entry| entry.cancel().is_ok()).count();
+        if can_be == 0 {
             // They were let go, or are being started: moments at best, and on record at worst.
             tokio::time::sleep(Duration::from_secs(1)).await;
             break;

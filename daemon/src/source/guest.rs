@@ -46,6 +46,10 @@ pub enum GuestError {
     Failed(String),
     #[error("QEMU did not {0} in time")]
     Slow(&'static str),
+    #[error("its QEMU is {0}: it does not hold the guest that was stopped")]
+    NotHeld(String),
+    #[error("its QEMU has ended")]
+    Ended,
 }
 
 impl GuestError {
@@ -256,21 +260,72 @@ pub async fn facts(qmp: &Client) -> Result<GuestFacts, QmpError> {
     })
 }
 
-/// Makes a guest run that a daemon before us left stopped. On `Ok` it runs.
+/// Makes a guest run that a daemon before us left stopped. On `Ok` it runs. Long after, another QEMU may answer on the socket,
+/// or the same one after a later migration: only one that merely stands is told to run.
 pub async fn continue_guest(socket: &Path, timeout: Duration) -> Result<(), GuestError> {
+    match continue_held(socket, timeout).await {
+        Err(error) if error.is_gone() && nobody_listens(socket).await => Err(GuestError::Ended),
+        result => result,
+    }
+}
+
+async fn continue_held(socket: &Path, timeout: Duration) -> Result<(), GuestError> {
     let config = ClientConfig { command_timeout: timeout, ..ClientConfig::default() };
     let qmp = Client::connect(socket, config).await?;
     let deadline = tokio::time::Instant::now() + timeout;
-    while !qmp.query_status().await?.running {
-        if let Err(error) = qmp.cont().await
-            && tokio::time::Instant::now() > deadline
-        {
-            return Err(error.into());
+    loop {
+        let state = qmp.query_status().await?;
+        if state.running {
+            return Ok(());
         }
+        let migration = qmp.query_migrate().await?;
+        if !is_held(&state.status, migration.status.as_deref()) {
+            return Err(GuestError::NotHeld(state.status));
+        }
+        let refused = qmp.cont().await.err();
         if tokio::time::Instant::now() > deadline {
-            return Err(GuestError::Slow("continue the guest"));
+            return Err(refused.map_or(GuestError::Slow("continue the guest"), GuestError::from));
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    Ok(())
+}
+
+/// A QMP socket that is not there, or that a process left behind. A permission that is missing is neither.
+async fn nobody_listens(socket: &Path) -> bool {
+    let found = tokio::net::UnixStream::connect(socket).await.map_err(|e| e.kind());
+    matches!(found, Err(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused))
+}
+
+/// Whether a QEMU whose guest stands may be told to run it. One that waits for a guest would start it by itself on arrival, and
+/// one that completed a migration has given its guest away. (The state is no help there: before 8.1 `postmigrate` is also
+/// what a stopped guest is in after a migration that failed.)
+fn is_held(state: &str, migration: Option<&str>) -> bool {
+    state != "inmigrate" && migration != Some("completed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_qemu_that_ended_is_told_from_one_that_cannot_be_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let (left, busy) = (dir.path().join("left"), dir.path().join("busy"));
+        drop(std::os::unix::net::UnixListener::bind(&left).unwrap());
+        let _listens = std::os::unix::net::UnixListener::bind(&busy).unwrap();
+        assert!(nobody_listens(&dir.path().join("never")).await);
+        assert!(nobody_listens(&left).await);
+        assert!(!nobody_listens(&busy).await);
+        let ended = continue_guest(&left, Duration::from_secs(1)).await;
+        assert!(matches!(ended, Err(GuestError::Ended)), "{ended:?}");
+    }
+
+    #[test]
+    fn only_a_guest_that_merely_stands_is_continued() {
+        assert!(is_held("paused", Some("failed")));
+        assert!(is_held("postmigrate", Some("cancelled")));
+        assert!(is_held("finish-migrate", Some("device")));
+        assert!(!is_held("inmigrate", None));
+        assert!(!is_held("postmigrate", Some("completed")));
+    }
 }
