@@ -213,8 +213,9 @@ impl Entry {
         if !phase.can_be_cancelled() {
             return Err(Outcome::new(
                 Ending::Other,
-                if phase == Phase::Ceded { Whereabouts::InDoubt } else { Whereabouts::StoppedAtDestination },
-                format!("too late: migration {} is {phase}, the guest has been let go", self.id.short()),
+                // While it loads, the source may still keep it: only from Starting on it is this host's.
+                if phase == Phase::Starting { Whereabouts::StoppedAtDestination } else { Whereabouts::InDoubt },
+                format!("too late: migration {} is {phase}, the guest may have been let go", self.id.short()),
             ));
         }
         self.cancel.send_replace(true);

@@ -39,6 +39,8 @@ pub enum SourceError {
     Resources(std::io::Error),
     #[error("{0}")]
     NotConverged(AbortReason),
+    #[error("the destination sent {0}, which is not its to send now")]
+    Unexpected(&'static str),
     #[error("the destination sends more messages than make sense")]
     Flood,
     #[error("cancelled")]

@@ -18,6 +18,7 @@ mod handover;
 mod intake;
 mod options;
 mod pump;
+mod return_path;
 
 pub use error::SourceError;
 pub use guest::{GuestError, continue_guest, facts};
@@ -73,6 +74,7 @@ struct Migration {
     /// The destination's QEMU has loaded everything.
     ready: bool,
     verdict: Option<Verdict>,
+    return_path: return_path::Guard,
     progress: handover::LinkProgress,
     times: StopTimes,
 }
@@ -128,8 +130,9 @@ impl Migration {
         });
         if let Err(error) = begun {
             session.close(Refusal::Other as u16, &error.to_string());
-            // QEMU may have begun, and its guest runs: without a reader its migration fails.
-            if let Err(e) = guest.give_back(guest.runs, config.guest.qmp_timeout).await {
+            // QEMU may have begun: without a reader its migration fails. Nobody stopped the guest for it, so nobody
+            // continues it.
+            if let Err(e) = guest.give_back(false, config.guest.qmp_timeout).await {
                 tracing::warn!(error = %e, "after a migration that did not begin");
             }
             return Err(error);
@@ -152,6 +155,7 @@ impl Migration {
             stopped: false,
             ready: false,
             verdict: None,
+            return_path: return_path::Guard::default(),
             progress: handover::LinkProgress::new(),
             times: StopTimes::default(),
         })
@@ -285,9 +289,16 @@ impl Migration {
             None => return Err(SourceError::Closed { code: 0, text: "without a word".into() }),
         };
         match protocol::decode(&message)? {
-            ToSource::ReturnPath(bytes) => self.inbox.push(ToPump::ReturnPath(bytes)),
+            ToSource::ReturnPath(bytes) => {
+                self.return_path.check(&bytes).map_err(SourceError::Unexpected)?;
+                self.inbox.push(ToPump::ReturnPath(bytes));
+            }
             ToSource::SwitchoverAck => self.may_stop = true,
             ToSource::Ready => self.ready = true,
+            // Nobody can have an opinion on a guest that was not let go.
+            ToSource::Verdict(_) if self.entry.phase() != Phase::Ceded => {
+                return Err(SourceError::Unexpected("a verdict"));
+            }
             ToSource::Verdict(verdict) => self.verdict = Some(verdict),
         }
         Ok(())

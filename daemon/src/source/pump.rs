@@ -33,6 +33,8 @@ const READ_BYTES: usize = 512 << 10;
 const LINK_INTERVAL: Duration = Duration::from_millis(5);
 /// Between two reports of progress.
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
+/// Of the return path, while QEMU does not read it. A PONG has eight bytes, and QEMU asks for a few per migration.
+const MAX_RETURN_PATH_BYTES: usize = 1 << 20;
 
 #[derive(Debug)]
 pub enum ToPump {
@@ -84,6 +86,8 @@ pub enum PumpError {
     Read(io::Error),
     #[error("writing QEMU's return path: {0}")]
     Write(io::Error),
+    #[error("QEMU does not read its return path, and the destination goes on sending on it")]
+    ReturnPathFull,
     #[error(transparent)]
     Intake(#[from] IntakeError),
     #[error("the session does not take the chunk: {0}")]
@@ -172,6 +176,9 @@ impl Running {
                 if !self.handle(message) {
                     return Ok(());
                 }
+            }
+            if self.return_path.len() > MAX_RETURN_PATH_BYTES {
+                return Err(PumpError::ReturnPathFull);
             }
             self.refresh_link();
             self.act()?;
