@@ -214,7 +214,11 @@ impl Entry {
             return Err(Outcome::new(
                 Ending::Other,
                 // While it loads, the source may still keep it: only from Starting on it is this host's.
-                if phase == Phase::Starting { Whereabouts::StoppedAtDestination } else { Whereabouts::InDoubt },
+                if phase == Phase::Starting {
+                    Whereabouts::StoppedAtDestination
+                } else {
+                    Whereabouts::InDoubt
+                },
                 format!("too late: migration {} is {phase}, the guest may have been let go", self.id.short()),
             ));
         }
