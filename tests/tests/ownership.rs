@@ -38,9 +38,19 @@ fn impatient(settings: &mut Settings) {
     settings.more = "[link]\ndead_after = \"3s\"\nconnect_timeout = \"3s\"\n".to_owned();
 }
 
+/// QEMUs that are given up soon, too: the tests make them hang on purpose.
+fn hasty(settings: &mut Settings) {
+    impatient(settings);
+    settings.more += "[guest]\nqmp_timeout = \"3s\"\nload_timeout = \"4s\"\n";
+}
+
 fn armed(link: &'static str) -> Option<Rig> {
+    armed_with(link, impatient)
+}
+
+fn armed_with(link: &'static str, adjust: fn(&mut Settings)) -> Option<Rig> {
     let qemu = need("QEMU", machine::qemu())?;
-    let mut rig = Rig::with(plan(link, &qemu), impatient);
+    let mut rig = Rig::with(plan(link, &qemu), adjust);
     rig.arm();
     Some(rig)
 }
@@ -269,6 +279,34 @@ fn a_destination_daemon_killed_after_it_took_the_guest_is_asked_again() {
     rig.set_return_outage(false);
     rig.restart_destination_daemon();
     assert_eq!(rig.wait_source_final(SETTLE), "moved");
+    assert_eq!(rig.settles(SETTLE), Side::Destination);
+}
+
+/// It cannot have run: it arrives stopped, and nobody told it to run.
+#[test]
+fn a_destination_qemu_that_hangs_while_it_is_filled_is_given_up() {
+    let Some(mut rig) = armed_with("eu", hasty) else { return };
+    let command = rig.migrate_beside(&[]);
+    command.wait_phase("stopped");
+    rig.signal_destination_qemu(Signal::SIGSTOP);
+    ends(command, FAILED, "runs-at-source");
+    rig.signal_destination_qemu(Signal::SIGCONT);
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+}
+
+/// It will carry the order out when it wakes, so nobody may take the order for a failure.
+#[test]
+fn a_destination_qemu_that_hangs_when_told_to_run_is_not_given_up() {
+    let Some(mut rig) = armed_with("eu", hasty) else { return };
+    let there = rig.watch_destination();
+    let command = rig.migrate_beside(&["--switchover", "safe"]);
+    // It has loaded the guest; the order to run it is still on its way.
+    command.wait_phase("ceded");
+    rig.signal_destination_qemu(Signal::SIGSTOP);
+    there.wait_line("doubt", COMMAND, |line| line.contains("\"ending\":\"in-doubt\""));
+    assert_ne!(rig.source().status().expect("QMP"), "running");
+    rig.signal_destination_qemu(Signal::SIGCONT);
+    ends(command, 0, "runs-at-destination");
     assert_eq!(rig.settles(SETTLE), Side::Destination);
 }
 

@@ -1,4 +1,4 @@
-//! What can go wrong at the destination. Whatever it is, the guest has not run here.
+//! What can go wrong at the destination. Whatever it is, the guest has not run here, unless it is unclear.
 
 use super::apply::ApplyError;
 use super::guest::WaitingError;
@@ -39,6 +39,11 @@ pub enum DestinationError {
 }
 
 impl DestinationError {
+    /// The guest may run here, now or later: it must not be refused.
+    pub fn is_unclear(&self) -> bool {
+        matches!(self, DestinationError::Guest(WaitingError::Unclear(_)))
+    }
+
     /// The number the source gets.
     pub fn code(&self) -> Refusal {
         match self {

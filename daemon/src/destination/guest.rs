@@ -33,6 +33,9 @@ pub enum WaitingError {
     Slow { what: &'static str, after: Duration },
     #[error("the guest does not run here: {0}")]
     DoesNotRun(String),
+    /// QEMU was told to run the guest, and nobody knows whether it does, did, or will.
+    #[error("whether the guest runs here cannot be seen: {0}")]
+    Unclear(String),
 }
 
 #[derive(Debug)]
@@ -111,18 +114,29 @@ impl WaitingGuest {
         Ok(())
     }
 
-    /// On `Ok` the guest runs. On `Err` it does not, and has not run.
+    /// On `Ok` the guest runs. On `Unclear` it may run, now or later: a QEMU that hangs carries an order out when it wakes.
+    /// On any other `Err` it does not, and has not run: QEMU refused every order.
     pub async fn start(&self, timeout: Duration) -> Result<(), WaitingError> {
         let deadline = Instant::now() + timeout;
+        let mut obeyed = false;
         loop {
             // Images that the source has not quite released refuse the first attempts.
-            let refused = self.qmp.cont().await.err();
-            let state = self.qmp.query_status().await?;
-            if state.running {
-                return Ok(());
-            }
+            let refused = match self.qmp.cont().await {
+                Ok(()) => None,
+                Err(error) if error.is_refusal() => Some(error.to_string()),
+                Err(error) => return Err(WaitingError::Unclear(error.to_string())),
+            };
+            obeyed |= refused.is_none();
+            let state = match self.qmp.query_status().await {
+                Ok(state) if state.running => return Ok(()),
+                Ok(state) => state.status,
+                Err(error) => return Err(WaitingError::Unclear(error.to_string())),
+            };
             if Instant::now() > deadline {
-                return Err(WaitingError::DoesNotRun(refused.map_or(state.status, |e| e.to_string())));
+                return Err(match refused {
+                    Some(error) if !obeyed => WaitingError::DoesNotRun(error),
+                    _ => WaitingError::Unclear(format!("it is {state}")),
+                });
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

@@ -232,12 +232,14 @@ impl Reception {
         };
         match taken {
             Ok(verdict) => self.tell_arrived(verdict).await,
+            Err(error) if error.is_unclear() => self.find_out(error).await,
             Err(error) => self.refuse(error).await,
         }
     }
 
     /// Until the guest is loaded, stopped, and the source has let go. `Err` means it is not ours.
     async fn fill(&mut self) -> Result<(), DestinationError> {
+        let patience = self.daemon.config.guest.load_timeout;
         let mut buffer = [0; 4096];
         let mut loaded = false;
         while !(loaded && self.go.is_some()) {
@@ -262,13 +264,18 @@ impl Reception {
                         Ok(n) => self.return_path(&buffer[..n])?,
                     };
                     if over {
-                        self.guest.loaded(self.daemon.config.guest.load_timeout).await?;
+                        self.guest.loaded(patience).await?;
                         loaded = true;
                         self.entry.advance(Phase::Loading);
                         if self.go.is_none() {
                             self.session.message(protocol::encode(&ToSource::Ready)?)?;
                         }
                     }
+                }
+                // The guest stands: a QEMU that takes nothing more of it must not keep it standing. It arrives stopped, so
+                // it can be refused whatever becomes of that QEMU.
+                () = tokio::time::sleep(patience), if self.go.is_some() => {
+                    return Err(WaitingError::Slow { what: "take the guest", after: patience }.into());
                 }
             }
         }
@@ -307,21 +314,24 @@ impl Reception {
             Verdict::Running => Whereabouts::RunsAtDestination,
             _ => Whereabouts::StoppedAtDestination,
         };
-        let told = protocol::encode(&ToSource::Verdict(verdict))
-            .map_err(DestinationError::from)
-            .and_then(|message| Ok(self.session.message(message)?));
-        if let Err(error) = told {
-            tracing::warn!(%error, "the source will have to ask for the verdict");
-        }
+        say(&self.session, verdict);
         let desc = format!("arrived from {}", self.peer);
         self.entry.finish(Phase::Running, Outcome::new(Ending::Moved, guest, desc));
         self.inbox.push(ToApply::End);
-        // The session is left to the source to close, so that the verdict is not overtaken.
-        let _ = tokio::time::timeout(LAST_WORDS, async {
-            while let Some(FromPeer::Message(_)) = self.mailbox.next().await {}
-        })
-        .await;
-        self.session.close(Refusal::Done as u16, "arrived");
+        part(self.session, &mut self.mailbox).await;
+    }
+
+    /// QEMU was told to run the guest and does not say whether it does: neither refused nor taken until that is seen.
+    async fn find_out(self, error: DestinationError) {
+        tracing::error!(guest = %self.arguments.guest, %error, "looking until it is known");
+        self.inbox.push(ToApply::End);
+        let record = self.record(records::Phase::Starting, "");
+        let Reception { daemon, entry, guest, session, mut mailbox, .. } = self;
+        // QEMU speaks to one client at a time.
+        drop(guest);
+        let verdict = restart_starting(&daemon, &entry, &record).await;
+        say(&session, verdict);
+        part(session, &mut mailbox).await;
     }
 
     /// The guest is not taken, and never will be under this id: durable before it is said.
@@ -343,13 +353,12 @@ impl Reception {
             }
         };
         self.inbox.push(ToApply::End);
+        // The apply thread may be waiting for QEMU to take more.
+        if let Ok(socket) = self.socket.into_std() {
+            let _ = socket.shutdown(std::net::Shutdown::Both);
+        }
         if let_go && durable {
-            let verdict = ToSource::Verdict(Verdict::Refused { why: outcome.desc.clone() });
-            if let Ok(message) = protocol::encode(&verdict)
-                && let Err(error) = self.session.message(message)
-            {
-                tracing::warn!(%error, "the source will have to ask for the verdict");
-            }
+            say(&self.session, Verdict::Refused { why: outcome.desc.clone() });
         }
         self.session.close(error.code() as u16, &outcome.desc);
         self.entry.finish(Phase::Refused, outcome);
@@ -441,6 +450,24 @@ impl Reception {
             why: why.to_owned(),
         }
     }
+}
+
+fn say(session: &RxSession, verdict: Verdict) {
+    let said = protocol::encode(&ToSource::Verdict(verdict))
+        .map_err(DestinationError::from)
+        .and_then(|message| Ok(session.message(message)?));
+    if let Err(error) = said {
+        tracing::warn!(%error, "the source will have to ask for the verdict");
+    }
+}
+
+/// Leaves the session to the source to close, so that the verdict is not overtaken.
+async fn part(session: RxSession, mailbox: &mut Mailbox) {
+    let _ = tokio::time::timeout(LAST_WORDS, async {
+        while let Some(FromPeer::Message(_)) = mailbox.next().await {}
+    })
+    .await;
+    session.close(Refusal::Done as u16, "arrived");
 }
 
 /// How long the source may take to close the session after the verdict; it does so at once.

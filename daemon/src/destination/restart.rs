@@ -1,4 +1,5 @@
-//! A daemon that finds `Starting` on record finishes it: the guest is ours, and was perhaps not yet continued.
+//! A daemon that finds `Starting` on record finishes it: the guest is ours, and was perhaps not yet continued. So does one
+//! whose QEMU stopped answering while it started the guest.
 //!
 //! Refusing is allowed only if the guest cannot have run here: QEMU itself says that it never loaded all of it. A QEMU that
 //! cannot be asked may have run the guest, and then the source's copy is stale: that is said, and asked again.
@@ -6,6 +7,7 @@
 use crate::daemon::Daemon;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership;
+use crate::protocol::Verdict;
 use crate::records::{Phase, Record};
 use crate::registry::Entry;
 use hikyaku_qemu::qmp::{Client, ClientConfig, QmpError};
@@ -23,8 +25,9 @@ enum Seen {
     Unclear(String),
 }
 
-/// Sees that the guest runs (or stands, as asked), and records it; or refuses it, if it never got here whole.
-pub async fn restart_starting(daemon: &Daemon, entry: &Entry, record: &Record) {
+/// Sees that the guest runs (or stands, as asked), and records it; or refuses it, if it never got here whole. QEMU's QMP
+/// socket must be free. What is returned is durable.
+pub async fn restart_starting(daemon: &Daemon, entry: &Entry, record: &Record) -> Verdict {
     let begun = tokio::time::Instant::now();
     let mut said = String::new();
     let (phase, outcome, record) = loop {
@@ -70,7 +73,13 @@ pub async fn restart_starting(daemon: &Daemon, entry: &Entry, record: &Record) {
         tracing::error!(%error, "the end of a migration cannot be recorded; trying again");
         tokio::time::sleep(NEVER_LOADS_AFTER).await;
     }
+    let verdict = match record.phase {
+        Phase::Refused => Verdict::Refused { why: record.why },
+        _ if record.run => Verdict::Running,
+        _ => Verdict::Paused,
+    };
     entry.finish(phase, outcome);
+    verdict
 }
 
 async fn see(daemon: &Daemon, record: &Record, late: bool) -> Result<Seen, QmpError> {
