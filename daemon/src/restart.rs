@@ -17,6 +17,10 @@ use crate::registry::Entry;
 use crate::source::{GuestError, continue_guest, doubt};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// Between two attempts to continue a guest that is ours.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Takes up every unfinished migration. `Err`: a record cannot be read; the daemon must not run past it.
 pub fn take_up(daemon: &Rc<Daemon>) -> Result<(), RecordError> {
@@ -33,7 +37,7 @@ async fn finish(daemon: Rc<Daemon>, record: Record) {
             let Some(entry) = enter(&daemon, &record, Role::Source, ownership::Phase::Stopped) else {
                 return;
             };
-            let guest = keep(&daemon, &record).await;
+            let guest = keep(&daemon, &entry, &record).await;
             let desc = "the daemon ended while the guest was stopped to be moved";
             entry.finish(ownership::Phase::Failed, Outcome::new(Ending::Failed, guest, desc));
         }
@@ -41,7 +45,7 @@ async fn finish(daemon: Rc<Daemon>, record: Record) {
             let Some(entry) = enter(&daemon, &record, Role::Source, ownership::Phase::Ceded) else { return };
             match doubt::ask(&daemon, &entry, &record).await {
                 Verdict::Refused { why } => {
-                    let guest = keep(&daemon, &record).await;
+                    let guest = keep(&daemon, &entry, &record).await;
                     let desc = format!("the destination did not take the guest: {why}");
                     entry.finish(ownership::Phase::Resumed, Outcome::new(Ending::Failed, guest, desc));
                 }
@@ -75,30 +79,40 @@ fn enter(daemon: &Daemon, record: &Record, role: Role, phase: ownership::Phase) 
         .ok()
 }
 
-/// The guest is ours again: it runs if it ran before.
-async fn keep(daemon: &Daemon, record: &Record) -> Whereabouts {
-    let result = match record.run {
-        true => continue_guest(&record.qmp, daemon.config.guest.qmp_timeout).await,
-        false => Ok(()),
-    };
-    match result {
-        Ok(()) => {
-            write(daemon, record, Phase::Kept).await;
-            if record.run { Whereabouts::RunsAtSource } else { Whereabouts::StoppedAtSource }
-        }
-        Err(error @ (GuestError::Ended | GuestError::NotHeld(_))) => {
-            // Left as it is, the record would act on whatever QEMU answers on that socket one day.
-            tracing::error!(guest = %record.guest, %error, "there is no stopped guest to continue");
-            write(daemon, record, Phase::Kept).await;
-            match error {
-                GuestError::Ended => Whereabouts::EndedAtSource,
-                _ => Whereabouts::Untouched,
+/// The guest is ours again: it runs if it ran before. Tries until it does; being told to end ends that, and the next start of the
+/// daemon goes on.
+async fn keep(daemon: &Daemon, entry: &Entry, record: &Record) -> Whereabouts {
+    let mut said = String::new();
+    loop {
+        let error = match record.run {
+            true => continue_guest(&record.qmp, daemon.config.guest.qmp_timeout).await.err(),
+            false => None,
+        };
+        match error {
+            None => {
+                write(daemon, record, Phase::Kept).await;
+                return if record.run { Whereabouts::RunsAtSource } else { Whereabouts::StoppedAtSource };
             }
+            Some(error @ (GuestError::Ended | GuestError::NotHeld(_))) => {
+                // Left as it is, the record would act on whatever QEMU answers on that socket one day.
+                tracing::error!(guest = %record.guest, %error, "there is no stopped guest to continue");
+                write(daemon, record, Phase::Kept).await;
+                return match error {
+                    GuestError::Ended => Whereabouts::EndedAtSource,
+                    _ => Whereabouts::Untouched,
+                };
+            }
+            Some(error) if error.to_string() != said => {
+                said = error.to_string();
+                tracing::error!(guest = %record.guest, %error, "the guest cannot be continued yet; trying again");
+                let desc = format!("the guest cannot be continued yet: {error}");
+                entry.set_outcome(Outcome::new(Ending::Failed, Whereabouts::StuckAtSource, desc));
+            }
+            Some(_) => {}
         }
-        Err(error) => {
-            // The record stays as it is: the next start of the daemon tries again.
-            tracing::error!(guest = %record.guest, %error, "the guest could not be continued");
-            Whereabouts::StuckAtSource
+        tokio::select! {
+            () = tokio::time::sleep(AGAIN) => {}
+            () = entry.cancelled() => return Whereabouts::StuckAtSource,
         }
     }
 }
