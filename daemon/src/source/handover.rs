@@ -2,7 +2,7 @@
 //!
 //! Nothing here asks the destination anything, unless the switch-over is the safe one or QEMU's stream is relayed raw.
 
-use super::guest::Hold;
+use super::guest::{GuestError, Hold};
 use super::pump::{FromPump, ToPump};
 use super::{Migration, SourceError, ms};
 use crate::ownership::Phase;
@@ -19,9 +19,11 @@ impl Migration {
         let at = Instant::now();
         self.stopped = true;
         self.inbox.push(ToPump::Allowance(None));
-        self.guest.stop(self.daemon.config.guest.load_timeout).await?;
+        self.progress.moved(at);
+        let (guest, timeout) = (self.guest.clone(), self.daemon.config.guest.load_timeout);
+        // The guest may stand long before QEMU says so.
+        self.beside(guest.stop(timeout)).await?;
         self.times.pause_ms = ms(at);
-        self.progress.moved(Instant::now());
         self.inbox.push(ToPump::GuestStopped);
         self.entry.advance(Phase::Stopped);
         Ok(())
@@ -35,7 +37,8 @@ impl Migration {
         let timeout = self.daemon.config.guest.load_timeout;
         if self.guest.hold == Hold::Gate {
             // The pump reads on while QEMU is awaited.
-            self.guest.finish_when_asked(timeout).await?;
+            let guest = self.guest.clone();
+            self.beside(guest.finish_when_asked(timeout)).await?;
         }
         while !(self.ram_ended || self.raw && self.ready) {
             self.next().await?;
@@ -43,7 +46,8 @@ impl Migration {
         self.times.drain_ms = ms(at);
         let at = Instant::now();
         if !self.raw {
-            self.guest.stream_written(timeout).await?;
+            let guest = self.guest.clone();
+            self.beside(guest.stream_written(timeout)).await?;
             self.inbox.push(ToPump::StreamWritten);
             loop {
                 if let Some(FromPump::AllSent { last_seq }) = self.next().await? {
@@ -96,6 +100,21 @@ impl Migration {
                         tracing::warn!(%error, "before the verdict");
                     }
                 }
+            }
+        }
+    }
+
+    /// Asks QEMU, which may be waiting for the link to take more; that is watched meanwhile, as in [`next`](Self::next).
+    async fn beside<T>(
+        &mut self,
+        asking: impl Future<Output = Result<T, GuestError>>,
+    ) -> Result<T, SourceError> {
+        let mut asking = std::pin::pin!(asking);
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut asking => return Ok(answer?),
+                step = self.next() => drop(step?),
             }
         }
     }
