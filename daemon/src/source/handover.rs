@@ -15,9 +15,10 @@ impl Migration {
     /// On `Ok` the guest is stopped by us, and that is durable; on `Err` it may be stopped.
     pub(super) async fn stop(&mut self) -> Result<(), SourceError> {
         // Before, not after: a daemon that dies in between finds a running guest, and leaves it alone.
+        // Even one that failed may be on the disk: whatever happens from here on, Kept has to follow it.
+        self.stopped = true;
         self.daemon.records.write(&self.record(records::Phase::Stopped)).await?;
         let at = Instant::now();
-        self.stopped = true;
         self.inbox.push(ToPump::Allowance(None));
         self.progress.moved(at);
         let (guest, timeout) = (self.guest.clone(), self.daemon.config.guest.load_timeout);
@@ -65,14 +66,26 @@ impl Migration {
         let at = Instant::now();
         if self.is_safe() && !self.raw {
             self.session.message(protocol::encode(&ToDestination::Load { last_seq: last_seq.0 })?)?;
-            while !self.ready {
-                self.next().await?;
-            }
+            // Its QEMU may hang while the link does not.
+            let patience = self.daemon.config.guest.load_timeout;
+            let loaded = async {
+                while !self.ready {
+                    self.next().await?;
+                }
+                Ok::<_, SourceError>(())
+            };
+            tokio::time::timeout(patience, loaded)
+                .await
+                .map_err(|_| SourceError::Slow { what: "loading the guest there", after: patience })??;
         }
         if self.entry.is_cancelled() {
             return Err(SourceError::Cancelled);
         }
         self.daemon.records.write(&self.record(records::Phase::Ceded)).await?;
+        if self.entry.is_cancelled() {
+            // The wish came while the disk was waited for, and was granted.
+            return Err(SourceError::Cancelled);
+        }
         self.entry.advance(Phase::Ceded);
         let go = ToDestination::Go { last_seq: last_seq.0, run: self.runs };
         // Refused: it has not left, and never will.
@@ -81,8 +94,15 @@ impl Migration {
         Ok(())
     }
 
-    /// None: it cannot be had over this session.
+    /// None: it cannot be had over this session, or not in time.
     pub(super) async fn await_verdict(&mut self) -> Option<Verdict> {
+        let config = &self.daemon.config.guest;
+        // A QEMU may hang there while the link does not: whoever waits here is told, and the destination asked.
+        let late = config.load_timeout + config.qmp_timeout;
+        tokio::time::timeout(late, self.next_verdict()).await.unwrap_or_else(|_| self.verdict.take())
+    }
+
+    async fn next_verdict(&mut self) -> Option<Verdict> {
         loop {
             if let Some(verdict) = self.verdict.take() {
                 return Some(verdict);
