@@ -82,6 +82,9 @@ impl Console {
         let console = Console { shared: Arc::default() };
         let reader = console.clone();
         thread::Builder::new().name("console".into()).spawn(move || {
+            // QEMU writes byte by byte, and a unix socket holds 278 such writes: five heartbeats. A reader that comes later
+            // than that on a busy machine makes the guest's serial port drop what it should have sent.
+            crate::link::be_punctual(true);
             let mut buffer = [0; 16384];
             loop {
                 let read = stream.read(&mut buffer);

@@ -51,6 +51,7 @@ pub use path::Emulation;
 pub use profile::{
     Direction, ParseError, Profile, Queue, Rate, parse_bytes, parse_duration, parse_loss, parse_rate,
 };
+pub(crate) use sys::be_punctual;
 pub use sys::die_with_parent;
 
 /// What a packet costs on the wire beside its IP bytes: preamble 8, Ethernet header 14, frame check sequence 4.

@@ -427,7 +427,7 @@ pub fn die_with_parent(command: &mut Command) {
 }
 
 /// Gives the calling thread timers without slack, and a low real-time priority where it may have one.
-pub(super) fn be_punctual(realtime: bool) {
+pub(crate) fn be_punctual(realtime: bool) {
     let priority = libc::sched_param { sched_priority: 1 };
     // SAFETY: the parameter outlives the call. Both are requests: what is not granted costs accuracy only.
     unsafe {
