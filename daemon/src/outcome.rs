@@ -83,6 +83,9 @@ impl fmt::Display for Whereabouts {
     }
 }
 
+/// Longer descriptions are cut.
+const MAX_DESC_CHARS: usize = 1000;
+
 /// The last word on a migration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
@@ -97,7 +100,13 @@ pub struct Outcome {
 
 impl Outcome {
     pub fn new(ending: Ending, guest: Whereabouts, desc: impl Into<String>) -> Outcome {
-        Outcome { ending, guest, desc: desc.into(), advice: String::new() }
+        let mut desc = desc.into();
+        // It travels in messages and records, and QEMU's part of it may be of any length.
+        if let Some((end, _)) = desc.char_indices().nth(MAX_DESC_CHARS) {
+            desc.truncate(end);
+            desc.push('…');
+        }
+        Outcome { ending, guest, desc, advice: String::new() }
     }
 
     pub fn advise(mut self, advice: impl Into<String>) -> Outcome {
@@ -113,5 +122,36 @@ impl fmt::Display for Outcome {
             write!(f, ". {}", self.advice)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_description_of_any_length_fits_a_message() {
+        let outcome = Outcome::new(Ending::Failed, Whereabouts::RunsAtSource, "飛".repeat(100_000));
+        assert!(outcome.desc.len() < 4096 && outcome.desc.ends_with('…'));
+        assert_eq!(Outcome::new(Ending::Failed, Whereabouts::RunsAtSource, "short").desc, "short");
+    }
+
+    #[test]
+    fn every_ending_has_an_exit_code_of_its_own() {
+        use Ending::*;
+        let all = [
+            Moved,
+            Other,
+            Usage,
+            Configuration,
+            Unreachable,
+            NotAllowed,
+            Incompatible,
+            NotConverged,
+            Cancelled,
+            Failed,
+            InDoubt,
+        ];
+        assert!(all.into_iter().map(Ending::exit_code).eq(0..=10));
     }
 }

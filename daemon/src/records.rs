@@ -1,17 +1,21 @@
 //! Who owns a guest, durably: one small file per migration in the state directory.
 //!
 //! ```text
+//! STATE/lock             held by the daemon that owns the directory
 //! STATE/incarnation          16 random bytes in hex; made once. Another one means: the records were lost.
 //! STATE/migrations/ID.json   the last phase that had to be durable, and what a restart needs to finish it
 //! ```
 //!
 //! A record is written whole to a new file, fsynced, renamed over the old one, and the directory is fsynced:
-//! `write` returning `Ok` means that a power cut does not undo it. It does no locking: one daemon owns the directory.
+//! `write` returning `Ok` means that a power cut does not undo it. One daemon owns the directory.
 
 use crate::id::Id;
+use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 #[derive(Debug, thiserror::Error)]
 #[error("state directory: {what} {path}: {source}")]
@@ -84,6 +88,8 @@ impl Record {
 pub struct Records {
     dir: PathBuf,
     incarnation: Id,
+    /// Held as long as any clone lives.
+    _lock: Arc<Flock<File>>,
 }
 
 impl Records {
@@ -91,6 +97,10 @@ impl Records {
     pub fn open(state: &Path) -> Result<Records, RecordError> {
         let dir = state.join("migrations");
         std::fs::create_dir_all(&dir).map_err(at("cannot make", &dir))?;
+        let path = state.join("lock");
+        let file = File::create(&path).map_err(at("cannot make", &path))?;
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
+            .map_err(|(_, errno)| at("another daemon uses it:", &path)(errno.into()))?;
         let path = state.join("incarnation");
         let incarnation = match std::fs::read_to_string(&path) {
             Ok(text) => text
@@ -105,7 +115,7 @@ impl Records {
             }
             Err(e) => return Err(at("cannot read", &path)(e)),
         };
-        Ok(Records { dir, incarnation })
+        Ok(Records { dir, incarnation, _lock: Arc::new(lock) })
     }
 
     pub fn incarnation(&self) -> Id {
@@ -201,8 +211,11 @@ mod tests {
         records.write(&ceded).await.unwrap();
         records.write(&moved).await.unwrap();
 
+        let incarnation = records.incarnation();
+        assert!(Records::open(dir.path()).unwrap_err().to_string().contains("another daemon"));
+        drop(records);
         let next = Records::open(dir.path()).unwrap();
-        assert_eq!(next.incarnation(), records.incarnation());
+        assert_eq!(next.incarnation(), incarnation);
         assert_eq!(next.read(moved.id).unwrap(), Some(moved));
         assert_eq!(next.unfinished().unwrap(), [ceded]);
         assert_eq!(next.read(Id::random()).unwrap(), None);

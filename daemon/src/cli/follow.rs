@@ -6,7 +6,6 @@ use crate::api::client::Client;
 use crate::api::wire::{EventKind, Role, Status};
 use crate::id::Id;
 use crate::outcome::Ending;
-use crate::ownership::Phase;
 
 /// Shows `id` until it has ended, and tells how.
 pub fn follow(events: &mut Client, id: Id, now: Option<Status>, json: bool) -> Result<Ending, CliError> {
@@ -31,12 +30,14 @@ pub fn follow(events: &mut Client, id: Id, now: Option<Status>, json: bool) -> R
                 progress.last(&event.data);
                 return Ok(ending);
             }
-            // In doubt is not the end, but nobody should wait at a terminal for it: the daemon goes on asking.
-            _ if event.data.phase == Phase::Ceded && event.data.outcome.is_some() => {
-                progress.last(&event.data);
-                return Ok(Ending::InDoubt);
+            // In doubt, or stuck, is not the end, but nobody should wait at a terminal for it: the daemon goes on.
+            _ => {
+                if let Some(outcome) = event.data.outcome.as_ref().filter(|_| !event.data.phase.is_final()) {
+                    progress.last(&event.data);
+                    return Ok(outcome.ending);
+                }
+                progress.show(event.event, &event.data);
             }
-            _ => progress.show(event.event, &event.data),
         }
     }
 }

@@ -120,6 +120,9 @@ fn check(daemon: &Daemon, armed: &Armed, arrival: &Arrival) -> Result<(), (Refus
         );
         return Err((Refusal::Incompatible, text));
     }
+    if daemon.is_receiving(Id(arrival.incoming.id().0)) {
+        return Err((Refusal::Other, "a migration of this id is under way here".into()));
+    }
     match daemon.records.read(Id(arrival.incoming.id().0)) {
         Ok(None) => Ok(()),
         Ok(Some(_)) => Err((Refusal::Other, "a migration of this id was here before".into())),
@@ -159,6 +162,8 @@ impl Reception {
         let Armed { entry, arguments, guest, .. } = armed;
         let Arrival { peer, hello, incoming } = arrival;
         let id = Id(incoming.id().0);
+        // From here on whoever asks about it is told to ask again.
+        let receives = daemon.receives(id);
         let sends_ack = hello.holds_ack && guest.knows_ack;
         let fail = |incoming: Incoming, error: DestinationError| {
             incoming.refuse(Refusal::QemuFailed as u16, &error.to_string());
@@ -220,7 +225,7 @@ impl Reception {
             go: None,
             starting: None,
             lost_after_go: false,
-            _receives: daemon.receives(id),
+            _receives: receives,
         })
     }
 
@@ -345,19 +350,20 @@ impl Reception {
         let refused = Record { why: outcome.desc.clone(), ..Record::refused(self.id, self.peer.as_str()) };
         let refused =
             Record { guest: self.arguments.guest.clone(), qmp: self.arguments.qmp.clone(), ..refused };
-        let durable = match self.daemon.records.write(&refused).await {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::error!(%error, "the refusal is not recorded, so it is not said");
-                false
-            }
-        };
         self.inbox.push(ToApply::End);
         // The apply thread may be waiting for QEMU to take more.
         if let Ok(socket) = self.socket.into_std() {
             let _ = socket.shutdown(std::net::Shutdown::Both);
         }
-        if let_go && durable {
+        while let Err(error) = self.daemon.records.write(&refused).await {
+            tracing::error!(%error, "the refusal cannot be recorded, so it is not said");
+            if !let_go {
+                // Nobody waits for it; a source that asks is answered then.
+                break;
+            }
+            tokio::time::sleep(RECORD_INTERVAL).await;
+        }
+        if let_go {
             say(&self.session, Verdict::Refused { why: outcome.desc.clone() });
         }
         self.session.close(error.code() as u16, &outcome.desc);
@@ -368,6 +374,7 @@ impl Reception {
         let lost = match from {
             Some(FromPeer::Message(message)) => {
                 match protocol::decode(&message)? {
+                    _ if self.go.is_some() => tracing::warn!("a message after GO is of no account"),
                     ToDestination::Load { last_seq } => self.inbox.push(ToApply::Release { last_seq }),
                     ToDestination::Go { last_seq, run } => {
                         self.go = Some(run);
@@ -469,6 +476,9 @@ async fn part(session: RxSession, mailbox: &mut Mailbox) {
     .await;
     session.close(Refusal::Done as u16, "arrived");
 }
+
+/// Between two attempts to write a record to a disk that does not take it.
+const RECORD_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long the source may take to close the session after the verdict; it does so at once.
 const LAST_WORDS: Duration = Duration::from_secs(10);

@@ -264,9 +264,14 @@ pub async fn facts(qmp: &Client) -> Result<GuestFacts, QmpError> {
 /// or the same one after a later migration: only one that merely stands is told to run.
 pub async fn continue_guest(socket: &Path, timeout: Duration) -> Result<(), GuestError> {
     match continue_held(socket, timeout).await {
-        Err(error) if error.is_gone() && nobody_listens(socket).await => Err(GuestError::Ended),
+        Err(error) if has_ended(&error, socket).await => Err(GuestError::Ended),
         result => result,
     }
+}
+
+/// Whether `error` came of a QEMU that is no more, and not only of a connection that broke.
+pub async fn has_ended(error: &GuestError, socket: &Path) -> bool {
+    error.is_gone() && nobody_listens(socket).await
 }
 
 async fn continue_held(socket: &Path, timeout: Duration) -> Result<(), GuestError> {

@@ -39,7 +39,7 @@ use intake::Intake;
 use pump::{FromPump, Pump, ToPump};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 /// Moves the guest, to the end, whatever that is; tells the registry.
@@ -232,19 +232,35 @@ impl Migration {
         self.entry.finish(phase, error.outcome(guest));
     }
 
-    /// Makes the guest what it was before the migration. QEMU's socket has been closed.
+    /// Makes the guest what it was before the migration, as long as that takes. QEMU's socket has been closed.
     async fn return_guest(&mut self) -> Whereabouts {
-        let timeout = self.daemon.config.guest.qmp_timeout;
-        let guest = match self.guest.give_back(self.runs, timeout).await {
-            Ok(()) if self.runs => Whereabouts::RunsAtSource,
-            Ok(()) => Whereabouts::StoppedAtSource,
-            Err(error) if error.is_gone() => Whereabouts::EndedAtSource,
-            Err(error) => {
-                tracing::error!(%error, "the guest could not be continued");
-                if self.stopped { Whereabouts::StuckAtSource } else { Whereabouts::RunsAtSource }
+        let (timeout, socket) = (self.daemon.config.guest.qmp_timeout, self.arguments.qmp.clone());
+        // What we did not stop is not ours to continue: somebody else may have wanted it stopped.
+        let run = self.runs && self.stopped;
+        let mut result = self.guest.give_back(run, timeout).await;
+        let guest = loop {
+            let error = match result {
+                Ok(()) if self.runs => break Whereabouts::RunsAtSource,
+                Ok(()) => break Whereabouts::StoppedAtSource,
+                Err(error) => error,
+            };
+            if matches!(error, GuestError::Ended) || guest::has_ended(&error, &socket).await {
+                break Whereabouts::EndedAtSource;
             }
+            if !run {
+                tracing::warn!(%error, "the guest's QEMU was not left as it was found");
+                break Whereabouts::RunsAtSource;
+            }
+            let stuck = format!("the guest could not be continued yet: {error}; it is tried again");
+            tracing::error!(guest = %self.arguments.guest, "{stuck}");
+            self.entry.set_outcome(Outcome::new(Ending::Failed, Whereabouts::StuckAtSource, stuck));
+            tokio::time::sleep(RETRY_INTERVAL).await;
+            result = match error.is_gone() {
+                true => continue_guest(&socket, timeout).await,
+                false => self.guest.give_back(run, timeout).await,
+            };
         };
-        if self.stopped && guest != Whereabouts::StuckAtSource {
+        if self.stopped {
             self.write_record(records::Phase::Kept).await;
         }
         guest
@@ -331,6 +347,9 @@ impl Migration {
         self.raw || self.arguments.switchover == Switchover::Safe
     }
 }
+
+/// Between two attempts to continue a guest whose QEMU does not answer.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// SHUT with no error, as QEMU's return path carries it.
 const SHUT_OK: [u8; 8] = [0, 1, 0, 4, 0, 0, 0, 0];
