@@ -50,7 +50,11 @@ impl Daemon {
         let id = Id::random();
         let (guest, to) = (&arguments.guest, Some(arguments.to.as_str()));
         let entry = self.registry.enter(id, guest, Role::Source, to, Phase::Preparing)?;
-        tokio::task::spawn_local(source::run(self.clone(), entry, arguments));
+        let daemon = self.clone();
+        tokio::task::spawn_local(async move {
+            source::run(daemon.clone(), entry, arguments).await;
+            daemon.rest();
+        });
         Ok(id)
     }
 
@@ -71,8 +75,19 @@ impl Daemon {
         let entry = self.registry.enter(id, name, Role::Destination, from, Phase::Armed)?;
         let (at_door, door) = channel(DOOR);
         self.armed.borrow_mut().insert(arguments.guest.clone(), at_door);
-        tokio::task::spawn_local(destination::run(self.clone(), Armed { entry, arguments, guest, door }));
+        let daemon = self.clone();
+        tokio::task::spawn_local(async move {
+            destination::run(daemon.clone(), Armed { entry, arguments, guest, door }).await;
+            daemon.rest();
+        });
         Ok(id)
+    }
+
+    /// With no guest on its way the daemon gives back what it kept for speed.
+    fn rest(&self) {
+        if self.registry.unfinished().is_empty() {
+            tokio::task::spawn_blocking(hikyaku_transport::release_freed_buffers);
+        }
     }
 
     pub fn disarm(&self, guest: &str) {

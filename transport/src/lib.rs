@@ -56,7 +56,7 @@ pub use key::{KeyError, PublicKey, StaticKey};
 pub use names::{Epoch, LaneId, PeerName, SessionId};
 pub use node::{Link, Node};
 pub use session::{Chunk, LinkStats, Payload, RxSession, TxSession};
-pub use sys::keep_freed_buffers;
+pub use sys::{keep_freed_buffers, release_freed_buffers};
 
 /// Codes that the transport itself puts into refusals and closes. The daemons use those below 0xff00.
 pub mod code {
