@@ -137,7 +137,9 @@ impl Daemon {
                 }
             }
             Ok(Hello::Ask(ask)) => {
-                let answer = destination::answer(&self, peer.as_str(), &ask).await;
+                let answer =
+                    destination::answer(&self.records, self.is_receiving(ask.migration), peer.as_str(), &ask)
+                        .await;
                 tracing::info!(%peer, migration = %ask.migration, ?answer, "was asked for a verdict");
                 match answer
                     .map_err(|e| e.to_string())

@@ -1,21 +1,25 @@
 //! The answer to a source in doubt: what the records say, and nothing that they do not.
 
-use crate::daemon::Daemon;
 use crate::protocol::{Answer, Ask, Verdict};
-use crate::records::{Phase, Record, RecordError};
+use crate::records::{Phase, Record, RecordError, Records};
 
 /// Answers from the records. A migration of this incarnation that never came to Starting, and is not under way, is refused
-/// for good, durably, before that is said: a later GO finds it refused.
-pub async fn answer(daemon: &Daemon, peer: &str, ask: &Ask) -> Result<Answer, RecordError> {
-    if ask.incarnation != daemon.records.incarnation() {
+/// for good, durably, before that is said: a later GO finds it refused. `under_way`: it is being received now.
+pub async fn answer(
+    records: &Records,
+    under_way: bool,
+    peer: &str,
+    ask: &Ask,
+) -> Result<Answer, RecordError> {
+    if ask.incarnation != records.incarnation() {
         return Ok(Answer::Unknown);
     }
-    let Some(record) = daemon.records.read(ask.migration)? else {
-        if daemon.is_receiving(ask.migration) {
+    let Some(record) = records.read(ask.migration)? else {
+        if under_way {
             return Ok(Answer::Pending);
         }
         let why = "the guest was let go, but that never came here".to_owned();
-        daemon.records.write(&Record { why: why.clone(), ..Record::refused(ask.migration, peer) }).await?;
+        records.write(&Record { why: why.clone(), ..Record::refused(ask.migration, peer) }).await?;
         return Ok(Answer::Verdict(Verdict::Refused { why }));
     };
     // A record of another peer's migration, or of one that went the other way, says nothing about this one.
@@ -29,4 +33,71 @@ pub async fn answer(daemon: &Daemon, peer: &str, ask: &Ask) -> Result<Answer, Re
         Phase::Refused => Answer::Verdict(Verdict::Refused { why: record.why }),
         Phase::Stopped | Phase::Ceded | Phase::Moved | Phase::Kept => Answer::Unknown,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::Id;
+    use crate::protocol::PROTOCOL;
+
+    struct Bench {
+        records: Records,
+        _directory: tempfile::TempDir,
+    }
+
+    impl Bench {
+        fn new() -> Bench {
+            let directory = tempfile::tempdir().unwrap();
+            Bench { records: Records::open(directory.path()).unwrap(), _directory: directory }
+        }
+
+        async fn ask(&self, migration: Id, under_way: bool) -> Answer {
+            let ask = Ask { protocol: PROTOCOL, migration, incarnation: self.records.incarnation() };
+            answer(&self.records, under_way, "tokyo", &ask).await.unwrap()
+        }
+
+        async fn record(&self, phase: Phase, run: bool) -> Id {
+            let id = Id::random();
+            self.records.write(&Record { phase, run, ..Record::refused(id, "tokyo") }).await.unwrap();
+            id
+        }
+    }
+
+    #[tokio::test]
+    async fn what_never_came_is_refused_durably_before_that_is_said() {
+        let bench = Bench::new();
+        let id = Id::random();
+        assert_eq!(bench.ask(id, true).await, Answer::Pending);
+        assert_eq!(bench.records.read(id).unwrap(), None);
+        assert!(matches!(bench.ask(id, false).await, Answer::Verdict(Verdict::Refused { .. })));
+        assert_eq!(bench.records.read(id).unwrap().unwrap().phase, Phase::Refused);
+    }
+
+    #[tokio::test]
+    async fn lost_records_never_release_and_never_refuse() {
+        let bench = Bench::new();
+        let ask = Ask { protocol: PROTOCOL, migration: Id::random(), incarnation: Id::random() };
+        assert_eq!(answer(&bench.records, false, "tokyo", &ask).await.unwrap(), Answer::Unknown);
+        assert_eq!(bench.records.read(ask.migration).unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn the_records_say_what_became_of_it() {
+        let bench = Bench::new();
+        let arrived = bench.record(Phase::Arrived, true).await;
+        assert_eq!(bench.ask(arrived, false).await, Answer::Verdict(Verdict::Running));
+        let paused = bench.record(Phase::Arrived, false).await;
+        assert_eq!(bench.ask(paused, false).await, Answer::Verdict(Verdict::Paused));
+        let starting = bench.record(Phase::Starting, true).await;
+        assert_eq!(bench.ask(starting, false).await, Answer::Pending);
+    }
+
+    #[tokio::test]
+    async fn another_peers_guest_is_none_of_its_business() {
+        let bench = Bench::new();
+        let id = bench.record(Phase::Arrived, true).await;
+        let ask = Ask { protocol: PROTOCOL, migration: id, incarnation: bench.records.incarnation() };
+        assert_eq!(answer(&bench.records, false, "kyoto", &ask).await.unwrap(), Answer::Unknown);
+    }
 }
