@@ -64,11 +64,32 @@ fn handed_over_after_a_confirmation() {
     arrives(Plan::new("jgn", &qemu), &["--switchover", "safe"]);
 }
 
-#[test]
-fn a_linux_guest() {
+fn linux_over(link: &'static str) {
     let Some(qemu) = need("QEMU", machine::qemu()) else { return };
     let Some(linux) = need("a Linux kernel and busybox", GuestKind::linux()) else { return };
-    arrives(Plan::new("us", &qemu).kind(linux), &[]);
+    arrives(Plan::new(link, &qemu).kind(linux), &[]);
+}
+
+#[test]
+fn a_linux_guest_over_a_campus() {
+    linux_over("lan");
+}
+
+#[test]
+fn a_linux_guest_over_120_ms() {
+    linux_over("us");
+}
+
+#[test]
+fn a_linux_guest_over_200_ms() {
+    linux_over("eu");
+}
+
+#[test]
+fn a_linux_guest_there_and_back_three_times() {
+    let Some(qemu) = need("QEMU", machine::qemu()) else { return };
+    let Some(linux) = need("a Linux kernel and busybox", GuestKind::linux()) else { return };
+    there_and_back_three_times_as(Plan::new("jgn", &qemu).kind(linux));
 }
 
 #[test]
@@ -81,7 +102,11 @@ fn a_linux_guest_from_an_old_qemu_to_a_new_one() {
 #[test]
 fn there_and_back_three_times() {
     let Some(qemu) = need("QEMU", machine::qemu()) else { return };
-    let mut rig = Rig::new(Plan::new("jgn", &qemu));
+    there_and_back_three_times_as(Plan::new("jgn", &qemu));
+}
+
+fn there_and_back_three_times_as(plan: Plan) {
+    let mut rig = Rig::new(plan);
     for _ in 0..3 {
         rig.migrate_live(&[]);
         rig.turn_around();

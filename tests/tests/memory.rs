@@ -74,6 +74,13 @@ fn a_linux_guest() {
 }
 
 #[test]
+fn a_linux_guest_relayed_raw() {
+    let Some(qemu) = need("QEMU", machine::qemu()) else { return };
+    let Some(linux) = need("a Linux kernel and busybox", GuestKind::linux()) else { return };
+    arrives_equal(Plan::new("jgn", &qemu).kind(linux), &["--raw"]);
+}
+
+#[test]
 fn a_linux_guest_with_deltas() {
     let Some(qemu) = need("QEMU", machine::qemu()) else { return };
     let Some(linux) = need("a Linux kernel and busybox", GuestKind::linux()) else { return };

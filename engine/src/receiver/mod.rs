@@ -301,24 +301,24 @@ impl Receiver {
         }
         for (page, bytes) in pages.wholes() {
             let version = versions.get_mut(page).ok_or_else(|| outside(page))?;
-            if *version < seq {
+            if *version < seq.0 {
                 sink.page(page, bytes).map_err(ReceiveError::Sink)?;
-                *version = seq;
+                *version = seq.0;
             }
         }
         let mut waits_for = None;
         for (page, base, delta) in pages.deltas() {
             let version = versions.get_mut(page).ok_or_else(|| outside(page))?;
-            if *version >= seq {
+            if *version >= seq.0 {
                 continue;
             }
-            if *version == base && base != ChunkSeq::NONE {
+            if *version == base.0 && base != ChunkSeq::NONE {
                 sink.delta(page, delta).map_err(ReceiveError::Sink)?;
-                *version = seq;
+                *version = seq.0;
                 continue;
             }
             // Older than the base, which may still come; or between the two, which no source does.
-            let may_come = *version < base && base < seq && !self.applied.contains(base);
+            let may_come = *version < base.0 && base < seq && !self.applied.contains(base);
             if !may_come {
                 return Err(ReceiveError::NoBase { seq: seq.0, page: page.0, base: base.0 });
             }

@@ -1,40 +1,32 @@
-//! Per page, the number of the chunk applied last: 4 bytes, allocated for 2 MiB of the guest when its first page comes.
+//! Per page, the number of the chunk applied last: 4 bytes, in one allocation of zeros, which the allocator gets from the kernel
+//! untouched: it becomes resident where pages came.
 
 use crate::types::{ChunkSeq, PageId};
-
-/// Pages of one allocation: 2 MiB of the guest.
-const BLOCK_PAGES: u32 = 512;
-
-type Block = [ChunkSeq; BLOCK_PAGES as usize];
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Versions {
-    pages: u32,
-    blocks: Vec<Option<Box<Block>>>,
-    allocated: usize,
+    /// [`ChunkSeq`]s, as plain numbers: only those are known to the allocator as zeros.
+    versions: Vec<u32>,
 }
 
 impl Versions {
     pub(super) fn new(pages: u32) -> Self {
-        let blocks = (0..pages.div_ceil(BLOCK_PAGES)).map(|_| None).collect();
-        Versions { pages, blocks, allocated: 0 }
+        Versions { versions: vec![ChunkSeq::NONE.0; pages as usize] }
     }
 
     pub(super) fn pages(&self) -> u32 {
-        self.pages
+        self.versions.len() as u32
     }
 
+    /// At most: what no page has come for is not resident.
     pub(super) fn memory_bytes(&self) -> usize {
-        self.blocks.capacity() * size_of::<Option<Box<Block>>>() + self.allocated * size_of::<Block>()
+        self.versions.capacity() * size_of::<u32>()
     }
 
-    /// The version of a page of the guest; None outside it.
-    pub(super) fn get_mut(&mut self, page: PageId) -> Option<&mut ChunkSeq> {
-        if page.0 >= self.pages {
-            return None;
-        }
-        self.block_mut(page.0).get_mut((page.0 % BLOCK_PAGES) as usize)
+    /// The version of a page of the guest, a [`ChunkSeq`]'s number; None outside it.
+    pub(super) fn get_mut(&mut self, page: PageId) -> Option<&mut u32> {
+        self.versions.get_mut(page.0 as usize)
     }
 
     /// Makes `seq` the version of those of `run` pages from `first` on that are older, and calls `each` with the runs they form.
@@ -46,35 +38,21 @@ impl Versions {
         seq: ChunkSeq,
         mut each: impl FnMut(PageId, u32) -> Result<(), E>,
     ) -> Result<(), E> {
-        let end = first.0.saturating_add(run).min(self.pages);
-        let mut at = first.0;
+        let end = first.0.saturating_add(run).min(self.pages());
         let mut older: Option<(u32, u32)> = None;
-        while at < end {
-            let offset = (at % BLOCK_PAGES) as usize;
-            let here = (BLOCK_PAGES - at % BLOCK_PAGES).min(end - at);
-            let block = self.block_mut(at);
-            for version in block.iter_mut().skip(offset).take(here as usize) {
-                if *version < seq {
-                    *version = seq;
-                    older = Some(older.map_or((at, 1), |(start, len)| (start, len + 1)));
-                } else if let Some((start, len)) = older.take() {
-                    each(PageId(start), len)?;
-                }
-                at += 1;
+        for at in first.0..end {
+            let version = &mut self.versions[at as usize];
+            if *version < seq.0 {
+                *version = seq.0;
+                older = Some(older.map_or((at, 1), |(start, len)| (start, len + 1)));
+            } else if let Some((start, len)) = older.take() {
+                each(PageId(start), len)?;
             }
         }
         match older {
             Some((start, len)) => each(PageId(start), len),
             None => Ok(()),
         }
-    }
-
-    fn block_mut(&mut self, page: u32) -> &mut Block {
-        let slot = &mut self.blocks[(page / BLOCK_PAGES) as usize];
-        slot.get_or_insert_with(|| {
-            self.allocated += 1;
-            Box::new([ChunkSeq::NONE; BLOCK_PAGES as usize])
-        })
     }
 }
 
@@ -93,23 +71,21 @@ mod tests {
     }
 
     #[test]
-    fn runs_skip_what_is_newer_and_cross_allocations() {
+    fn runs_skip_what_is_newer() {
         let mut versions = Versions::new(1300);
-        *versions.get_mut(PageId(600)).unwrap() = ChunkSeq(9);
+        *versions.get_mut(PageId(600)).unwrap() = 9;
         assert_eq!(advance(&mut versions, 500, 700, 5), [(500, 100), (601, 599)]);
         assert_eq!(advance(&mut versions, 500, 700, 5), []);
         assert_eq!(advance(&mut versions, 1299, 1, 5), [(1299, 1)]);
-        assert_eq!(versions.get_mut(PageId(600)), Some(&mut ChunkSeq(9)));
+        assert_eq!(versions.get_mut(PageId(600)), Some(&mut 9));
         assert_eq!(versions.get_mut(PageId(1300)), None);
     }
 
     #[test]
-    fn a_page_costs_four_bytes_and_only_where_pages_came() {
+    fn a_page_costs_four_bytes() {
         let pages = 1 << 20;
         let mut versions = Versions::new(pages);
-        assert!(versions.memory_bytes() <= pages as usize / 64);
         advance(&mut versions, 0, pages, 1);
-        let per_page = versions.memory_bytes() as f64 / f64::from(pages);
-        assert!(per_page <= 4.02, "{per_page} bytes per page");
+        assert_eq!(versions.memory_bytes(), 4 * pages as usize);
     }
 }
