@@ -203,7 +203,8 @@ async fn introduce(link: &Arc<LinkCore>, mut stream: TcpStream, lane: LaneId) ->
         return Err("its answer failed authentication".into());
     }
     let socket = stream.into_std().map_err(|error| error.to_string())?.into();
-    Ok(NewLane { link: link.clone(), socket, core: Core::Tx(TxLane::new(lane, epoch, sealer)) })
+    let core = Core::Tx(TxLane::new(lane, epoch, link.queue.new_carrier(), sealer));
+    Ok(NewLane { link: link.clone(), socket, core })
 }
 
 /// Options before the connection: buffers decide the window scale.

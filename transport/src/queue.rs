@@ -3,11 +3,16 @@
 //! No chunk belongs to a lane before the lane takes it, so a lane that is slow takes less and holds nobody up. Between
 //! sessions the queue takes turns, chunk by chunk; a session that has nothing to send or no credit is passed over.
 //!
-//! Invariants: a session's chunks are taken in the order they were queued; a chunk is taken only when its charge fits
-//! the session's credit; `charged` never passes `credit`. One mutex per link guards it all: it is held for a few dozen
-//! instructions per chunk, and never while an event handler runs.
+//! A chunk stays here until it is acknowledged. What a lane had when its connection died is taken again, with the same
+//! number and the same bytes, before anything new.
+//!
+//! Invariants: a session's chunks are taken for the first time in the order they were queued; a chunk is charged once,
+//! however often it is taken, and taken only when its charge fits the session's credit; `charged` never passes `credit`.
+//! One mutex per link guards it all: it is held for a few dozen instructions per chunk, and never while an event handler
+//! runs.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,7 +20,12 @@ use crate::error::SendError;
 use crate::events::TxEvents;
 use crate::lane::waker::Waker;
 use crate::meter::{Departure, GoodputMeter};
+use crate::ranges::RangeSet;
 use crate::session::{Chunk, charge};
+
+/// One connection of one lane, for as long as it lives: who has a chunk in flight. Never used twice on a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carrier(u64);
 
 /// What a lane took.
 pub struct Taken {
@@ -40,6 +50,7 @@ pub struct NeverSent {
 pub struct TxQueue {
     state: Mutex<State>,
     wakers: Mutex<Vec<Arc<Waker>>>,
+    carriers: AtomicU64,
     low_bytes: u64,
 }
 
@@ -58,14 +69,20 @@ struct Account {
     last_taken: u64,
     charged: u64,
     credit: u64,
+    /// Taken and not acknowledged.
     in_flight: BTreeMap<u64, InFlight>,
     in_flight_bytes: u64,
+    /// Those of them whose connection died: they are to be taken again.
+    again: BTreeSet<u64>,
+    again_bytes: u64,
     goodput: GoodputMeter,
 }
 
-/// A chunk that was taken and is not acknowledged. What is needed to send it again would be kept here.
+/// A chunk that was taken and is not acknowledged.
 struct InFlight {
-    bytes: u64,
+    chunk: Chunk,
+    /// `None`: to be taken again, or known to have arrived.
+    carrier: Option<Carrier>,
     departure: Departure,
 }
 
@@ -81,7 +98,7 @@ pub struct Figures {
 
 impl TxQueue {
     pub fn new(low_bytes: u64) -> Self {
-        Self { state: Mutex::default(), wakers: Mutex::default(), low_bytes }
+        Self { state: Mutex::default(), wakers: Mutex::default(), carriers: AtomicU64::new(0), low_bytes }
     }
 
     /// `waker`'s thread has a lane of this link.
@@ -103,6 +120,8 @@ impl TxQueue {
             credit: 0,
             in_flight: BTreeMap::new(),
             in_flight_bytes: 0,
+            again: BTreeSet::new(),
+            again_bytes: 0,
             goodput: GoodputMeter::default(),
         };
         self.lock().sessions.insert(session, account);
@@ -138,7 +157,7 @@ impl TxQueue {
         }
         account.last_queued = chunk.seq;
         account.unsent_bytes += chunk.payload.len() as u64;
-        if account.unsent.is_empty() {
+        if !account.has_some() {
             state.turns.push_back(session);
         }
         account.unsent.push_back(chunk);
@@ -147,18 +166,53 @@ impl TxQueue {
         Ok(())
     }
 
+    /// A lane's new connection.
+    pub fn new_carrier(&self) -> Carrier {
+        Carrier(self.carriers.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The connection died: what it carried and nobody acknowledged is to be taken again.
+    pub fn give_back(&self, carrier: Carrier) {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        for (session, account) in &mut state.sessions {
+            let had_some = account.has_some();
+            account.give_back(|_, in_flight| in_flight.carrier == Some(carrier));
+            if !had_some && account.has_some() {
+                state.turns.push_back(*session);
+            }
+        }
+        drop(guard);
+        self.wake();
+    }
+
+    /// Every connection died. `received` is what the peer says it has of this session.
+    pub fn resume(&self, session: u32, received: &RangeSet) {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let Some(account) = state.sessions.get_mut(&session) else { return };
+        let had_some = account.has_some();
+        account.arrived(received);
+        account.give_back(|seq, in_flight| in_flight.carrier.is_some() && !received.contains(seq));
+        if !had_some && account.has_some() {
+            state.turns.push_back(session);
+        }
+        drop(guard);
+        self.wake();
+    }
+
     /// The next chunk, for a lane that is ready to send it.
-    pub fn take(&self, now: Instant) -> Option<Taken> {
+    pub fn take(&self, carrier: Carrier, now: Instant) -> Option<Taken> {
         let mut state = self.lock();
         let state = &mut *state;
         for _ in 0..state.turns.len() {
             let session = state.turns.pop_front()?;
             let Some(account) = state.sessions.get_mut(&session) else { continue };
-            let Some(chunk) = account.take(now) else {
+            let Some(chunk) = account.take(carrier, now) else {
                 state.turns.push_back(session);
                 continue;
             };
-            if !account.unsent.is_empty() {
+            if account.has_some() {
                 state.turns.push_back(session);
             }
             let room = (account.unsent_bytes < self.low_bytes).then(|| account.events.clone());
@@ -228,26 +282,67 @@ impl TxQueue {
 }
 
 impl Account {
-    fn may_send(&self) -> bool {
-        self.unsent.front().is_some_and(|chunk| self.charged + charge(chunk.payload.len()) <= self.credit)
+    /// Something waits to be taken, whether or not it may.
+    fn has_some(&self) -> bool {
+        !self.unsent.is_empty() || !self.again.is_empty()
     }
 
-    fn take(&mut self, now: Instant) -> Option<Chunk> {
+    fn may_send(&self) -> bool {
+        !self.again.is_empty()
+            || self
+                .unsent
+                .front()
+                .is_some_and(|chunk| self.charged + charge(chunk.payload.len()) <= self.credit)
+    }
+
+    fn take(&mut self, carrier: Carrier, now: Instant) -> Option<Chunk> {
         if !self.may_send() {
             return None;
         }
+        let departure = self.goodput.depart(now, self.in_flight_bytes - self.again_bytes);
+        if let Some(seq) = self.again.pop_first() {
+            let in_flight = self.in_flight.get_mut(&seq)?;
+            in_flight.carrier = Some(carrier);
+            in_flight.departure = departure;
+            self.again_bytes -= in_flight.chunk.payload.len() as u64;
+            return Some(in_flight.chunk.clone());
+        }
         let chunk = self.unsent.pop_front()?;
         let bytes = chunk.payload.len() as u64;
-        let departure = self.goodput.depart(now, self.in_flight_bytes);
         self.unsent_bytes -= bytes;
         self.charged += charge(chunk.payload.len());
         self.in_flight_bytes += bytes;
         self.last_taken = chunk.seq;
-        self.in_flight.insert(chunk.seq, InFlight { bytes, departure });
+        let in_flight = InFlight { chunk: chunk.clone(), carrier: Some(carrier), departure };
+        self.in_flight.insert(chunk.seq, in_flight);
         if self.unsent.is_empty() {
             self.goodput.starved(self.in_flight_bytes);
         }
         Some(chunk)
+    }
+
+    fn give_back(&mut self, which: impl Fn(u64, &InFlight) -> bool) {
+        for (seq, in_flight) in &mut self.in_flight {
+            if which(*seq, in_flight) {
+                in_flight.carrier = None;
+                self.again.insert(*seq);
+                self.again_bytes += in_flight.chunk.payload.len() as u64;
+            }
+        }
+    }
+
+    /// The peer has these, though it has not applied them yet: they are not taken again.
+    fn arrived(&mut self, received: &RangeSet) {
+        let there: Vec<u64> = self.again.iter().copied().filter(|seq| received.contains(*seq)).collect();
+        for seq in there {
+            self.again.remove(&seq);
+            if let Some(in_flight) = self.in_flight.get(&seq) {
+                self.again_bytes -= in_flight.chunk.payload.len() as u64;
+            }
+        }
+        for (_, in_flight) in self.in_flight.iter_mut().filter(|(seq, _)| received.contains(**seq)) {
+            in_flight.carrier = None;
+        }
     }
 
     fn acked(
@@ -267,8 +362,12 @@ impl Account {
             // One at a time: each number is removed once in its life, whatever the peer repeats.
             while let Some(seq) = self.next_in_flight(first, last) {
                 if let Some(gone) = self.in_flight.remove(&seq) {
-                    bytes += gone.bytes;
+                    let length = gone.chunk.payload.len() as u64;
+                    bytes += length;
                     newest = Some(gone.departure);
+                    if self.again.remove(&seq) {
+                        self.again_bytes -= length;
+                    }
                 }
             }
         }
@@ -315,7 +414,7 @@ mod tests {
     }
 
     fn take(queue: &TxQueue) -> Option<(u32, u64)> {
-        queue.take(Instant::now()).map(|taken| (taken.session, taken.chunk.seq))
+        queue.take(Carrier(0), Instant::now()).map(|taken| (taken.session, taken.chunk.seq))
     }
 
     #[test]
@@ -365,6 +464,67 @@ mod tests {
         queue.acked(now, 1, 5, &[], 0, None).unwrap().unwrap();
         let figures = queue.figures(1).unwrap();
         assert_eq!((figures.in_flight_bytes, figures.delivered_bytes), (0, 500));
+    }
+
+    #[test]
+    fn what_a_dead_connection_carried_goes_first_and_costs_no_credit() {
+        let queue = queue(&[1]);
+        queue.grant(1, 3 * charge(100));
+        for seq in 1..=4 {
+            queue.push(1, chunk(seq, 100)).unwrap();
+        }
+        let (dying, living) = (queue.new_carrier(), queue.new_carrier());
+        let now = Instant::now();
+        let mut take = |carrier| queue.take(carrier, now).map(|taken| taken.chunk.seq);
+        assert_eq!((take(dying), take(living), take(dying)), (Some(1), Some(2), Some(3)));
+        assert_eq!(take(living), None, "no credit for the fourth");
+        queue.give_back(dying);
+        assert_eq!((take(living), take(living), take(living)), (Some(1), Some(3), None));
+        let figures = queue.figures(1).unwrap();
+        assert_eq!((figures.in_flight_bytes, figures.unsent_bytes, figures.credit_left), (300, 100, 0));
+    }
+
+    #[test]
+    fn what_is_acknowledged_after_all_is_not_sent_again() {
+        let queue = queue(&[1]);
+        queue.grant(1, 1 << 20);
+        let carrier = queue.new_carrier();
+        let now = Instant::now();
+        for seq in 1..=3 {
+            queue.push(1, chunk(seq, 100)).unwrap();
+            queue.take(carrier, now).unwrap();
+        }
+        queue.give_back(carrier);
+        queue.acked(now, 1, 2, &[], 0, None).unwrap().unwrap();
+        assert_eq!(queue.take(carrier, now).unwrap().chunk.seq, 3);
+        assert!(queue.take(carrier, now).is_none());
+        assert_eq!(queue.figures(1).unwrap().in_flight_bytes, 100);
+    }
+
+    #[test]
+    fn after_an_outage_only_what_the_peer_lacks_is_sent_again() {
+        let queue = queue(&[1]);
+        queue.grant(1, 1 << 20);
+        let carrier = queue.new_carrier();
+        let now = Instant::now();
+        for seq in 1..=5 {
+            queue.push(1, chunk(seq, 100)).unwrap();
+            queue.take(carrier, now).unwrap();
+        }
+        let mut received = RangeSet::default();
+        [1, 2, 4].into_iter().for_each(|seq| assert!(received.insert(seq)));
+        // Once with the connection given back before, once not: the same.
+        queue.give_back(carrier);
+        for _ in 0..2 {
+            queue.resume(1, &received);
+            let again: Vec<_> =
+                std::iter::from_fn(|| queue.take(carrier, now)).map(|taken| taken.chunk.seq).collect();
+            assert_eq!(again, [3, 5]);
+        }
+        assert_eq!(queue.figures(1).unwrap().in_flight_bytes, 500, "arrived is not applied");
+        queue.acked(now, 1, 5, &[], 0, None).unwrap().unwrap();
+        assert_eq!(queue.figures(1).unwrap().in_flight_bytes, 0);
+        assert!(!queue.has_work());
     }
 
     #[test]

@@ -36,6 +36,10 @@ impl RangeSet {
         true
     }
 
+    pub fn contains(&self, n: u64) -> bool {
+        n <= self.cumulative || self.above.range(..=n).next_back().is_some_and(|(_, &last)| last >= n)
+    }
+
     pub fn cumulative(&self) -> u64 {
         self.cumulative
     }
@@ -63,6 +67,9 @@ mod tests {
             let mut model = BTreeSet::new();
             for n in numbers {
                 prop_assert_eq!(ranges.insert(n), model.insert(n));
+            }
+            for n in 1..41 {
+                prop_assert_eq!(ranges.contains(n), model.contains(&n));
             }
             let mut held: Vec<u64> = (1..=ranges.cumulative()).collect();
             let mut previous_last = ranges.cumulative();

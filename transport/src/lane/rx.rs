@@ -135,7 +135,12 @@ mod tests {
         let queue = TxQueue::new(0);
         queue.add_session(9, Arc::new(crate::session::Deaf));
         queue.grant(9, u64::MAX);
-        let tx = TxLane::new(lane, epoch, secret.sealer(&link, lane, epoch, Direction::FromInitiator));
+        let tx = TxLane::new(
+            lane,
+            epoch,
+            queue.new_carrier(),
+            secret.sealer(&link, lane, epoch, Direction::FromInitiator),
+        );
         let opener = secret.opener(&link, lane, epoch, Direction::FromInitiator);
         let rx = RxLane::new(lane, epoch, opener, LIMIT, Arc::default());
         Pair { queue, tx, rx }

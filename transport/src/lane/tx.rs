@@ -3,13 +3,15 @@
 use std::time::Instant;
 
 use crate::names::{Epoch, LaneId};
-use crate::queue::TxQueue;
+use crate::queue::{Carrier, TxQueue};
 use crate::seal::Sealer;
 use crate::wire::frame::{FrameType, Header};
 
 pub struct TxLane {
     pub id: LaneId,
     epoch: Epoch,
+    /// This connection, to the queue.
+    pub carrier: Carrier,
     sealer: Sealer,
     /// Lent to the kernel while an operation runs ([`TxLane::lend`]).
     buffer: Vec<u8>,
@@ -18,8 +20,8 @@ pub struct TxLane {
 }
 
 impl TxLane {
-    pub fn new(id: LaneId, epoch: Epoch, sealer: Sealer) -> Self {
-        Self { id, epoch, sealer, buffer: Vec::new(), sent: 0, end: 0 }
+    pub fn new(id: LaneId, epoch: Epoch, carrier: Carrier, sealer: Sealer) -> Self {
+        Self { id, epoch, carrier, sealer, buffer: Vec::new(), sent: 0, end: 0 }
     }
 
     /// Makes sure that there is something to send: takes the next chunk and seals it if the frame before is gone.
@@ -28,7 +30,7 @@ impl TxLane {
         if self.sent < self.end {
             return true;
         }
-        let Some(taken) = queue.take(Instant::now()) else { return false };
+        let Some(taken) = queue.take(self.carrier, Instant::now()) else { return false };
         let payload = taken.chunk.payload.as_ref();
         let header = Header {
             kind: FrameType::Chunk,
