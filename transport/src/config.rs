@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::key::{PublicKey, StaticKey};
 use crate::names::PeerName;
+use crate::suite::{self, Suite, SuiteSet};
 
 /// What a [`Node`](crate::Node) is started with. Make one with [`NodeConfig::new`] and change what must differ.
 #[derive(Clone)]
@@ -23,6 +24,8 @@ pub struct NodeConfig {
     pub lane_threads: usize,
     /// How lanes reach the kernel.
     pub io: Io,
+    /// How lanes are sealed.
+    pub suites: Suites,
     pub timeouts: Timeouts,
     pub limits: Limits,
     pub sockets: Sockets,
@@ -38,6 +41,7 @@ impl NodeConfig {
             lanes: 8,
             lane_threads: 0,
             io: Io::Auto,
+            suites: Suites::Auto,
             timeouts: Timeouts::default(),
             limits: Limits::default(),
             sockets: Sockets::default(),
@@ -68,6 +72,26 @@ pub enum Io {
     Uring,
     /// `epoll`, `send` and `recv`.
     Plain,
+}
+
+/// The cipher suites that a node offers its peers; a link takes one that both of its ends offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Suites {
+    /// ChaCha20-Poly1305, and AES-256-GCM where the CPU has instructions for it and it is the faster one, as measured
+    /// when the first node of the process starts. The default: it is never slower than either alone.
+    #[default]
+    Auto,
+    /// This one, whatever it costs here. A link to a peer that does not offer it does not come about.
+    Only(Suite),
+}
+
+impl Suites {
+    pub(crate) fn offered(self) -> SuiteSet {
+        match self {
+            Suites::Auto => suite::best_here(),
+            Suites::Only(suite) => [suite].into_iter().collect(),
+        }
+    }
 }
 
 /// Bounds on every wait.

@@ -19,7 +19,7 @@ const WRITE_BATCH_BYTES: usize = 128 * 1024;
 
 /// Runs until the link is over; then every session has been told.
 pub async fn run(link: Arc<LinkCore>, records: Records, acceptor: Arc<dyn Acceptor>) {
-    let Records { mut reader, mut writer } = records;
+    let Records { mut reader, mut writer, .. } = records;
     let lost = {
         let read = read(&link, &mut reader, &acceptor);
         let write = write(&link, &mut writer);

@@ -79,7 +79,7 @@ async fn open(
         what,
         after: bound,
     };
-    let failed = |error: HandshakeError| explain(peer, address, error);
+    let failed = |error: HandshakeError| explain(shared, peer, address, error);
     let (link, records) = timeout(bound, handshake(shared, peer, stream))
         .await
         .map_err(|_| late("the handshake"))?
@@ -95,7 +95,8 @@ async fn open(
     let lanes = timeout(bound, lanes(shared, &link, streams)).await;
     let error = match lanes {
         Ok(Ok(())) => {
-            tracing::info!(peer = %peer.name, %address, lanes = link.agreed.lanes, "link open");
+            let (lanes, suite) = (link.agreed.lanes, link.secret.suite());
+            tracing::info!(peer = %peer.name, %address, lanes, %suite, "link open");
             return match link.ended() {
                 None => Ok(link),
                 Some(lost) => Err(lost.clone().into()),
@@ -119,7 +120,7 @@ async fn handshake(
     stream: TcpStream,
 ) -> Result<(Arc<LinkCore>, Records), HandshakeError> {
     let config = &shared.config;
-    let mut records = noise::initiate(stream, &config.key, &peer.public_key).await?;
+    let mut records = noise::initiate(stream, &config.key, &peer.public_key, shared.suites).await?;
     let mut start = Start {
         link: [0; 16],
         secret: [0; 32],
@@ -149,15 +150,8 @@ async fn handshake(
     {
         return Err(HandshakeError::Protocol("it agreed to what was not asked".into()));
     }
-    let link = LinkCore::new(
-        peer.name.clone(),
-        Role::Initiator,
-        start,
-        agreed,
-        config.timeouts.clone(),
-        config.limits.clone(),
-        shared.clock,
-    );
+    let link =
+        LinkCore::new(peer.name.clone(), Role::Initiator, start, records.suite, agreed, config, shared.clock);
     Ok((Arc::new(link), records))
 }
 
@@ -226,12 +220,13 @@ async fn connect(shared: &Shared, address: SocketAddr, lane: bool) -> Result<Tcp
     }
 }
 
-fn explain(peer: &Peer, address: SocketAddr, error: HandshakeError) -> LinkError {
+fn explain(shared: &Shared, peer: &Peer, address: SocketAddr, error: HandshakeError) -> LinkError {
     let peer = peer.name.clone();
     let address = address.to_string();
     match error {
         HandshakeError::Version(theirs) => LinkError::Version { peer, address, theirs, ours: VERSIONS },
         HandshakeError::WrongKey(text) => LinkError::WrongKey { peer, address, text: text.into() },
+        HandshakeError::NoSuite => LinkError::Suite { peer, address, ours: shared.suites.to_string() },
         HandshakeError::No(text) => LinkError::NotAllowedThere { peer, text },
         HandshakeError::Protocol(text) => LinkError::Protocol { peer, address, text },
         HandshakeError::Io(error) => LinkError::Protocol {

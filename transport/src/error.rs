@@ -38,6 +38,9 @@ pub enum LinkError {
     WrongKey { peer: PeerName, address: String, text: String },
     #[error("{peer} at {address} speaks protocol {} and this node {}", .theirs, .ours)]
     Version { peer: PeerName, address: String, theirs: Versions, ours: Versions },
+    /// (A refusal is not authenticated: whoever is on the path may have said so.)
+    #[error("{peer} at {address} offers none of the cipher suites that this node does: {ours}")]
+    Suite { peer: PeerName, address: String, ours: String },
     /// The peer answered in a way this protocol does not know.
     #[error("{peer} at {address} did not answer as a hikyaku daemon does: {text}")]
     Protocol { peer: PeerName, address: String, text: String },

@@ -84,8 +84,13 @@ fn header(kind: FrameType, lane: LaneId, epoch: Epoch, body_bytes: u32) -> Heade
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::suite::Suite;
 
     const LINK: [u8; 16] = [9; 16];
+
+    fn secret_of(byte: u8) -> LinkSecret {
+        LinkSecret::new([byte; 32], Suite::ChaCha20Poly1305)
+    }
 
     fn split(bytes: &[u8]) -> ([u8; GREETING_BYTES], [u8; REST_BYTES]) {
         (bytes[..GREETING_BYTES].try_into().unwrap(), bytes[GREETING_BYTES..].try_into().unwrap())
@@ -93,18 +98,18 @@ mod tests {
 
     #[test]
     fn a_hello_opens_with_the_links_secret_only() {
-        let secret = LinkSecret::new([1; 32]);
+        let secret = secret_of(1);
         let (bytes, _) = hello(&secret, &LINK, LaneId(2), Epoch(3));
         let (greeting, rest) = split(&bytes);
         assert_eq!(claimed_link(&rest), LINK);
         let (lane, epoch, _) = open(&secret, &greeting, &rest).unwrap();
         assert_eq!((lane, epoch), (LaneId(2), Epoch(3)));
-        assert!(open(&LinkSecret::new([2; 32]), &greeting, &rest).is_none());
+        assert!(open(&secret_of(2), &greeting, &rest).is_none());
     }
 
     #[test]
     fn every_changed_bit_of_a_hello_is_seen() {
-        let secret = LinkSecret::new([1; 32]);
+        let secret = secret_of(1);
         let (bytes, _) = hello(&secret, &LINK, LaneId(2), Epoch(3));
         for bit in 0..bytes.len() * 8 {
             let mut changed = bytes.clone();
@@ -116,7 +121,7 @@ mod tests {
 
     #[test]
     fn only_the_answer_to_this_hello_counts() {
-        let secret = LinkSecret::new([1; 32]);
+        let secret = secret_of(1);
         let answer: [u8; ACCEPTED_BYTES] = accepted(&secret, &LINK, LaneId(2), Epoch(3)).try_into().unwrap();
         assert!(is_accepted(&secret, &LINK, LaneId(2), Epoch(3), &answer));
         assert!(!is_accepted(&secret, &LINK, LaneId(2), Epoch(4), &answer));

@@ -45,10 +45,11 @@ mod rx_session;
 pub mod seal;
 mod session;
 mod socket;
+pub mod suite;
 mod sys;
 pub mod wire;
 
-pub use config::{Congestion, Io, Limits, NodeConfig, Peer, Sockets, Timeouts};
+pub use config::{Congestion, Io, Limits, NodeConfig, Peer, Sockets, Suites, Timeouts};
 pub use error::{AcceptError, LinkError, Lost, MessageError, OpenError, SendError, StartError, Versions};
 pub use events::{Acceptor, RxEvents, TxEvents};
 pub use incoming::Incoming;
@@ -56,6 +57,7 @@ pub use key::{KeyError, PublicKey, StaticKey};
 pub use names::{Epoch, LaneId, PeerName, SessionId};
 pub use node::{Link, Node};
 pub use session::{Chunk, LinkStats, Payload, RxSession, TxSession};
+pub use suite::Suite;
 pub use sys::{keep_freed_buffers, release_freed_buffers};
 
 /// Codes that the transport itself puts into refusals and closes. The daemons use those below 0xff00.

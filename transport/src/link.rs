@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use tokio::sync::{Notify, oneshot};
 
-use crate::config::{Limits, Timeouts};
+use crate::config::{Limits, NodeConfig, Timeouts};
 use crate::error::{Lost, MessageError, OpenError};
 use crate::events::{RxEvents, TxEvents};
 use crate::lane::rx::Progress;
@@ -22,6 +22,7 @@ use crate::queue::TxQueue;
 use crate::rx_session::RxAccount;
 use crate::seal::LinkSecret;
 use crate::session::{LinkStats, TxSession};
+use crate::suite::Suite;
 use crate::wire::control::{Message, Start, Started};
 use crate::wire::frame::Header;
 
@@ -82,18 +83,19 @@ impl LinkCore {
         peer: PeerName,
         role: Role,
         start: Start,
+        suite: Suite,
         agreed: Started,
-        timeouts: Timeouts,
-        limits: Limits,
+        config: &NodeConfig,
         clock: Instant,
     ) -> Self {
+        let limits = config.limits.clone();
         Self {
             peer,
             role,
             id: start.link,
-            secret: LinkSecret::new(start.secret),
+            secret: LinkSecret::new(start.secret, suite),
             agreed,
-            timeouts,
+            timeouts: config.timeouts.clone(),
             clock,
             outbox: Outbox::new(limits.outbox_bytes),
             queue: TxQueue::new(limits.unsent_low_bytes),

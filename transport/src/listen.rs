@@ -18,6 +18,7 @@ use crate::link::{LinkCore, Role};
 use crate::node::Shared;
 use crate::noise::{self, HandshakeError, Records};
 use crate::socket;
+use crate::suite::SuiteSet;
 use crate::wire::control::{Message, Started};
 use crate::wire::greeting::{GREETING_BYTES, Greeting, Kind, Refusal};
 
@@ -84,7 +85,7 @@ async fn control_connection(
     shared: &Arc<Shared>,
     stream: TcpStream,
     greeting: &[u8; GREETING_BYTES],
-    suites: u8,
+    suites: SuiteSet,
 ) -> Result<NewLink, HandshakeError> {
     socket::prepare_control(&stream, &shared.config.sockets)?;
     let who = |key| match shared.peer_of(&key) {
@@ -92,7 +93,8 @@ async fn control_connection(
         Some(peer) => Err(format!("{} may not send here", peer.name)),
         None => Err(format!("the key {key} is not among the peers there")),
     };
-    let (mut records, peer) = noise::respond(stream, greeting, suites, &shared.config.key, who).await?;
+    let (mut records, peer) =
+        noise::respond(stream, greeting, suites, shared.suites, &shared.config.key, who).await?;
     let first = records.reader.read().await.map_err(|e| HandshakeError::Protocol(e.to_string()))?;
     let Message::Start(start) = first else {
         return Err(HandshakeError::Protocol("the first message is no start".into()));
@@ -114,9 +116,9 @@ async fn control_connection(
         peer.clone(),
         Role::Responder,
         start,
+        records.suite,
         agreed.clone(),
-        shared.config.timeouts.clone(),
-        limits.clone(),
+        &shared.config,
         shared.clock,
     ));
     // Lanes may come as soon as the answer is out.
@@ -130,7 +132,7 @@ async fn control_connection(
         .await
         .map_err(|e| HandshakeError::Protocol(e.to_string()))?;
     undo.keep();
-    tracing::info!(%peer, "link opened by the peer");
+    tracing::info!(%peer, suite = %records.suite, "link opened by the peer");
     Ok((link, records))
 }
 

@@ -23,6 +23,7 @@ use crate::link::LinkCore;
 use crate::listen;
 use crate::names::{PeerName, SessionId};
 use crate::session::{LinkStats, TxSession};
+use crate::suite::{Suite, SuiteSet};
 
 /// A running node. Clones are the same node.
 #[derive(Clone)]
@@ -42,6 +43,8 @@ pub(crate) struct Shared {
     pub lanes: LaneEngine,
     pub acceptor: Arc<dyn Acceptor>,
     pub gate: Arc<Gate>,
+    /// What this node offers for its lanes.
+    pub suites: SuiteSet,
     /// By name; the lock is held while a link is being opened, so that two askers share one.
     outbound: HashMap<PeerName, Outbound>,
     by_key: HashMap<PublicKey, Peer>,
@@ -62,6 +65,7 @@ impl Node {
         let mut outbound = HashMap::new();
         let mut by_key = HashMap::<_, Peer>::new();
         check(&config)?;
+        let suites = config.suites.offered();
         for peer in &config.peers {
             if let Some(other) = by_key.insert(peer.public_key, peer.clone()) {
                 return Err(StartError::SameKey(other.name, peer.name.clone()));
@@ -88,6 +92,7 @@ impl Node {
             lanes,
             acceptor,
             gate,
+            suites,
             outbound,
             by_key,
             inbound: Mutex::default(),
@@ -215,6 +220,11 @@ impl Link {
 
     pub fn peer(&self) -> &PeerName {
         &self.0.peer
+    }
+
+    /// How its lanes are sealed.
+    pub fn suite(&self) -> Suite {
+        self.0.secret.suite()
     }
 
     pub fn stats(&self) -> LinkStats {

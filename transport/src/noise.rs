@@ -19,8 +19,9 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use crate::error::Versions;
 use crate::key::{PublicKey, StaticKey};
+use crate::suite::{Suite, SuiteSet};
 use crate::wire::control::{ControlError, Message, PLAIN_BYTES_MAX, RECORD_BYTES_MAX, Verdict};
-use crate::wire::greeting::{GREETING_BYTES, Greeting, Kind, Refusal, SUITE_CHACHA20_POLY1305, choose};
+use crate::wire::greeting::{GREETING_BYTES, Greeting, Kind, Refusal, VERSIONS, choose};
 
 const PATTERN: &str = "Noise_IK_25519_ChaChaPoly_BLAKE2s";
 /// Ephemeral key, sealed static key, tag of the empty payload.
@@ -38,6 +39,9 @@ pub enum HandshakeError {
     Version(Versions),
     #[error("{0}")]
     WrongKey(&'static str),
+    /// The two sides' sets have no suite in common.
+    #[error("no cipher suite in common")]
+    NoSuite,
     /// The other side proved its key, and said no.
     #[error("{0}")]
     No(String),
@@ -53,6 +57,8 @@ impl From<snow::Error> for HandshakeError {
 
 /// The sealed records of a connection whose handshake is done.
 pub struct Records {
+    /// What both take for the lanes.
+    pub suite: Suite,
     pub reader: RecordReader,
     pub writer: RecordWriter,
 }
@@ -88,8 +94,9 @@ pub async fn initiate(
     mut stream: TcpStream,
     ours: &StaticKey,
     theirs: &PublicKey,
+    suites: SuiteSet,
 ) -> Result<Records, HandshakeError> {
-    let greeting = Greeting::ours(Kind::Control { suites: SUITE_CHACHA20_POLY1305 }).encode();
+    let greeting = Greeting::ours(Kind::Control { suites }).encode();
     let mut noise = builder(ours, &greeting)?.remote_public_key(theirs.as_bytes())?.build_initiator()?;
     let mut message = [0; MESSAGE_2_BYTES_MAX];
     let bytes = noise.write_message(&[], &mut message)?;
@@ -110,7 +117,7 @@ pub async fn initiate(
             return Err(HandshakeError::WrongKey("it cannot read what is sealed for that key"));
         }
         Kind::Refused(Refusal::Suite) => {
-            return Err(HandshakeError::Protocol("it has no cipher suite in common with this node".into()));
+            return Err(HandshakeError::NoSuite);
         }
         Kind::Refused(Refusal::Other(reason)) => {
             return Err(HandshakeError::Protocol(format!("it refused for a reason unknown here ({reason})")));
@@ -128,31 +135,34 @@ pub async fn initiate(
     let bytes = noise
         .read_message(second, &mut payload)
         .map_err(|_| HandshakeError::WrongKey("its answer is not sealed with that key"))?;
-    match Verdict::decode(&payload[..bytes]) {
-        Ok(Verdict::Welcome { version, suite: SUITE_CHACHA20_POLY1305 })
-            if choose(Versions { oldest: version, newest: version }).is_some() => {}
+    let suite = match Verdict::decode(&payload[..bytes]) {
         Ok(Verdict::Welcome { version, suite }) => {
-            return Err(HandshakeError::Protocol(format!("it chose version {version}, suite {suite}")));
+            let known = choose(Versions { oldest: version, newest: version });
+            let offered = Suite::from_id(suite).filter(|suite| suites.contains(*suite));
+            known.and(offered).ok_or_else(|| {
+                HandshakeError::Protocol(format!("it chose version {version}, suite {suite}"))
+            })?
         }
         Ok(Verdict::No { text }) => return Err(HandshakeError::No(text)),
         Err(error) => return Err(HandshakeError::Protocol(error.to_string())),
-    }
-    records(stream, noise)
+    };
+    records(stream, noise, suite)
 }
 
-/// Answers a control greeting. `who` says whether a key may open links. `Ok` means that *somebody once* sealed message
+/// Answers a control greeting that offers `theirs` of the suites. `who` says whether a key may open links. `Ok` means that *somebody once* sealed message
 /// 1 with that key: only the first record proves that the peer is there.
 pub async fn respond<T>(
     mut stream: TcpStream,
     greeting: &[u8; GREETING_BYTES],
-    suites: u8,
+    theirs: SuiteSet,
+    suites: SuiteSet,
     ours: &StaticKey,
     who: impl FnOnce(PublicKey) -> Result<T, String>,
 ) -> Result<(Records, T), HandshakeError> {
-    if suites & SUITE_CHACHA20_POLY1305 == 0 {
+    let Some(suite) = suites.choose(theirs) else {
         refuse(&mut stream, Refusal::Suite).await?;
-        return Err(HandshakeError::Protocol("no cipher suite in common".into()));
-    }
+        return Err(HandshakeError::NoSuite);
+    };
     let bytes = usize::from(stream.read_u16_le().await?);
     if bytes != MESSAGE_1_BYTES {
         return Err(HandshakeError::Protocol(format!("a first handshake message of {bytes} bytes")));
@@ -168,10 +178,7 @@ pub async fn respond<T>(
     let key = key.ok_or_else(|| HandshakeError::Protocol("no static key".into()))?;
     let decision = who(PublicKey::from_bytes(key));
     let verdict = match &decision {
-        Ok(_) => Verdict::Welcome {
-            version: crate::wire::greeting::VERSIONS.newest,
-            suite: SUITE_CHACHA20_POLY1305,
-        },
+        Ok(_) => Verdict::Welcome { version: VERSIONS.newest, suite: suite.id() },
         Err(text) => Verdict::No { text: text.chars().take(VERDICT_TEXT_BYTES_MAX / 4).collect() },
     };
     let verdict = verdict.encode().map_err(|e| HandshakeError::Protocol(e.to_string()))?;
@@ -182,7 +189,7 @@ pub async fn respond<T>(
     second.extend_from_slice(&message[..bytes]);
     stream.write_all(&second).await?;
     match decision {
-        Ok(who) => Ok((records(stream, noise)?, who)),
+        Ok(who) => Ok((records(stream, noise, suite)?, who)),
         Err(text) => {
             // Let the verdict arrive before the connection ends.
             let _ = stream.shutdown().await;
@@ -206,10 +213,11 @@ fn builder<'a>(ours: &'a StaticKey, prologue: &'a [u8]) -> Result<Builder<'a>, s
     Builder::new(PATTERN.parse()?).local_private_key(ours.secret())?.prologue(prologue)
 }
 
-fn records(stream: TcpStream, noise: HandshakeState) -> Result<Records, HandshakeError> {
+fn records(stream: TcpStream, noise: HandshakeState, suite: Suite) -> Result<Records, HandshakeError> {
     let noise = Arc::new(noise.into_stateless_transport_mode()?);
     let (read, write) = stream.into_split();
     Ok(Records {
+        suite,
         reader: RecordReader {
             half: BufReader::new(read),
             noise: noise.clone(),

@@ -1,14 +1,16 @@
 //! Everything unsafe of this crate: receiving into memory that is not initialised, one socket option, a setting of the
-//! allocator, and the ring that keeps buffers alive while the kernel uses them. All are safe to call.
+//! allocator, wiping other crates' keys, and the ring that keeps buffers alive while the kernel uses them. All are safe to call.
 
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
 use std::io;
+use std::mem::{MaybeUninit, needs_drop};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use io_uring::{IoUring, Probe, opcode, types};
+use zeroize::Zeroize;
 
 /// Appends what a non-blocking socket has to `buffer`, until it has `want` bytes. `Ok(0)`: the peer closed.
 pub fn recv_append(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>, want: usize) -> io::Result<usize> {
@@ -64,6 +66,33 @@ pub fn keep_freed_buffers() {
             libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES);
             libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_ALONE_BYTES);
         }
+    }
+}
+
+/// A value whose memory is overwritten with zeros when it is dropped: for keys of a crate that does not do so itself. It is
+/// not moved while it is in here.
+pub struct Wiped<T>(Box<MaybeUninit<T>>);
+
+impl<T> Wiped<T> {
+    pub fn new(value: T) -> Self {
+        // What needs no drop owns no memory elsewhere, and nobody misses its bytes.
+        const { assert!(!needs_drop::<T>()) };
+        Self(Box::new(MaybeUninit::new(value)))
+    }
+}
+
+impl<T> std::ops::Deref for Wiped<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        // SAFETY: `new` wrote it, and nothing but `drop` changes it.
+        unsafe { self.0.assume_init_ref() }
+    }
+}
+
+impl<T> Drop for Wiped<T> {
+    fn drop(&mut self) {
+        self.0.zeroize();
     }
 }
 

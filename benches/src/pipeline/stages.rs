@@ -18,7 +18,7 @@ use hikyaku_qemu::stream::{
 };
 use hikyaku_transport::seal::{Direction, LinkSecret, Opener, Sealer};
 use hikyaku_transport::wire::frame::{FrameType, HEADER_BYTES, Header};
-use hikyaku_transport::{Epoch, LaneId};
+use hikyaku_transport::{Epoch, LaneId, Suite};
 
 use super::content::{Corpus, layout, pass, prefix};
 use super::meter::{Figure, Meter, thread_cpu};
@@ -212,7 +212,7 @@ impl Encoder {
 }
 
 fn secret() -> LinkSecret {
-    LinkSecret::new([7; 32])
+    LinkSecret::new([7; 32], Suite::ChaCha20Poly1305)
 }
 
 fn sealer() -> Sealer {

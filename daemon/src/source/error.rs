@@ -78,9 +78,9 @@ impl SourceError {
                 Ending::NotAllowed,
                 "Compare both sides' keys (hikyaku fingerprint) with their configurations",
             ),
-            SourceError::Link(LinkError::Version { .. } | LinkError::Protocol { .. }) => {
-                (Ending::Incompatible, "Update the older daemon")
-            }
+            SourceError::Link(
+                LinkError::Version { .. } | LinkError::Suite { .. } | LinkError::Protocol { .. },
+            ) => (Ending::Incompatible, "Update the older daemon"),
             SourceError::Link(_) => (Ending::Unreachable, "Is hikyakud running there, and its port open?"),
             SourceError::Refused { code, .. } | SourceError::Closed { code, .. } => {
                 match Refusal::from(*code) {

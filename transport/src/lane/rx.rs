@@ -119,6 +119,7 @@ mod tests {
     use crate::queue::TxQueue;
     use crate::seal::{Direction, LinkSecret};
     use crate::session::Chunk;
+    use crate::suite::Suite;
     use proptest::prelude::*;
 
     const LIMIT: u32 = 5000;
@@ -130,7 +131,7 @@ mod tests {
     }
 
     fn pair() -> Pair {
-        let secret = LinkSecret::new([1; 32]);
+        let secret = LinkSecret::new([1; 32], Suite::ChaCha20Poly1305);
         let (link, lane, epoch) = ([2; 16], LaneId(3), Epoch(1));
         let queue = TxQueue::new(0);
         queue.add_session(9, Arc::new(crate::session::Deaf));

@@ -5,7 +5,7 @@
 //! 4  2  newest protocol version the sender of these bytes speaks
 //! 6  2  oldest
 //! 8  1  kind: 1 control, 2 lane, 3 go on, 4 refused
-//! 9  1  control: set of cipher suites (bit 0: ChaCha20-Poly1305); refused: reason; else 0
+//! 9  1  control: set of cipher suites (1 ChaCha20-Poly1305, 2 AES-256-GCM); refused: reason; else 0
 //! 10 2  0
 //! ```
 //! The initiator's greeting is the prologue of the Noise handshake: who changes it in transit breaks the handshake, so
@@ -13,13 +13,12 @@
 
 use super::u16_at;
 use crate::error::Versions;
+use crate::suite::SuiteSet;
 
 pub const GREETING_BYTES: usize = 12;
 pub const MAGIC: [u8; 4] = *b"HKYK";
 /// The protocol versions this code speaks.
 pub const VERSIONS: Versions = Versions { oldest: 1, newest: 1 };
-/// ChaCha20-Poly1305, as a bit of [`Kind::Control`]'s set.
-pub const SUITE_CHACHA20_POLY1305: u8 = 1;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Greeting {
@@ -30,7 +29,7 @@ pub struct Greeting {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Noise's first message follows.
-    Control { suites: u8 },
+    Control { suites: SuiteSet },
     /// A sealed lane hello follows.
     Lane,
     /// The answer to [`Kind::Control`]: Noise's second message follows.
@@ -72,7 +71,7 @@ impl Greeting {
 
     pub fn encode(&self) -> [u8; GREETING_BYTES] {
         let (kind, detail) = match self.kind {
-            Kind::Control { suites } => (1, suites),
+            Kind::Control { suites } => (1, suites.bits()),
             Kind::Lane => (2, 0),
             Kind::GoOn => (3, 0),
             Kind::Refused(Refusal::Version) => (4, 1),
@@ -106,7 +105,7 @@ impl Greeting {
             return Err(GreetingError::Reserved);
         }
         let kind = match (bytes[8], bytes[9]) {
-            (1, suites) => Kind::Control { suites },
+            (1, bits) => Kind::Control { suites: SuiteSet::from_bits(bits) },
             (2, 0) => Kind::Lane,
             (3, 0) => Kind::GoOn,
             (4, 1) => Kind::Refused(Refusal::Version),
@@ -132,8 +131,8 @@ mod tests {
 
     #[test]
     fn greetings_have_their_documented_bytes() {
-        let control = Greeting::ours(Kind::Control { suites: SUITE_CHACHA20_POLY1305 });
-        assert_eq!(control.encode(), *b"HKYK\x01\x00\x01\x00\x01\x01\x00\x00");
+        let control = Greeting::ours(Kind::Control { suites: SuiteSet::from_bits(3) });
+        assert_eq!(control.encode(), *b"HKYK\x01\x00\x01\x00\x01\x03\x00\x00");
         let lane = Greeting::ours(Kind::Lane);
         assert_eq!(lane.encode(), *b"HKYK\x01\x00\x01\x00\x02\x00\x00\x00");
         let refused = Greeting::ours(Kind::Refused(Refusal::Version));
