@@ -22,6 +22,7 @@
 //! How it works and what can be tuned: `docs/transport.md`. Bytes: `docs/wire-format.md`.
 #![deny(unsafe_code)]
 
+mod bucket;
 pub mod config;
 mod control;
 mod dial;
@@ -42,11 +43,13 @@ mod outbox;
 mod queue;
 mod ranges;
 mod rx_session;
+mod schedule;
 pub mod seal;
 mod session;
 mod socket;
 pub mod suite;
 mod sys;
+mod throttle;
 pub mod wire;
 
 pub use config::{Congestion, Io, Limits, NodeConfig, Peer, Sockets, Suites, Timeouts};
@@ -56,6 +59,7 @@ pub use incoming::Incoming;
 pub use key::{KeyError, PublicKey, StaticKey};
 pub use names::{Epoch, LaneId, PeerName, SessionId};
 pub use node::{Link, Node};
+pub use schedule::Priority;
 pub use session::{Chunk, LinkStats, Payload, RxSession, TxSession};
 pub use suite::Suite;
 pub use sys::{keep_freed_buffers, release_freed_buffers};

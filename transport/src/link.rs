@@ -435,6 +435,7 @@ impl LinkCore {
             delivered_bytes: 0,
             lanes: self.lanes_up.load(Ordering::Relaxed),
             lane_bytes_sent: self.lane_bytes_sent.load(Ordering::Relaxed),
+            ..LinkStats::default()
         }
     }
 }

@@ -24,6 +24,7 @@ use crate::listen;
 use crate::names::{PeerName, SessionId};
 use crate::session::{LinkStats, TxSession};
 use crate::suite::{Suite, SuiteSet};
+use crate::throttle::HostLimit;
 
 /// A running node. Clones are the same node.
 #[derive(Clone)]
@@ -52,6 +53,7 @@ pub(crate) struct Shared {
     inbound: Mutex<HashMap<[u8; 16], Arc<LinkCore>>>,
     /// Every link that may still live, for the end.
     all: Mutex<Vec<Weak<LinkCore>>>,
+    limit: Arc<HostLimit>,
 }
 
 struct Outbound {
@@ -97,6 +99,7 @@ impl Node {
             by_key,
             inbound: Mutex::default(),
             all: Mutex::default(),
+            limit: Arc::default(),
         });
         {
             let _inside = runtime.enter();
@@ -118,6 +121,13 @@ impl Node {
     /// [`Io::Uring`] or [`Io::Plain`], as it was decided at the start.
     pub fn io(&self) -> Io {
         self.0.shared.lanes.io()
+    }
+
+    /// What all links of this node send together at most, bytes per second on the wire; see [`Link::set_limit`].
+    pub fn set_limit(&self, bytes_per_s: Option<u64>) {
+        let shared = &self.0.shared;
+        shared.limit.set_rate(bytes_per_s, Instant::now());
+        lock(&shared.all).iter().filter_map(Weak::upgrade).for_each(|link| link.queue.wake());
     }
 
     /// The link to `peer`: the one that is open, or a new one. `Ok` means that the peer proved its key and every lane
@@ -186,6 +196,7 @@ impl Shared {
     }
 
     pub fn remember(&self, link: &Arc<LinkCore>) {
+        link.queue.join_host(self.limit.clone());
         let mut all = lock(&self.all);
         all.retain(|link| link.strong_count() > 0);
         all.push(Arc::downgrade(link));
@@ -216,6 +227,12 @@ impl Link {
         events: Arc<dyn TxEvents>,
     ) -> Result<(TxSession, Vec<u8>), OpenError> {
         self.0.open(id, hello, events).await
+    }
+
+    /// What all sessions of this link send together at most, bytes per second on the wire, from now on. A new link has
+    /// no limit of its own.
+    pub fn set_limit(&self, bytes_per_s: Option<u64>) {
+        self.0.queue.set_link_limit(bytes_per_s, Instant::now());
     }
 
     pub fn peer(&self) -> &PeerName {

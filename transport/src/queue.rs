@@ -1,7 +1,8 @@
 //! The one queue of a link from which every lane takes its next chunk, and the accounts of the sessions in it.
 //!
-//! No chunk belongs to a lane before the lane takes it, so a lane that is slow takes less and holds nobody up. Between
-//! sessions the queue takes turns, chunk by chunk; a session that has nothing to send or no credit is passed over.
+//! No chunk belongs to a lane before the lane takes it, so a lane that is slow takes less and holds nobody up. Whose
+//! chunk is next is [`Schedule`]'s to say, and whether it may be taken yet, [`Throttle`]'s; a session that has nothing to
+//! send, no credit, or to wait for its limit, is passed over.
 //!
 //! A chunk stays here until it is acknowledged. What a lane had when its connection died is taken again, with the same
 //! number and the same bytes, before anything new.
@@ -16,21 +17,27 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::bucket::Bucket;
 use crate::error::SendError;
 use crate::events::TxEvents;
 use crate::lane::waker::Waker;
 use crate::meter::{Departure, GoodputMeter};
 use crate::ranges::RangeSet;
+use crate::schedule::{Priority, Schedule};
 use crate::session::{Chunk, charge};
+use crate::throttle::{HostLimit, Slice, Throttle, least, session_bucket, socket_bytes, wire_bytes};
+use crate::wire::frame::{HEADER_BYTES, TAG_BYTES};
 
 /// One connection of one lane, for as long as it lives: who has a chunk in flight. Never used twice on a link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Carrier(u64);
 
 /// What a lane took.
 pub struct Taken {
     pub session: u32,
     pub chunk: Chunk,
+    /// What may leave first of its frame.
+    pub slice: Slice,
     /// To be told that there is room, once the queue is not locked.
     pub room: Option<Arc<dyn TxEvents>>,
 }
@@ -57,8 +64,8 @@ pub struct TxQueue {
 #[derive(Default)]
 struct State {
     sessions: HashMap<u32, Account>,
-    /// Sessions that have something unsent, in turn.
-    turns: VecDeque<u32>,
+    schedule: Schedule,
+    throttle: Throttle,
 }
 
 struct Account {
@@ -76,6 +83,7 @@ struct Account {
     again: BTreeSet<u64>,
     again_bytes: u64,
     goodput: GoodputMeter,
+    limit: Bucket,
 }
 
 /// A chunk that was taken and is not acknowledged.
@@ -94,6 +102,9 @@ pub struct Figures {
     pub credit_left: u64,
     pub goodput_bytes_per_s: Option<u64>,
     pub delivered_bytes: u64,
+    pub priority: Priority,
+    /// On the wire: the least of the session's, the link's and the host's.
+    pub limit_bytes_per_s: Option<u64>,
 }
 
 impl TxQueue {
@@ -123,20 +134,23 @@ impl TxQueue {
             again: BTreeSet::new(),
             again_bytes: 0,
             goodput: GoodputMeter::default(),
+            limit: session_bucket(),
         };
-        self.lock().sessions.insert(session, account);
+        let mut state = self.lock();
+        state.sessions.insert(session, account);
+        state.schedule.add(session);
     }
 
     /// Ends a session; what it had unsent is dropped. Gives its events to the first who asks.
     pub fn remove_session(&self, session: u32) -> Option<Arc<dyn TxEvents>> {
         let mut state = self.lock();
-        state.turns.retain(|s| *s != session);
+        state.schedule.remove(session);
         state.sessions.remove(&session).map(|account| account.events)
     }
 
     pub fn remove_all(&self) -> Vec<(u32, Arc<dyn TxEvents>)> {
         let mut state = self.lock();
-        state.turns.clear();
+        state.schedule.clear();
         state.sessions.drain().map(|(session, account)| (session, account.events)).collect()
     }
 
@@ -157,9 +171,6 @@ impl TxQueue {
         }
         account.last_queued = chunk.seq;
         account.unsent_bytes += chunk.payload.len() as u64;
-        if !account.has_some() {
-            state.turns.push_back(session);
-        }
         account.unsent.push_back(chunk);
         drop(guard);
         self.wake();
@@ -175,12 +186,9 @@ impl TxQueue {
     pub fn give_back(&self, carrier: Carrier) {
         let mut guard = self.lock();
         let state = &mut *guard;
-        for (session, account) in &mut state.sessions {
-            let had_some = account.has_some();
+        state.throttle.waits_no_more(carrier);
+        for account in state.sessions.values_mut() {
             account.give_back(|_, in_flight| in_flight.carrier == Some(carrier));
-            if !had_some && account.has_some() {
-                state.turns.push_back(*session);
-            }
         }
         drop(guard);
         self.wake();
@@ -191,12 +199,8 @@ impl TxQueue {
         let mut guard = self.lock();
         let state = &mut *guard;
         let Some(account) = state.sessions.get_mut(&session) else { return };
-        let had_some = account.has_some();
         account.arrived(received);
         account.give_back(|seq, in_flight| in_flight.carrier.is_some() && !received.contains(seq));
-        if !had_some && account.has_some() {
-            state.turns.push_back(session);
-        }
         drop(guard);
         self.wake();
     }
@@ -205,26 +209,64 @@ impl TxQueue {
     pub fn take(&self, carrier: Carrier, now: Instant) -> Option<Taken> {
         let mut state = self.lock();
         let state = &mut *state;
-        for _ in 0..state.turns.len() {
-            let session = state.turns.pop_front()?;
-            let Some(account) = state.sessions.get_mut(&session) else { continue };
-            let Some(chunk) = account.take(carrier, now) else {
-                state.turns.push_back(session);
-                continue;
-            };
-            if account.has_some() {
-                state.turns.push_back(session);
-            }
-            let room = (account.unsent_bytes < self.low_bytes).then(|| account.events.clone());
-            return Some(Taken { session, chunk, room });
-        }
-        None
+        state.throttle.waits_no_more(carrier);
+        let (sessions, throttle) = (&state.sessions, &state.throttle);
+        let session = state.schedule.next(|session, priority| {
+            let at = sessions.get(&session).and_then(|account| account.ready_at(throttle, priority, now));
+            at.is_some_and(|at| at <= now)
+        })?;
+        let account = state.sessions.get_mut(&session)?;
+        let chunk = account.take(carrier, now)?;
+        let room = (account.unsent_bytes < self.low_bytes).then(|| account.events.clone());
+        let frame_bytes = HEADER_BYTES + chunk.payload.len() + TAG_BYTES;
+        account.limit.take(wire_bytes(frame_bytes as u64), now);
+        state.schedule.went(session, frame_bytes as u64);
+        let slice = state.slice(carrier, session, frame_bytes, now);
+        Some(Taken { session, chunk, slice, room })
     }
 
-    /// Whether [`TxQueue::take`] would give something.
-    pub fn has_work(&self) -> bool {
+    /// When [`TxQueue::take`] would give something, as things are: `now`, later, or not before somebody wakes the lanes.
+    pub fn ready_at(&self, now: Instant) -> Option<Instant> {
         let state = self.lock();
-        state.turns.iter().any(|session| state.sessions.get(session).is_some_and(Account::may_send))
+        let ready = state.sessions.iter().filter_map(|(session, account)| {
+            account.ready_at(&state.throttle, state.schedule.priority(*session), now)
+        });
+        ready.min()
+    }
+
+    /// What may leave next of a frame of which `left` bytes are left.
+    pub fn slice(&self, carrier: Carrier, session: u32, left: usize, now: Instant) -> Slice {
+        self.lock().slice(carrier, session, left, now)
+    }
+
+    /// The lane's slice is due.
+    pub fn waits_no_more(&self, carrier: Carrier) {
+        self.lock().throttle.waits_no_more(carrier);
+    }
+
+    // ---- limits, in bytes per second on the wire
+
+    pub fn set_priority(&self, session: u32, priority: Priority) {
+        self.lock().schedule.set_priority(session, priority);
+        self.wake();
+    }
+
+    pub fn set_limit(&self, session: u32, bytes_per_s: Option<u64>, now: Instant) {
+        if let Some(account) = self.lock().sessions.get_mut(&session) {
+            account.limit.set_rate(bytes_per_s, now);
+        }
+        self.wake();
+    }
+
+    /// For all sessions together.
+    pub fn set_link_limit(&self, bytes_per_s: Option<u64>, now: Instant) {
+        self.lock().throttle.link.set_rate(bytes_per_s, now);
+        self.wake();
+    }
+
+    /// This link is one of those that `host` is the limit of.
+    pub fn join_host(&self, host: Arc<HostLimit>) {
+        self.lock().throttle.host = host;
     }
 
     /// Credit is absolute; an old acknowledgement that comes late does not lower it.
@@ -261,16 +303,26 @@ impl TxQueue {
     }
 
     pub fn figures(&self, session: u32) -> Option<Figures> {
-        self.lock().sessions.get(&session).map(|account| Figures {
+        let state = self.lock();
+        let account = state.sessions.get(&session)?;
+        let limit_bytes_per_s = least(account.limit.rate(), state.throttle.shared_rate());
+        // What was measured before a limit was lowered cannot be reached any more.
+        let goodput = account.goodput.bytes_per_s();
+        let goodput =
+            goodput.map(|rate| limit_bytes_per_s.map_or(rate, |limit| rate.min(socket_bytes(limit))));
+        Some(Figures {
             unsent_bytes: account.unsent_bytes,
             in_flight_bytes: account.in_flight_bytes,
             credit_left: account.credit - account.charged,
-            goodput_bytes_per_s: account.goodput.bytes_per_s(),
+            goodput_bytes_per_s: goodput,
             delivered_bytes: account.goodput.delivered_bytes(),
+            priority: state.schedule.priority(session),
+            limit_bytes_per_s,
         })
     }
 
-    fn wake(&self) {
+    /// Hungry lanes look again.
+    pub fn wake(&self) {
         for waker in self.wakers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             waker.wake_if_hungry();
         }
@@ -278,6 +330,17 @@ impl TxQueue {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn slice(&mut self, carrier: Carrier, session: u32, left: usize, now: Instant) -> Slice {
+        let limited = self.sessions.get(&session).is_some_and(|account| account.limit.rate().is_some());
+        let limits = limited.then(|| {
+            let at_work = self.sessions.iter().filter(|(id, account)| **id == session || account.has_some());
+            at_work.filter_map(|(_, account)| account.limit.rate()).fold(0, u64::saturating_add)
+        });
+        self.throttle.slice(carrier, limits, left, now)
     }
 }
 
@@ -293,6 +356,15 @@ impl Account {
                 .unsent
                 .front()
                 .is_some_and(|chunk| self.charged + charge(chunk.payload.len()) <= self.credit)
+    }
+
+    /// When its next chunk may be taken. `None`: there is none, or no credit for it.
+    fn ready_at(&self, throttle: &Throttle, priority: Priority, now: Instant) -> Option<Instant> {
+        if !self.may_send() {
+            return None;
+        }
+        let limited = self.limit.rate().is_some();
+        Some(self.limit.free_at(now).max(throttle.free_at(limited, priority, now)))
     }
 
     fn take(&mut self, carrier: Carrier, now: Instant) -> Option<Chunk> {
@@ -428,9 +500,9 @@ mod tests {
         assert_eq!(take(&queue), Some((2, 1)));
         assert_eq!(take(&queue), Some((2, 2)));
         assert_eq!(take(&queue), None);
-        assert!(!queue.has_work());
+        assert!(queue.ready_at(Instant::now()).is_none());
         queue.grant(1, charge(100));
-        assert!(queue.has_work());
+        assert!(queue.ready_at(Instant::now()).is_some());
         assert_eq!(take(&queue), Some((1, 1)));
         assert_eq!(take(&queue), None);
     }
@@ -524,7 +596,7 @@ mod tests {
         assert_eq!(queue.figures(1).unwrap().in_flight_bytes, 500, "arrived is not applied");
         queue.acked(now, 1, 5, &[], 0, None).unwrap().unwrap();
         assert_eq!(queue.figures(1).unwrap().in_flight_bytes, 0);
-        assert!(!queue.has_work());
+        assert!(queue.ready_at(Instant::now()).is_none());
     }
 
     #[test]
@@ -537,6 +609,46 @@ mod tests {
         take(&queue).unwrap();
         assert!(queue.acked(now, 1, 1, &[], 0, None).is_ok());
         assert!(queue.acked(now, 1, 1, &[(7, 7)], 0, None).is_err());
+    }
+
+    #[test]
+    fn a_session_that_waits_for_its_limit_is_passed_over() {
+        let queue = queue(&[1, 2]);
+        let now = Instant::now();
+        queue.set_limit(1, Some(1_000_000), now);
+        for session in [1, 2] {
+            queue.grant(session, 1 << 30);
+            (1..=3).for_each(|seq| queue.push(session, chunk(seq, 100_000)).unwrap());
+        }
+        let take = |now| queue.take(Carrier(0), now).map(|taken| (taken.session, taken.chunk.seq));
+        let first: Vec<_> = std::iter::from_fn(|| take(now)).take(5).collect();
+        assert_eq!(first, [(1, 1), (2, 1), (2, 2), (2, 3)], "one is taken ahead");
+        let ready = queue.ready_at(now).unwrap();
+        let wait_s = (ready - now).as_secs_f64();
+        assert!((0.10..0.11).contains(&wait_s), "until the first is paid: {wait_s}");
+        assert_eq!((take(ready - Duration::from_millis(1)), take(ready)), (None, Some((1, 2))));
+        queue.set_limit(1, None, ready);
+        assert_eq!(queue.ready_at(ready), Some(ready));
+    }
+
+    #[test]
+    fn under_a_low_limit_one_lane_at_a_time_has_a_frame_and_urgent_ones_get_another() {
+        let queue = queue(&[1, 2]);
+        let now = Instant::now();
+        queue.set_link_limit(Some(1_000_000), now);
+        for session in [1, 2] {
+            queue.grant(session, 1 << 30);
+            (1..=3).for_each(|seq| queue.push(session, chunk(seq, 100_000)).unwrap());
+        }
+        let lanes = [queue.new_carrier(), queue.new_carrier()];
+        let taken = queue.take(lanes[0], now).unwrap();
+        assert_eq!((taken.slice.due, taken.slice.pace), (now, Some(1_250_000)));
+        let left = 100_000 - taken.slice.bytes;
+        let next = queue.slice(lanes[0], taken.session, left, now + Duration::from_millis(1));
+        assert!(next.bytes < 5_000 && next.due > now + Duration::from_millis(1));
+        assert!(queue.take(lanes[1], next.due).is_none());
+        queue.set_priority(2, Priority::Urgent);
+        assert_eq!(queue.take(lanes[1], next.due).unwrap().session, 2);
     }
 
     #[test]

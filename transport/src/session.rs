@@ -2,13 +2,14 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::code;
 use crate::error::{MessageError, SendError};
 use crate::link::LinkCore;
 use crate::names::SessionId;
 use crate::rx_session::RxAccount;
+use crate::schedule::Priority;
 
 /// Bytes of a chunk, shared and immutable. Cheap to clone.
 #[derive(Clone)]
@@ -77,7 +78,8 @@ pub struct LinkStats {
     pub rtt: Option<Duration>,
     /// The smallest seen: the path with empty queues.
     pub min_rtt: Option<Duration>,
-    /// Acknowledged payload, smoothed over 1 s or one round trip. At a sender: of this session.
+    /// Acknowledged payload, smoothed over 1 s or one round trip, and never more than the limits let through. At a
+    /// sender: of this session.
     pub goodput_bytes_per_s: Option<u64>,
     /// Payload acknowledged (sender) or received (receiver) in this session.
     pub delivered_bytes: u64,
@@ -85,6 +87,10 @@ pub struct LinkStats {
     pub lanes: u16,
     /// Bytes that the lanes gave to their sockets, headers and tags included. 0 at a receiver.
     pub lane_bytes_sent: u64,
+    /// What this session sends as on the wire at most, bytes per second: the least of its own limit, the link's and the
+    /// host's.
+    pub limit_bytes_per_s: Option<u64>,
+    pub priority: Priority,
 }
 
 /// A session's sending end. Clones are the same session; when the last one is dropped it is closed ([`code::DROPPED`]).
@@ -149,8 +155,21 @@ impl TxSession {
         LinkStats {
             goodput_bytes_per_s: figures.goodput_bytes_per_s,
             delivered_bytes: figures.delivered_bytes,
+            limit_bytes_per_s: figures.limit_bytes_per_s,
+            priority: figures.priority,
             ..self.0.link.stats()
         }
+    }
+
+    /// How it shares the link with other sessions, from the next chunk on. Chunks that lanes hold go on.
+    pub fn set_priority(&self, priority: Priority) {
+        self.0.link.queue.set_priority(self.0.wire, priority);
+    }
+
+    /// At most so many bytes per second on the wire, from now on; `None`: no limit of its own. What counts is in
+    /// `docs/transport.md`; less than 100 kbit/s counts as that.
+    pub fn set_limit(&self, bytes_per_s: Option<u64>) {
+        self.0.link.queue.set_limit(self.0.wire, bytes_per_s, Instant::now());
     }
 
     /// Ends the session and tells the other end. What is unsent is dropped. Nothing is called on the events afterwards

@@ -8,6 +8,7 @@ use std::io;
 use std::mem::{MaybeUninit, needs_drop};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use io_uring::{IoUring, Probe, opcode, types};
 use zeroize::Zeroize;
@@ -35,6 +36,23 @@ pub fn set_notsent_low(socket: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
             socket.as_raw_fd(),
             libc::IPPROTO_TCP,
             libc::TCP_NOTSENT_LOWAT,
+            (&raw const value).cast(),
+            size_of_val(&value) as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `SO_MAX_PACING_RATE`. `None`: as fast as congestion control lets it.
+pub fn set_pacing(socket: BorrowedFd<'_>, bytes_per_s: Option<u64>) -> io::Result<()> {
+    // All ones is no limit; kernels before 4.20 know 32 bits only, and refuse nothing longer.
+    let value: u64 = bytes_per_s.unwrap_or(u64::MAX);
+    // SAFETY: the pointer and length describe `value`, which lives across the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MAX_PACING_RATE,
             (&raw const value).cast(),
             size_of_val(&value) as libc::socklen_t,
         )
@@ -148,6 +166,9 @@ impl Ring {
                 return Err(io::Error::new(io::ErrorKind::Unsupported, "send, recv or poll is missing"));
             }
         }
+        if !ring.params().is_feature_ext_arg() {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "waits cannot be bounded"));
+        }
         if !ring.params().is_feature_nodrop() {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "completions may be dropped"));
         }
@@ -184,14 +205,23 @@ impl Ring {
         self.start(key, OperationKind::Poll, Vec::new(), None, entry);
     }
 
-    /// Submits what was started, waits for something to complete, and appends what has. (Always waits: a ring with
-    /// deferred task work completes nothing otherwise.)
-    pub fn turn(&mut self, completed: &mut Vec<Completion>) -> io::Result<()> {
+    /// Submits what was started, waits for something to complete or for `timeout`, and appends what has completed. (Always
+    /// waits: a ring with deferred task work completes nothing otherwise.)
+    pub fn turn(&mut self, completed: &mut Vec<Completion>, timeout: Option<Duration>) -> io::Result<()> {
         loop {
             self.fill_submissions();
             let want = usize::from(self.unsubmitted.is_empty());
-            match self.ring.submit_and_wait(want) {
+            let submitted = match timeout {
+                None => self.ring.submit_and_wait(want),
+                Some(timeout) => {
+                    let timeout = types::Timespec::from(timeout);
+                    let until = types::SubmitArgs::new().timespec(&timeout);
+                    self.ring.submitter().submit_with_args(want, &until)
+                }
+            };
+            match submitted {
                 Ok(_) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ETIME) => {}
                 Err(error)
                     if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
                 Err(error) => return Err(error),

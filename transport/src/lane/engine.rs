@@ -12,7 +12,7 @@ use crate::config::Io;
 use crate::error::{Lost, StartError};
 use crate::link::LinkCore;
 use crate::names::LaneId;
-use crate::sys::Ring;
+use crate::sys::{Ring, set_pacing};
 
 /// A node's lane threads. They end when it is dropped.
 pub struct LaneEngine {
@@ -133,6 +133,21 @@ fn run(io: Io, inbox: Arc<Inbox>) {
     if let Err(error) = result {
         // Links notice by their silence; say why.
         tracing::error!(%error, "a lane thread ended");
+    }
+}
+
+/// What the kernel paces a lane at: set when it changes.
+#[derive(Default)]
+pub struct Pacing(Option<u64>);
+
+impl Pacing {
+    pub fn set(&mut self, socket: &OwnedFd, bytes_per_s: Option<u64>) {
+        if self.0 != bytes_per_s {
+            self.0 = bytes_per_s;
+            if let Err(error) = set_pacing(socket.as_fd(), bytes_per_s) {
+                tracing::debug!(%error, "the kernel does not pace");
+            }
+        }
     }
 }
 

@@ -6,12 +6,14 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{MsgFlags, send};
 
-use super::engine::{Command, Core, Inbox, connection_lost, received, shut_down};
+use super::engine::{Command, Core, Inbox, Pacing, connection_lost, received, shut_down};
+use super::tx::Load;
 use crate::link::LinkCore;
 use crate::sys::recv_append;
 
@@ -25,6 +27,7 @@ struct Lane {
     core: Core,
     readable: bool,
     writable: bool,
+    pacing: Pacing,
     /// Nothing more is done with it; its socket stays open until the link is closed, so that the peer hears the reason
     /// first.
     over: bool,
@@ -38,6 +41,8 @@ enum Turn {
     Waiting,
     /// Until there is a chunk.
     Hungry,
+    /// Until a limit lets more of its frame go.
+    Later(Instant),
     Over,
 }
 
@@ -49,20 +54,24 @@ pub fn run(inbox: &Inbox) -> io::Result<()> {
     loop {
         let mut again = false;
         let mut hungry = false;
+        let mut wake_at: Option<Instant> = None;
         for lane in lanes.iter_mut().flatten() {
             match lane.turn(inbox) {
                 Turn::Again => again = true,
                 Turn::Hungry => hungry = true,
+                Turn::Later(due) => wake_at = sooner(wake_at, Some(due)),
                 Turn::Waiting => {}
                 Turn::Over => lane.over = true,
             }
         }
         if hungry && !again {
             inbox.waker.set_hungry(true);
-            again =
-                lanes.iter().flatten().any(|lane| lane.writable && !lane.over && lane.link.queue.has_work());
+            let now = Instant::now();
+            for lane in lanes.iter().flatten().filter(|lane| lane.is_hungry()) {
+                wake_at = sooner(wake_at, lane.link.queue.ready_at(now));
+            }
         }
-        let timeout = if again { EpollTimeout::ZERO } else { EpollTimeout::NONE };
+        let timeout = if again { EpollTimeout::ZERO } else { timeout(wake_at) };
         let count = match epoll.wait(&mut events, timeout) {
             Ok(count) => count,
             Err(Errno::EINTR) => 0,
@@ -99,6 +108,7 @@ fn obey(inbox: &Inbox, epoll: &Epoll, lanes: &mut Vec<Option<Lane>>) -> io::Resu
                     core: new.core,
                     readable: true,
                     writable: true,
+                    pacing: Pacing::default(),
                     over: false,
                 };
                 let slot = lanes.iter().position(Option::is_none).unwrap_or(lanes.len());
@@ -125,7 +135,23 @@ fn obey(inbox: &Inbox, epoll: &Epoll, lanes: &mut Vec<Option<Lane>>) -> io::Resu
     Ok(true)
 }
 
+fn sooner(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    a.into_iter().chain(b).min()
+}
+
+/// Whole milliseconds, upwards: what is late by less is made up for.
+fn timeout(wake_at: Option<Instant>) -> EpollTimeout {
+    let Some(wake_at) = wake_at else { return EpollTimeout::NONE };
+    let left = wake_at.saturating_duration_since(Instant::now());
+    let ms = left.as_micros().div_ceil(1000);
+    EpollTimeout::from(u16::try_from(ms).unwrap_or(u16::MAX))
+}
+
 impl Lane {
+    fn is_hungry(&self) -> bool {
+        matches!(&self.core, Core::Tx(tx) if tx.is_empty()) && self.writable && !self.over
+    }
+
     fn turn(&mut self, inbox: &Inbox) -> Turn {
         if self.over {
             return Turn::Waiting;
@@ -153,14 +179,20 @@ impl Lane {
             if !self.writable {
                 return Turn::Waiting;
             }
-            if !tx.load(&self.link.queue) {
-                return Turn::Hungry;
+            match tx.load(&self.link.queue) {
+                Load::Ready => {}
+                Load::Later(due) => return Turn::Later(due),
+                Load::Nothing => return Turn::Hungry,
             }
+            self.pacing.set(&self.socket, tx.pace());
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
             match send(self.socket.as_raw_fd(), tx.unsent(), flags) {
                 Ok(bytes) => {
                     tx.advance(bytes);
                     self.link.sent(bytes);
+                    if tx.is_limited() && tx.is_empty() {
+                        return Turn::Again;
+                    }
                 }
                 Err(Errno::EAGAIN) => self.writable = false,
                 Err(Errno::EINTR) => {}

@@ -115,7 +115,7 @@ impl RxLane {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lane::tx::TxLane;
+    use crate::lane::tx::{Load, TxLane};
     use crate::queue::TxQueue;
     use crate::seal::{Direction, LinkSecret};
     use crate::session::Chunk;
@@ -154,7 +154,7 @@ mod tests {
             pair.queue.push(9, chunk).unwrap();
         }
         let mut bytes = Vec::new();
-        while pair.tx.load(&pair.queue) {
+        while pair.tx.load(&pair.queue) == Load::Ready {
             let unsent = pair.tx.unsent();
             let some = unsent.len().min(1000);
             bytes.extend_from_slice(&unsent[..some]);

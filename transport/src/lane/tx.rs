@@ -5,6 +5,7 @@ use std::time::Instant;
 use crate::names::{Epoch, LaneId};
 use crate::queue::{Carrier, TxQueue};
 use crate::seal::Sealer;
+use crate::throttle::Slice;
 use crate::wire::frame::{FrameType, Header};
 
 pub struct TxLane {
@@ -16,21 +17,67 @@ pub struct TxLane {
     /// Lent to the kernel while an operation runs ([`TxLane::lend`]).
     buffer: Vec<u8>,
     sent: usize,
+    /// So far the frame may leave; from `due` on, if that is still to come.
+    granted: usize,
+    due: Option<Instant>,
     end: usize,
+    /// Whose frame it is.
+    session: u32,
+    pace: Option<u64>,
+}
+
+/// Whether a lane has something to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Load {
+    Ready,
+    /// It may not leave before.
+    Later(Instant),
+    Nothing,
 }
 
 impl TxLane {
     pub fn new(id: LaneId, epoch: Epoch, carrier: Carrier, sealer: Sealer) -> Self {
-        Self { id, epoch, carrier, sealer, buffer: Vec::new(), sent: 0, end: 0 }
+        Self {
+            id,
+            epoch,
+            carrier,
+            sealer,
+            buffer: Vec::new(),
+            sent: 0,
+            granted: 0,
+            due: None,
+            end: 0,
+            session: 0,
+            pace: None,
+        }
     }
 
-    /// Makes sure that there is something to send: takes the next chunk and seals it if the frame before is gone.
-    /// False: there is nothing.
-    pub fn load(&mut self, queue: &TxQueue) -> bool {
-        if self.sent < self.end {
-            return true;
+    /// Makes sure that there is something to send: takes the next chunk and seals it if the frame before is gone, and
+    /// asks for the next slice if the one before is.
+    pub fn load(&mut self, queue: &TxQueue) -> Load {
+        if self.sent == self.end {
+            if !self.take(queue) {
+                return Load::Nothing;
+            }
+        } else if self.sent == self.granted {
+            let now = Instant::now();
+            let slice = queue.slice(self.carrier, self.session, self.end - self.sent, now);
+            self.grant(slice, now);
         }
-        let Some(taken) = queue.take(self.carrier, Instant::now()) else { return false };
+        match self.due {
+            None => Load::Ready,
+            Some(due) if due > Instant::now() => Load::Later(due),
+            Some(_) => {
+                self.due = None;
+                queue.waits_no_more(self.carrier);
+                Load::Ready
+            }
+        }
+    }
+
+    fn take(&mut self, queue: &TxQueue) -> bool {
+        let now = Instant::now();
+        let Some(taken) = queue.take(self.carrier, now) else { return false };
         let payload = taken.chunk.payload.as_ref();
         let header = Header {
             kind: FrameType::Chunk,
@@ -44,24 +91,48 @@ impl TxLane {
         };
         self.end = self.sealer.seal(&header, payload, &mut self.buffer);
         self.sent = 0;
+        self.granted = 0;
+        self.session = taken.session;
+        self.grant(taken.slice, now);
         if let Some(events) = taken.room {
             events.room();
         }
         true
     }
 
-    /// What is left of the frame.
+    fn grant(&mut self, slice: Slice, now: Instant) {
+        self.granted = self.end.min(self.granted + slice.bytes);
+        self.due = (slice.due > now).then_some(slice.due);
+        self.pace = slice.pace;
+    }
+
+    /// A limit has a say in when its frames leave: between two of them it is the other lanes' turn.
+    pub fn is_limited(&self) -> bool {
+        self.pace.is_some()
+    }
+
+    /// The frame before is gone.
+    pub fn is_empty(&self) -> bool {
+        self.sent == self.end
+    }
+
+    /// What its socket is to be paced at by the kernel.
+    pub fn pace(&self) -> Option<u64> {
+        self.pace
+    }
+
+    /// What may leave of the frame.
     pub fn unsent(&self) -> &[u8] {
-        &self.buffer[self.sent..self.end]
+        &self.buffer[self.sent..self.granted]
     }
 
     pub fn advance(&mut self, bytes: usize) {
-        self.sent = self.end.min(self.sent + bytes);
+        self.sent = self.granted.min(self.sent + bytes);
     }
 
     /// The buffer and the part of it to send, for a kernel that takes its time.
     pub fn lend(&mut self) -> (Vec<u8>, std::ops::Range<usize>) {
-        (std::mem::take(&mut self.buffer), self.sent..self.end)
+        (std::mem::take(&mut self.buffer), self.sent..self.granted)
     }
 
     pub fn give_back(&mut self, buffer: Vec<u8>) {

@@ -7,8 +7,10 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
-use super::engine::{Command, Core, Inbox, connection_lost, received, shut_down};
+use super::engine::{Command, Core, Inbox, Pacing, connection_lost, received, shut_down};
+use super::tx::Load;
 use crate::link::LinkCore;
 use crate::sys::{Completion, OperationKind, Ring};
 
@@ -18,6 +20,7 @@ struct Lane {
     link: Arc<LinkCore>,
     socket: Arc<OwnedFd>,
     core: Core,
+    pacing: Pacing,
     /// Its frame's operation is with the kernel.
     busy: bool,
     /// So is the one that notices the end.
@@ -28,19 +31,36 @@ struct Lane {
     closing: bool,
 }
 
+enum Started {
+    WithKernel,
+    /// There was no chunk to send.
+    Hungry,
+    /// A limit lets more of its frame go then.
+    Later(Instant),
+}
+
 pub fn run(inbox: &Inbox, mut ring: Ring) -> io::Result<()> {
     let mut lanes: Vec<Option<Lane>> = Vec::new();
     let mut completed = Vec::new();
     let mut stopping = false;
+    let mut first = 0;
     ring.poll_readable(WAKE, inbox.waker.as_fd());
     loop {
         let mut hungry = false;
-        for (slot, entry) in lanes.iter_mut().enumerate() {
-            let Some(lane) = entry else { continue };
+        let mut wake_at: Option<Instant> = None;
+        // Not always the same lane first: under a limit the first takes what there is.
+        let (count, from) = (lanes.len(), first);
+        first = (first + 1) % count.max(1);
+        for slot in (0..count).map(|n| (from + n) % count) {
+            let Some(lane) = &mut lanes[slot] else { continue };
             if lane.closing && !lane.busy && !lane.watched {
-                *entry = None;
+                lanes[slot] = None;
             } else if !lane.over {
-                hungry |= lane.start(slot as u64, &mut ring);
+                match lane.start(slot as u64, &mut ring) {
+                    Started::WithKernel => {}
+                    Started::Hungry => hungry = true,
+                    Started::Later(due) => wake_at = Some(wake_at.map_or(due, |at| at.min(due))),
+                }
             }
         }
         // Only the poll of the waker is left.
@@ -49,12 +69,17 @@ pub fn run(inbox: &Inbox, mut ring: Ring) -> io::Result<()> {
         }
         if hungry {
             inbox.waker.set_hungry(true);
-            if lanes.iter().flatten().any(Lane::could_load) {
+            let now = Instant::now();
+            for lane in lanes.iter().flatten().filter(|lane| lane.is_hungry()) {
+                wake_at = wake_at.into_iter().chain(lane.link.queue.ready_at(now)).min();
+            }
+            if wake_at.is_some_and(|at| at <= now) {
                 inbox.waker.set_hungry(false);
                 continue;
             }
         }
-        ring.turn(&mut completed)?;
+        let timeout = wake_at.map(|at| at.saturating_duration_since(Instant::now()));
+        ring.turn(&mut completed, timeout)?;
         inbox.waker.set_hungry(false);
         for done in completed.drain(..) {
             if done.key == WAKE {
@@ -86,6 +111,7 @@ fn obey(inbox: &Inbox, lanes: &mut Vec<Option<Lane>>) -> bool {
                     link: new.link,
                     socket: Arc::new(socket.into()),
                     core: new.core,
+                    pacing: Pacing::default(),
                     busy: false,
                     watched: false,
                     over: false,
@@ -113,8 +139,8 @@ fn obey(inbox: &Inbox, lanes: &mut Vec<Option<Lane>>) -> bool {
 }
 
 impl Lane {
-    /// Gives the kernel what it lacks. True: there was no chunk to send.
-    fn start(&mut self, slot: u64, ring: &mut Ring) -> bool {
+    /// Gives the kernel what it lacks.
+    fn start(&mut self, slot: u64, ring: &mut Ring) -> Started {
         match &mut self.core {
             Core::Tx(tx) => {
                 if !self.watched {
@@ -122,28 +148,31 @@ impl Lane {
                     ring.recv(slot << 1 | 1, &self.socket, Vec::new(), 1);
                 }
                 if self.busy {
-                    return false;
+                    return Started::WithKernel;
                 }
-                if !tx.load(&self.link.queue) {
-                    return true;
+                match tx.load(&self.link.queue) {
+                    Load::Ready => {}
+                    Load::Later(due) => return Started::Later(due),
+                    Load::Nothing => return Started::Hungry,
                 }
+                self.pacing.set(&self.socket, tx.pace());
                 let (buffer, part) = tx.lend();
                 ring.send(slot << 1, &self.socket, buffer, part);
             }
             Core::Rx(rx) => {
                 if self.busy {
-                    return false;
+                    return Started::WithKernel;
                 }
                 let (buffer, want) = rx.lend();
                 ring.recv(slot << 1, &self.socket, buffer, want);
             }
         }
         self.busy = true;
-        false
+        Started::WithKernel
     }
 
-    fn could_load(&self) -> bool {
-        matches!(self.core, Core::Tx(_)) && !self.busy && !self.over && self.link.queue.has_work()
+    fn is_hungry(&self) -> bool {
+        matches!(&self.core, Core::Tx(tx) if tx.is_empty()) && !self.busy && !self.over
     }
 
     fn complete(&mut self, done: Completion, inbox: &Inbox) {
