@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use crate::{goodput, memory, pipeline};
+use crate::{goodput, memory, pipeline, transport};
 
 /// Measure parts of the product
 #[derive(Debug, Args)]
@@ -21,6 +21,8 @@ enum Bench {
     Memory(memory::MemoryArgs),
     /// What the transport makes of a long fat link
     Goodput(goodput::GoodputArgs),
+    /// The transport beside plain TCP, and the criteria it has to meet
+    Transport(transport::TransportArgs),
 }
 
 pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
@@ -28,5 +30,6 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
         Bench::Pipeline(args) => pipeline::cli::run(&args),
         Bench::Memory(args) => memory::run(&args),
         Bench::Goodput(args) => goodput::run(&args),
+        Bench::Transport(args) => transport::run(&args),
     }
 }

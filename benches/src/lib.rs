@@ -8,7 +8,8 @@
 //! | [`site`] | daemons at the ends of a link |
 //! | [`travel`] | a guest that is moved again and again, and what each move cost |
 //! | [`memory`] | what the daemons hold while a guest moves, beside their budgets |
-//! | [`goodput`] | what the transport makes of a long fat link |
+//! | [`transport`] | the transport beside plain TCP, and the criteria it has to meet |
+//! | [`goodput`] | the same transport with a fixed volume |
 //! | [`soak`] | a guest that goes there and back, many times |
 //! | [`demo`] | a guest that crosses an ocean and comes back |
 //! | [`cli`] | `cargo lab …` |
@@ -27,4 +28,5 @@ pub mod memory;
 pub mod pipeline;
 pub mod site;
 pub mod soak;
+pub mod transport;
 pub mod travel;

@@ -6,8 +6,8 @@
 #![allow(clippy::unwrap_used, reason = "a test's helper may fail the test")]
 
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::net::UdpSocket;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -212,6 +212,59 @@ fn a_link_that_is_out_carries_nothing_and_loses_what_is_on_it() {
         network.counters_of("a", "b").dropped_outage == before.dropped_outage + 1
     });
     assert_eq!(network.counters_of("a", "b").packets, before.packets);
+}
+
+/// Whether something is missing to the receiver at that moment or not: over a link that loses packets it often is.
+#[test]
+fn a_connection_is_reset_at_both_ends_while_another_goes_on() {
+    for (family, loss) in [(Family::Ip4, 0.0), (Family::Ip6, 0.0), (Family::Ip4, 0.01)] {
+        let rate = Some(Rate::payload(500_000_000));
+        let network = network(Profile { rate, rtt: ms(10), loss, ..Profile::UNLIMITED });
+        let (a, b) = (network.host("a"), network.host("b"));
+        let (ip, any): (IpAddr, IpAddr) = match family {
+            Family::Ip4 => (b.ip4().into(), Ipv4Addr::UNSPECIFIED.into()),
+            Family::Ip6 => (b.ip6().into(), Ipv6Addr::UNSPECIFIED.into()),
+        };
+        let listener = b.within(|| TcpListener::bind((any, 7)).unwrap()).unwrap();
+        let mut connections = Vec::new();
+        for _ in 0..2 {
+            let connecting = a.within(|| TcpStream::connect((ip, 7)).unwrap()).unwrap();
+            connections.push((connecting, listener.accept().unwrap().0));
+        }
+        let (reset, other) = (connections.remove(0), connections.remove(0));
+        let ends = [reset.0.local_addr().unwrap(), reset.0.peer_addr().unwrap()];
+
+        thread::scope(|scope| {
+            for stream in [&reset.0, &other.0] {
+                let mut stream = stream.try_clone().unwrap();
+                scope.spawn(move || while stream.write(&[7; 1 << 16]).is_ok_and(|bytes| bytes > 0) {});
+            }
+            let other_read = scope.spawn(|| read_for(&other.1, ms(1500)));
+            assert!(read_for(&reset.1, ms(500)).unwrap() > 0);
+            network.reset_connection(ends);
+            let error = read_for(&reset.1, Duration::from_secs(5)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{family:?} {loss}: the receiver");
+            wait_until("the sender has it too", || {
+                reset.0.take_error().unwrap().is_some() || {
+                    // Whoever wrote has taken the error: then there is no peer any more.
+                    reset.0.peer_addr().is_err()
+                }
+            });
+            assert!(other_read.join().unwrap().unwrap() > 1 << 20, "the other goes on");
+            other.0.shutdown(Shutdown::Both).unwrap();
+        });
+        assert!(network.counters_of("a", "b").dropped_reset > 0);
+    }
+}
+
+/// How many bytes came in this time.
+fn read_for(mut stream: &TcpStream, time: Duration) -> std::io::Result<usize> {
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let (start, mut total) = (Instant::now(), 0);
+    while start.elapsed() < time {
+        total += stream.read(&mut [0; 1 << 16])?;
+    }
+    Ok(total)
 }
 
 #[test]

@@ -224,18 +224,19 @@ fn run_commands(
 
 fn print_counters(network: &Network) {
     eprintln!(
-        "{:<12}{:>16}{:>12}{:>14}{:>14}{:>14}{:>10}",
-        "", "wire bytes", "packets", "queue drops", "loss", "outage", "refused"
+        "{:<12}{:>16}{:>12}{:>14}{:>14}{:>14}{:>10}{:>10}",
+        "", "wire bytes", "packets", "queue drops", "loss", "outage", "reset", "refused"
     );
     for (from, to, seen) in network.counters() {
         eprintln!(
-            "{:<12}{:>16}{:>12}{:>14}{:>14}{:>14}{:>10}",
+            "{:<12}{:>16}{:>12}{:>14}{:>14}{:>14}{:>10}{:>10}",
             format!("{from} -> {to}"),
             seen.bytes,
             seen.packets,
             seen.dropped_queue,
             seen.dropped_loss,
             seen.dropped_outage,
+            seen.dropped_reset,
             seen.refused
         );
     }

@@ -20,6 +20,7 @@ use super::network::Counters;
 use super::packet::{MAX_RAW_BYTES, Packet};
 use super::path::{Emulation, Path};
 use super::profile::Direction;
+use super::reset::Resets;
 use super::sys;
 
 /// What a path shares with the owner of the network.
@@ -33,6 +34,7 @@ pub(super) struct Shared {
     dropped_queue: AtomicU64,
     dropped_loss: AtomicU64,
     dropped_outage: AtomicU64,
+    dropped_reset: AtomicU64,
     refused: AtomicU64,
 }
 
@@ -52,6 +54,7 @@ impl Shared {
             dropped_queue: AtomicU64::new(0),
             dropped_loss: AtomicU64::new(0),
             dropped_outage: AtomicU64::new(0),
+            dropped_reset: AtomicU64::new(0),
             refused: AtomicU64::new(0),
         }
     }
@@ -73,6 +76,7 @@ impl Shared {
             dropped_queue: read(&self.dropped_queue),
             dropped_loss: read(&self.dropped_loss),
             dropped_outage: read(&self.dropped_outage),
+            dropped_reset: read(&self.dropped_reset),
             refused: read(&self.refused),
         }
     }
@@ -121,11 +125,17 @@ impl Out {
         count(&self.shared.dropped_outage, fate.dropped_outage);
     }
 
-    fn deliver_due(&mut self, now_ns: u64) {
+    fn deliver_due(&mut self, now_ns: u64, resets: &Resets) {
         while let Some((held, bytes)) = self.path.front().filter(|(held, _)| held.due_ns <= now_ns) {
             let packets = u64::from(held.packets);
+            let packet = if resets.any() { Packet::parse(bytes).ok() } else { None };
+            let reset = packet.and_then(|packet| resets.to_receiver(&packet));
             if self.is_out {
                 self.shared.dropped_outage.fetch_add(packets, Ordering::Relaxed);
+            } else if let Some(reset) = reset {
+                self.shared.dropped_reset.fetch_add(packets, Ordering::Relaxed);
+                // A host that does not take it would not have taken the packet.
+                let _ = write(&self.tun, &reset);
             } else if write(&self.tun, bytes).is_ok() {
                 self.shared.delivered_packets.fetch_add(packets, Ordering::Relaxed);
                 self.shared.delivered_bytes.fetch_add(held.wire_bytes, Ordering::Relaxed);
@@ -142,6 +152,7 @@ impl Out {
 pub(super) struct Forwarder {
     pub tun: Arc<OwnedFd>,
     pub outs: Vec<Out>,
+    pub resets: Arc<Resets>,
     pub emulation: Emulation,
     pub stop: Arc<AtomicBool>,
     /// Becomes readable when `stop` was set.
@@ -157,7 +168,7 @@ impl Forwarder {
             let now_ns = self.now_ns();
             for out in &mut self.outs {
                 out.refresh();
-                out.deliver_due(now_ns);
+                out.deliver_due(now_ns, &self.resets);
             }
             match read(&self.tun, &mut raw) {
                 Ok(len) => self.enter(&raw[..len]),
@@ -174,8 +185,13 @@ impl Forwarder {
         let Ok(packet) = Packet::parse(raw) else { return };
         let destination = packet.destination();
         let now_ns = self.now_ns();
-        if let Some(out) = self.outs.iter_mut().find(|out| out.addresses.contains(&destination)) {
-            out.enter(now_ns, &packet);
+        let Some(out) = self.outs.iter_mut().find(|out| out.addresses.contains(&destination)) else { return };
+        match self.resets.to_sender(&packet) {
+            None => out.enter(now_ns, &packet),
+            Some(reset) => {
+                out.shared.dropped_reset.fetch_add(packet.packets() as u64, Ordering::Relaxed);
+                let _ = write(&self.tun, &reset);
+            }
         }
     }
 

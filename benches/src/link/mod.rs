@@ -15,6 +15,7 @@
 //! | `packet`  | a super-packet as the packets it stands for, and cutting a range of them out |
 //! | `fifo`    | packets held in memory, in order |
 //! | `path`    | one direction: queue, serialisation, loss, delay, in virtual time; no I/O |
+//! | `reset`   | connections that are carried no more |
 //! | `forward` | the thread that moves packets between TUN devices through the paths |
 //! | `hosts`   | making the namespaces, commands inside them |
 //! | `network` | builder, live changes, counters, teardown |
@@ -43,6 +44,7 @@ mod packet;
 mod path;
 mod probe;
 mod profile;
+mod reset;
 mod sys;
 
 pub use hosts::{Host, HostSettings};

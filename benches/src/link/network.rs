@@ -2,6 +2,7 @@
 
 use std::hash::{BuildHasher, Hasher};
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -13,6 +14,7 @@ use super::forward::{Forwarder, Out, Shared};
 use super::hosts::{self, Host, HostSettings, MAX_HOSTS};
 use super::path::{Emulation, Path};
 use super::profile::{Direction, Profile, Rate};
+use super::reset::Resets;
 
 /// Why there is no network.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +58,8 @@ pub struct Counters {
     pub dropped_loss: u64,
     /// Entered or would have left while the link was out.
     pub dropped_outage: u64,
+    /// Of a connection that was reset.
+    pub dropped_reset: u64,
     /// Not taken by the other host's interface, because it was down or gone.
     pub refused: u64,
 }
@@ -129,7 +133,8 @@ impl Builder {
         let wake = Arc::new(wake.map_err(|error| BuildError::Threads(error.into()))?);
         let stop = Arc::new(AtomicBool::new(false));
         // Threads that are started are stopped by its `Drop` if a later one cannot be.
-        let mut network = Network { ways: Vec::new(), threads: Vec::new(), stop, wake, hosts };
+        let resets = Arc::new(Resets::default());
+        let mut network = Network { ways: Vec::new(), threads: Vec::new(), stop, wake, hosts, resets };
         for (from, tun) in tuns.iter().enumerate() {
             let mut outs = Vec::new();
             for (to, other) in tuns.iter().enumerate().filter(|&(to, _)| to != from) {
@@ -144,6 +149,7 @@ impl Builder {
             let forwarder = Forwarder {
                 tun: Arc::clone(tun),
                 outs,
+                resets: Arc::clone(&network.resets),
                 emulation: self.emulation,
                 stop: Arc::clone(&network.stop),
                 wake: Arc::clone(&network.wake),
@@ -194,6 +200,7 @@ pub struct Network {
     stop: Arc<AtomicBool>,
     wake: Arc<EventFd>,
     hosts: Vec<Host>,
+    resets: Arc<Resets>,
 }
 
 #[derive(Debug)]
@@ -248,6 +255,12 @@ impl Network {
     /// Cuts this direction only, or mends it.
     pub fn set_outage_of(&self, from: &str, to: &str, out: bool) {
         self.way(from, to).shared.change(|wanted| wanted.out = out);
+    }
+
+    /// Carries this TCP connection no more: both of its ends see it reset as soon as a packet of it is under way. One
+    /// that is opened anew between the same ends is carried.
+    pub fn reset_connection(&self, ends: [SocketAddr; 2]) {
+        self.resets.add(ends);
     }
 
     /// All links, both ways.

@@ -216,7 +216,7 @@ impl<'a> Packet<'a> {
         put_be16(cut, checksum_at, usize::from(pseudo));
     }
 
-    fn ip(&self) -> &'a [u8] {
+    pub fn ip(&self) -> &'a [u8] {
         &self.raw[VNET_BYTES..]
     }
 
@@ -239,16 +239,16 @@ fn put_le16(to: &mut [u8], at: usize, value: usize) {
     to[at..at + 2].copy_from_slice(&(value as u16).to_le_bytes());
 }
 
-fn put_be16(to: &mut [u8], at: usize, value: usize) {
+pub(super) fn put_be16(to: &mut [u8], at: usize, value: usize) {
     to[at..at + 2].copy_from_slice(&(value as u16).to_be_bytes());
 }
 
 /// Sum of 16-bit words, not yet folded.
-fn sum(bytes: &[u8]) -> u64 {
+pub(super) fn sum(bytes: &[u8]) -> u64 {
     bytes.chunks(2).map(|pair| u64::from(pair[0]) << 8 | pair.get(1).map_or(0, |&low| u64::from(low))).sum()
 }
 
-fn fold(mut sum: u64) -> u16 {
+pub(super) fn fold(mut sum: u64) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }

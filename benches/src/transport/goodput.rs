@@ -1,0 +1,111 @@
+//! The parts `goodput`, `lan` and `lossy`: sealed goodput beside the payload rate and beside plain TCP.
+
+use std::fs;
+
+use hikyaku_transport::{NodeConfig, StaticKey};
+
+use super::course::Course;
+use super::iperf;
+use super::plan::Manner;
+use super::rows::{Row, Thing, measure, payload_rate};
+use super::verdict::{Bound, Verdict};
+use crate::link::Profile;
+use crate::link::cli::named;
+
+const OURS: &str = "hikyaku";
+const OURS_AUTOTUNED: &str = "hikyaku, kernel's buffers";
+const OURS_BBR: &str = "hikyaku, bbr";
+const ONE_STREAM: &str = "iperf3, 1 stream";
+const MANY_STREAMS: &str = "iperf3, as many as lanes";
+
+/// On `jgn`, `us` and `eu`, of the payload rate.
+const OF_THE_RATE: f64 = 0.95;
+/// On `us` and `eu`, of one plain stream.
+const OF_ONE_STREAM: f64 = 2.0;
+/// Links so long that one stream's buffers cannot hold them.
+const LONG: [&str; 2] = ["us", "eu"];
+/// On `lan`, of as many plain streams: there the machine is the limit.
+const OF_MANY_STREAMS: f64 = 0.7;
+/// On `lossy`, of the payload rate.
+const LOSSY_BBR: f64 = 0.9;
+const LOSSY_CUBIC: f64 = 0.6;
+
+/// Links that are long, or ordinary.
+pub fn goodput(links: &[String], course: &Course) -> anyhow::Result<Vec<Verdict>> {
+    let mut verdicts = Vec::new();
+    for name in links {
+        let profile = profile(name)?;
+        let (mut rows, rate) = (plain_rows(course)?, payload_rate(&profile)?);
+        measure(name, &profile, course, &mut rows)?;
+        let [ours, autotuned, one, _] = &rows[..] else { continue };
+        for row in [ours, autotuned] {
+            let what = format!("{name}: goodput of {} by the payload rate", row.name());
+            verdicts.push(Verdict::new(
+                what,
+                row.goodputs().median() / rate,
+                Bound::AtLeast(OF_THE_RATE),
+                "",
+            ));
+        }
+        if LONG.contains(&name.as_str()) {
+            let what = format!("{name}: goodput of {OURS} by that of one plain stream");
+            verdicts.push(Verdict::new(what, ours.by(one).median(), Bound::AtLeast(OF_ONE_STREAM), ""));
+        }
+    }
+    Ok(verdicts)
+}
+
+pub fn lan(course: &Course) -> anyhow::Result<Vec<Verdict>> {
+    let mut rows = plain_rows(course)?;
+    measure("lan", &profile("lan")?, course, &mut rows)?;
+    let [ours, _, _, many] = &rows[..] else { return Ok(Vec::new()) };
+    let what = format!("lan: goodput of {OURS} by that of as many plain streams");
+    Ok(vec![Verdict::new(what, ours.by(many).median(), Bound::AtLeast(OF_MANY_STREAMS), "")])
+}
+
+pub fn lossy(course: &Course) -> anyhow::Result<Vec<Verdict>> {
+    let profile = profile("lossy")?;
+    let rate = payload_rate(&profile)?;
+    let mut rows = plain_rows(course)?;
+    let has_bbr = allow("bbr");
+    if has_bbr {
+        let manner = Manner { congestion: Some("bbr".to_owned()), ..ours(course) };
+        rows.insert(1, Row::new(OURS_BBR, Thing::Ours(manner)));
+    }
+    measure("lossy", &profile, course, &mut rows)?;
+    let mut verdicts = Vec::new();
+    for (name, bound) in [(OURS_BBR, LOSSY_BBR), (OURS, LOSSY_CUBIC)] {
+        let what = format!("lossy: goodput of {name} by the payload rate");
+        verdicts.push(match rows.iter().find(|row| row.name() == name) {
+            Some(row) => Verdict::new(what, row.goodputs().median() / rate, Bound::AtLeast(bound), ""),
+            None => Verdict::without(what, "this kernel has no bbr for its hosts", Bound::AtLeast(bound), ""),
+        });
+    }
+    Ok(verdicts)
+}
+
+/// With the defaults, without the right to force buffers, and plain TCP.
+fn plain_rows(course: &Course) -> anyhow::Result<Vec<Row>> {
+    iperf::need()?;
+    let lanes = course.lanes.unwrap_or(NodeConfig::new(StaticKey::generate()?).lanes);
+    Ok(vec![
+        Row::new(OURS, Thing::Ours(ours(course))),
+        Row::new(OURS_AUTOTUNED, Thing::Ours(Manner { autotune: true, ..ours(course) })),
+        Row::new(ONE_STREAM, Thing::Iperf(1)),
+        Row::new(MANY_STREAMS, Thing::Iperf(lanes)),
+    ])
+}
+
+fn ours(course: &Course) -> Manner {
+    Manner { lanes: course.lanes, ..Manner::default() }
+}
+
+fn profile(name: &str) -> anyhow::Result<Profile> {
+    named(name).map_err(anyhow::Error::msg)
+}
+
+/// Whether a host's socket may ask for this congestion control.
+fn allow(congestion: &str) -> bool {
+    let allowed = fs::read_to_string("/proc/sys/net/ipv4/tcp_allowed_congestion_control");
+    allowed.unwrap_or_default().split_whitespace().any(|one| one == congestion)
+}
