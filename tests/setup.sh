@@ -46,6 +46,7 @@ missing_packages() {
     local out=()
     command -v qemu-system-x86_64 >/dev/null || out+=(qemu-system-x86)
     command -v ip >/dev/null || out+=(iproute2)
+    command -v iperf3 >/dev/null || out+=(iperf3)
     command -v cc >/dev/null || out+=(gcc)
     command -v c++ >/dev/null || out+=(g++)
     [[ -e /usr/include/stdlib.h ]] || out+=(libc6-dev)

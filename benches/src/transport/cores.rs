@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use hikyaku_transport::seal::{Direction, LinkSecret};
 use hikyaku_transport::wire::frame::{FrameType, Header};
-use hikyaku_transport::{Epoch, LaneId};
+use hikyaku_transport::{Epoch, LaneId, Suite, suite};
 use nix::time::{ClockId, clock_gettime};
 
 use super::course::{Course, load_average};
@@ -31,43 +31,65 @@ const NOISE_BYTES: usize = 32 << 20;
 
 pub fn cores(course: &Course) -> anyhow::Result<Vec<Verdict>> {
     let (simd, bound) = simd();
-    println!("\ncores: one lane thread at each end, over loopback; {simd}");
-    let (mut sends, mut receives) = (Repeats::default(), Repeats::default());
-    let time = if course.quick { QUICK } else { TIME };
+    let suites = suite::best_here();
+    println!("\ncores: one lane thread at each end, over loopback; {simd}; offered here: {suites}");
+    let taken = suites.choose(suites).unwrap_or(Suite::ChaCha20Poly1305);
+    let mut rows: Vec<_> = [Suite::Aes256Gcm, Suite::ChaCha20Poly1305]
+        .into_iter()
+        .filter(|suite| suites.contains(*suite))
+        .map(|suite| (suite, Repeats::default(), Repeats::default()))
+        .collect();
     for repeat in 1..=course.repeats {
-        let (seal, open) = bare_cipher(time / 4)?;
-        let manner = Manner {
-            amount: Amount::Time(time),
-            lane_threads: Some(1),
-            lanes: course.lanes,
-            ..Manner::default()
-        };
-        let outcome = transfer(Place::Here, &manner, LOOPBACK_BYTES_PER_S)?;
-        let received_bytes = outcome.received.series().bytes();
-        let send = outcome.sent.delivered_bytes as f64 / outcome.sent.usage.lane_cpu.as_secs_f64();
-        let receive = received_bytes as f64 / outcome.received.usage.lane_cpu.as_secs_f64();
-        println!(
-            "  {repeat} seal and send {:.2} GB/s (the bare cipher: {:.2}), receive and open {:.2} ({:.2}); {:.2} GB/s went over; {}; load {}",
-            send / 1e9,
-            seal / 1e9,
-            receive / 1e9,
-            open / 1e9,
-            outcome.received.series().rate_from(Duration::ZERO) / 1e9,
-            outcome.sent.io,
-            load_average(),
-        );
-        sends.add(send / 1e9);
-        receives.add(receive / 1e9);
+        for (suite, sends, receives) in &mut rows {
+            let (send, receive) = run(repeat, *suite, course)?;
+            sends.add(send);
+            receives.add(receive);
+        }
     }
-    let verdict = |what: &str, repeats: &Repeats| {
-        Verdict::new(
-            format!("cores: {what}, {simd}, median of {}", repeats.show(1.0, 2)),
-            repeats.median(),
-            Bound::AtLeast(bound),
-            " GB/s",
-        )
+    let mut verdicts = Vec::new();
+    for (suite, sends, receives) in &rows {
+        println!(
+            "  {suite}: seal and send {} GB/s, receive and open {}",
+            sends.show(1.0, 2),
+            receives.show(1.0, 2)
+        );
+        // Only what links take is judged.
+        if *suite == taken {
+            for (what, repeats) in [("seal and send", sends), ("receive and open", receives)] {
+                let what = format!("cores: {what} with {suite} ({simd}), of one core");
+                verdicts.push(Verdict::new(what, repeats.median(), Bound::AtLeast(bound), " GB/s"));
+            }
+        }
+    }
+    Ok(verdicts)
+}
+
+/// GB/s of CPU time: sealed and sent, received and opened.
+fn run(repeat: u32, suite: Suite, course: &Course) -> anyhow::Result<(f64, f64)> {
+    let time = if course.quick { QUICK } else { TIME };
+    let (seal, open) = bare_cipher(suite, time / 4)?;
+    let manner = Manner {
+        amount: Amount::Time(time),
+        lane_threads: Some(1),
+        lanes: course.lanes,
+        suite: Some(suite.id()),
+        ..Manner::default()
     };
-    Ok(vec![verdict("seal and send", &sends), verdict("receive and open", &receives)])
+    let outcome = transfer(Place::Here, &manner, LOOPBACK_BYTES_PER_S)?;
+    let received = outcome.received.series();
+    let send = outcome.sent.delivered_bytes as f64 / outcome.sent.usage.lane_cpu.as_secs_f64();
+    let receive = received.bytes() as f64 / outcome.received.usage.lane_cpu.as_secs_f64();
+    println!(
+        "  {repeat} {suite}: seal and send {:.2} GB/s (the bare cipher: {:.2}), receive and open {:.2} ({:.2}); {:.2} GB/s went over; {}; load {}",
+        send / 1e9,
+        seal / 1e9,
+        receive / 1e9,
+        open / 1e9,
+        received.rate_from(Duration::ZERO) / 1e9,
+        outcome.sent.io,
+        load_average(),
+    );
+    Ok((send / 1e9, receive / 1e9))
 }
 
 /// What the cipher has to work with here, and what is asked of it.
@@ -80,10 +102,10 @@ fn simd() -> (&'static str, f64) {
 }
 
 /// Bytes per second of this thread's CPU time: sealed, and opened.
-fn bare_cipher(time: Duration) -> anyhow::Result<(f64, f64)> {
+fn bare_cipher(suite: Suite, time: Duration) -> anyhow::Result<(f64, f64)> {
     let mut noise = vec![0; NOISE_BYTES];
     File::open("/dev/urandom")?.read_exact(&mut noise)?;
-    let secret = LinkSecret::new([1; 32]);
+    let secret = LinkSecret::new([1; 32], suite);
     let (link, lane, epoch) = ([2; 16], LaneId(0), Epoch(1));
     let mut sealer = secret.sealer(&link, lane, epoch, Direction::FromInitiator);
     let mut opener = secret.opener(&link, lane, epoch, Direction::FromInitiator);

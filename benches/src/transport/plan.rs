@@ -41,6 +41,8 @@ pub struct Manner {
     /// `None`: the transport's default; so below.
     pub lanes: Option<u16>,
     pub lane_threads: Option<usize>,
+    /// Number of the cipher suite that alone is offered.
+    pub suite: Option<u8>,
     /// Every chunk in memory of its own, as a daemon's are, instead of a piece of shared noise.
     pub own_memory: bool,
     /// Both ends add up a hash of every chunk.
@@ -57,6 +59,7 @@ impl Default for Manner {
             congestion: None,
             lanes: None,
             lane_threads: None,
+            suite: None,
             own_memory: false,
             checked: false,
         }

@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 use hikyaku_transport::{
-    Congestion, NodeConfig, Payload, Peer, PeerName, PublicKey, StaticKey, keep_freed_buffers,
+    Congestion, NodeConfig, Payload, Peer, PeerName, PublicKey, StaticKey, Suite, Suites, keep_freed_buffers,
 };
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -54,6 +54,9 @@ fn config(plan: &Plan) -> anyhow::Result<NodeConfig> {
     }
     if let Some(lanes) = manner.lanes {
         config.lanes = lanes;
+    }
+    if let Some(id) = manner.suite {
+        config.suites = Suites::Only(Suite::from_id(id).context("an unknown suite")?);
     }
     if let Some(threads) = manner.lane_threads {
         config.lane_threads = threads;
