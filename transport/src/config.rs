@@ -104,16 +104,26 @@ pub struct Timeouts {
     pub handshake: Duration,
     /// From `Link::open` to the peer's answer; the peer may be asking a VMM in between. Default 30 s.
     pub open: Duration,
-    /// A control connection from which nothing came for so long is dead. Default 10 s. Must exceed `ping_idle`.
+    /// A control connection from which nothing came for so long is dead, and the link down. Default 4 s: forty missing
+    /// pings; TCP left to itself notices an outage's end up to as much later as the outage was long. Must exceed
+    /// `ping_idle`.
     pub dead_after: Duration,
+    /// How long a link that is down keeps its sessions. Default 10 min: longer than a router's reboot or a change of
+    /// path takes. 0: a link that is down is lost.
+    pub link: Duration,
+    /// Between two attempts to reach the peer again, at first. Default 50 ms. Each pause is 1.5 times the one before, and
+    /// up to a quarter longer or shorter by chance.
+    pub redial_first: Duration,
+    /// The longest of these pauses. Default 500 ms: two packets per second, for a link that is back half a second sooner.
+    pub redial_most: Duration,
     /// Time between pings while a session is open: the rate at which the round trip is measured. Default 100 ms.
     pub ping_active: Duration,
     /// Time between pings of an idle link. Default 2 s.
     pub ping_idle: Duration,
     /// Longest wait before an acknowledgement. Default 10 ms: small beside a WAN's round trip, 100 messages per second.
     pub ack: Duration,
-    /// The rest of a frame that has begun to arrive must go on coming within this. Default 30 s: TCP's back-off after
-    /// the longest outage that `dead_after` lets pass. (A frame whose length was changed on the way never ends.)
+    /// The rest of a frame that has begun to arrive must go on coming within this, or the lane is given up. Default 30 s:
+    /// the sender's TCP has given up long before. (A frame whose length was changed on the way never ends.)
     pub frame: Duration,
     /// How long a sender whose lane broke waits for the peer to say why. Default 500 ms, more than a round trip.
     pub last_words: Duration,
@@ -125,7 +135,10 @@ impl Default for Timeouts {
             connect: Duration::from_secs(5),
             handshake: Duration::from_secs(10),
             open: Duration::from_secs(30),
-            dead_after: Duration::from_secs(10),
+            dead_after: Duration::from_secs(4),
+            link: Duration::from_secs(600),
+            redial_first: Duration::from_millis(50),
+            redial_most: Duration::from_millis(500),
             ping_active: Duration::from_millis(100),
             ping_idle: Duration::from_secs(2),
             ack: Duration::from_millis(10),
@@ -196,7 +209,7 @@ pub struct Sockets {
     /// `TCP_NOTSENT_LOWAT`, bytes. Default 128 KiB: a lane takes its next chunk only when its socket has less than
     /// this that was never sent, so that pages can be superseded until late.
     pub notsent_low_bytes: u32,
-    /// Unacknowledged for so long, TCP gives the connection up. Default 15 s.
+    /// Unacknowledged for so long, TCP gives the connection up. Default 5 s: what it carried goes by another then.
     pub user_timeout: Duration,
     pub congestion: Congestion,
 }
@@ -207,7 +220,7 @@ impl Default for Sockets {
             send_buffer_bytes: Some(4 << 20),
             receive_buffer_bytes: Some(4 << 20),
             notsent_low_bytes: 128 * 1024,
-            user_timeout: Duration::from_secs(15),
+            user_timeout: Duration::from_secs(5),
             congestion: Congestion::HostDefault,
         }
     }

@@ -1,77 +1,69 @@
-//! A link's control connection while the link lives: reads and writes records, measures the round trip, notices
-//! silence, sends acknowledgements, and ends the link.
+//! A bond's control connection: reads and writes records, measures the round trip, notices silence, sends
+//! acknowledgements.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::bond::Bond;
 use crate::error::Lost;
-use crate::events::Acceptor;
 use crate::incoming::Incoming;
-use crate::link::{LinkCore, OpenAnswer, Role};
+use crate::link::{OpenAnswer, Role};
 use crate::names::SessionId;
+use crate::node::Shared;
 use crate::noise::{RecordError, RecordReader, RecordWriter, Records};
 use crate::wire::control::Message;
 
 /// Bytes sealed before they are written: enough for one system call, little enough to keep pings prompt.
 const WRITE_BATCH_BYTES: usize = 128 * 1024;
+/// Frames of one link that may stop in their midst. Connections do that; more often, something changes lengths.
+const STUCK_FRAMES_MAX: u32 = 3;
 
-/// Runs until the link is over; then every session has been told.
-pub async fn run(link: Arc<LinkCore>, records: Records, acceptor: Arc<dyn Acceptor>) {
+/// Runs until the bond is over, and says why. If it is for more than a dead connection, the peer has been told.
+pub async fn run(shared: &Shared, bond: &Arc<Bond>, records: Records) -> Lost {
+    shared.running.send_modify(|bonds| *bonds += 1);
+    let lost = run_counted(shared, bond, records).await;
+    shared.running.send_modify(|bonds| *bonds -= 1);
+    lost
+}
+
+async fn run_counted(shared: &Shared, bond: &Arc<Bond>, records: Records) -> Lost {
     let Records { mut reader, mut writer, .. } = records;
     let lost = {
-        let read = read(&link, &mut reader, &acceptor);
-        let write = write(&link, &mut writer);
+        let read = read(shared, bond, &mut reader);
+        let write = write(shared, bond, &mut writer);
         tokio::pin!(read, write);
         let fault = tokio::select! {
             lost = &mut read => Err(lost),
             lost = &mut write => Err(lost),
-            fault = fault(&link) => Ok(fault),
+            fault = bond.faulted() => Ok(fault),
         };
         match fault {
-            Err(Lost::Protocol { peer, what }) => {
-                let lost = Lost::Protocol { peer, what };
-                give_up(&link, &lost, std::future::pending(), write).await;
+            Err(lost @ Lost::Protocol { .. }) => {
+                give_up(bond, &lost, std::future::pending(), write).await;
                 lost
             }
             Err(lost) => lost,
-            // A connection broke; the peer may know why, and say so here.
-            Ok(lost @ Lost::Connection { .. }) => {
-                let peers = tokio::time::timeout(link.timeouts.last_words, async {
-                    tokio::select! {
-                        lost = &mut read => lost,
-                        lost = &mut write => lost,
-                    }
-                });
-                match peers.await {
-                    Ok(said @ Lost::ByPeer { .. }) => said,
-                    Ok(_) => lost,
-                    Err(_) => {
-                        give_up(&link, &lost, read, write).await;
-                        lost
-                    }
-                }
-            }
             Ok(lost) => {
-                give_up(&link, &lost, read, write).await;
+                give_up(bond, &lost, read, write).await;
                 lost
             }
         }
     };
     writer.finish().await;
-    link.end(lost);
+    lost
 }
 
 /// Tells the peer why, and gives it time to read it: closing with unread bytes would reset the connection.
 async fn give_up(
-    link: &LinkCore,
+    bond: &Bond,
     lost: &Lost,
     read: impl Future<Output = Lost>,
     write: impl Future<Output = Lost>,
 ) {
-    link.outbox.push_last(&Message::GiveUp { text: lost.to_string() });
-    let _ = tokio::time::timeout(link.timeouts.last_words, async {
+    bond.outbox.push_last(&Message::GiveUp { text: lost.to_string() });
+    let _ = tokio::time::timeout(bond.link.timeouts.last_words, async {
         tokio::pin!(read);
         tokio::select! {
             _ = &mut read => return,
@@ -82,16 +74,8 @@ async fn give_up(
     .await;
 }
 
-async fn fault(link: &LinkCore) -> Lost {
-    loop {
-        link.faulted.notified().await;
-        if let Some(lost) = link.first_fault() {
-            return lost;
-        }
-    }
-}
-
-async fn read(link: &Arc<LinkCore>, reader: &mut RecordReader, acceptor: &Arc<dyn Acceptor>) -> Lost {
+async fn read(shared: &Shared, bond: &Arc<Bond>, reader: &mut RecordReader) -> Lost {
+    let link = &bond.link;
     let peer = link.peer.clone();
     loop {
         let message = match tokio::time::timeout(link.timeouts.dead_after, reader.read()).await {
@@ -109,27 +93,33 @@ async fn read(link: &Arc<LinkCore>, reader: &mut RecordReader, acceptor: &Arc<dy
         if let Message::GiveUp { text } = message {
             return Lost::ByPeer { peer, text };
         }
-        if let Err(what) = handle(link, message, acceptor) {
+        if let Err(what) = handle(shared, bond, message) {
             return Lost::Protocol { peer, what };
         }
     }
 }
 
-fn handle(link: &Arc<LinkCore>, message: Message, acceptor: &Arc<dyn Acceptor>) -> Result<(), String> {
+fn handle(shared: &Shared, bond: &Arc<Bond>, message: Message) -> Result<(), String> {
+    let link = &bond.link;
     match (link.role, message) {
         (_, Message::Ping(number)) => {
-            if link.outbox.is_flooded() {
+            if bond.outbox.is_flooded() {
                 return Err("the peer asks without reading the answers".into());
             }
-            link.outbox.push(&Message::Pong(number));
+            bond.outbox.push(&Message::Pong(number));
         }
         (_, Message::Pong(number)) => link.pong(number),
         (_, Message::User { session, message }) => link.user_message_came(session, message),
         (_, Message::Close { session, code, text }) => link.close_came(session, code, text),
+        (_, Message::Heard { session, number }) => link.heard_there(session, number)?,
+        (_, Message::Standing { session, heard, cumulative, ranges, more: _ }) => {
+            link.standing(session, heard, cumulative, &ranges)?;
+        }
+        (_, Message::Listed) => link.listed(bond)?,
         (Role::Responder, Message::Open { session, id, hello }) => {
             if link.asked(session)? {
                 let incoming = Incoming::new(link.clone(), session, SessionId(id));
-                acceptor.open(&link.peer, hello, incoming);
+                shared.acceptor.open(&link.peer, hello, incoming);
             }
         }
         (Role::Initiator, Message::Accepted { session, credit, reply }) => {
@@ -150,15 +140,16 @@ fn handle(link: &Arc<LinkCore>, message: Message, acceptor: &Arc<dyn Acceptor>) 
     Ok(())
 }
 
-async fn write(link: &LinkCore, writer: &mut RecordWriter) -> Lost {
+async fn write(shared: &Shared, bond: &Arc<Bond>, writer: &mut RecordWriter) -> Lost {
+    let link = &bond.link;
     let mut next_ping = Instant::now();
     let mut last_ack = Instant::now();
     loop {
-        let closing = link.outbox.is_closing();
-        for message in link.outbox.take() {
+        let closing = bond.outbox.is_closing();
+        for message in bond.outbox.take() {
             writer.add(&message);
             if writer.pending_bytes() >= WRITE_BATCH_BYTES
-                && let Err(lost) = flush(link, writer).await
+                && let Err(lost) = flush(bond, writer).await
             {
                 return lost;
             }
@@ -172,7 +163,7 @@ async fn write(link: &LinkCore, writer: &mut RecordWriter) -> Lost {
                     }
                 }
                 // Not returned: the reader's side of `run` tells the peer.
-                Err(what) => link.fault(Lost::Protocol { peer: link.peer.clone(), what }),
+                Err(what) => bond.fault(Lost::Protocol { peer: link.peer.clone(), what }),
             }
             last_ack = now;
         }
@@ -182,15 +173,18 @@ async fn write(link: &LinkCore, writer: &mut RecordWriter) -> Lost {
             }
             let pause = if link.has_sessions() { link.timeouts.ping_active } else { link.timeouts.ping_idle };
             next_ping = now + pause;
-            if let Some(lane) = link.stuck_lane() {
-                link.fault(Lost::Connection {
-                    peer: link.peer.clone(),
-                    connection: lane.to_string(),
-                    what: "the rest of a frame does not come".into(),
-                });
+            if let Some((lane, epoch)) = bond.stuck_lane() {
+                let what = "the rest of a frame does not come";
+                if link.count_stuck_frame() >= STUCK_FRAMES_MAX {
+                    let what =
+                        format!("{lane}: {what}, for the third time: something changes bytes on the way");
+                    bond.fault(Lost::Protocol { peer: link.peer.clone(), what });
+                }
+                tracing::warn!(peer = %link.peer, %lane, what, "a lane is given up");
+                shared.lanes.close_lane(bond, lane, epoch);
             }
         }
-        if let Err(lost) = flush(link, writer).await {
+        if let Err(lost) = flush(bond, writer).await {
             return lost;
         }
         if closing {
@@ -202,11 +196,12 @@ async fn write(link: &LinkCore, writer: &mut RecordWriter) -> Lost {
             if link.has_sessions() { next_ping.min(now + link.timeouts.ping_active) } else { next_ping };
         let wake_at = if link.acks_are_due() { ping_at.min(last_ack + link.timeouts.ack) } else { ping_at };
         next_ping = ping_at;
-        let _ = tokio::time::timeout_at(wake_at, link.outbox.notified()).await;
+        let _ = tokio::time::timeout_at(wake_at, bond.outbox.notified()).await;
     }
 }
 
-async fn flush(link: &LinkCore, writer: &mut RecordWriter) -> Result<(), Lost> {
+async fn flush(bond: &Bond, writer: &mut RecordWriter) -> Result<(), Lost> {
+    let link = &bond.link;
     let bound: Duration = link.timeouts.dead_after;
     match tokio::time::timeout(bound, writer.flush()).await {
         Ok(Ok(())) => Ok(()),

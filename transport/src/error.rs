@@ -140,6 +140,14 @@ pub enum Lost {
     Connection { peer: PeerName, connection: String, what: String },
     #[error("the link with {peer} is lost: nothing came for {} s", .silent_for.as_secs_f32())]
     Silent { peer: PeerName, silent_for: Duration },
+    /// It was lost, and did not come back within `Timeouts::link`.
+    #[error("{why}; it did not come back within {} s", .waited.as_secs_f32())]
+    Outage { why: Box<Lost>, waited: Duration },
+    /// The peer was reached again, and does not know the link: its daemon was restarted, or had given the link up.
+    #[error(
+        "{peer} is back and holds nothing of this link: its daemon was restarted, or had given the link up"
+    )]
+    Forgotten { peer: PeerName },
     /// The other side gave the link up and said why.
     #[error("{peer} gave the link up: {text}")]
     ByPeer { peer: PeerName, text: String },
@@ -147,4 +155,11 @@ pub enum Lost {
     Replaced { peer: PeerName },
     #[error("this node has stopped")]
     Stopped,
+}
+
+impl Lost {
+    /// Connections died, and nobody is to blame: the link may come back.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(self, Lost::Connection { .. } | Lost::Silent { .. })
+    }
 }

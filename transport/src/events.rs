@@ -19,6 +19,13 @@ pub trait TxEvents: Send + Sync {
     /// There is less than `Limits::unsent_low_bytes` unsent, or credit grew: more may be sent. May come often.
     fn room(&self);
     fn message(&self, message: Vec<u8>);
+    /// Nothing reaches the peer just now. The session lives on: what is sent waits, and goes when [`TxEvents::link_up`]
+    /// says so; or `lost` comes after `Timeouts::link`.
+    fn link_down(&self, why: Lost) {
+        let _ = why;
+    }
+    /// The peer is reached again, and still holds the session.
+    fn link_up(&self) {}
     /// The link ended; the session with it.
     fn lost(&self, lost: Lost);
     /// The peer closed the session.
@@ -31,6 +38,11 @@ pub trait RxEvents: Send + Sync {
     /// [`Incoming::accept`] stands for, until [`RxSession::applied`](crate::RxSession::applied).
     fn chunk(&self, seq: u64, after: u64, payload: Vec<u8>);
     fn message(&self, message: Vec<u8>);
+    /// The peer is not heard just now; as [`TxEvents::link_down`].
+    fn link_down(&self, why: Lost) {
+        let _ = why;
+    }
+    fn link_up(&self) {}
     fn lost(&self, lost: Lost);
     fn closed(&self, code: u16, text: String);
 }

@@ -22,6 +22,7 @@
 //! How it works and what can be tuned: `docs/transport.md`. Bytes: `docs/wire-format.md`.
 #![deny(unsafe_code)]
 
+mod bond;
 mod bucket;
 pub mod config;
 mod control;
@@ -31,8 +32,10 @@ mod events;
 mod gate;
 mod hello;
 mod incoming;
+mod keep;
 mod key;
 mod lane;
+mod lanes;
 mod link;
 mod listen;
 mod meter;
@@ -42,6 +45,7 @@ mod noise;
 mod outbox;
 mod queue;
 mod ranges;
+mod resume;
 mod rx_session;
 mod schedule;
 pub mod seal;
@@ -50,6 +54,7 @@ mod socket;
 pub mod suite;
 mod sys;
 mod throttle;
+mod voice;
 pub mod wire;
 
 pub use config::{Congestion, Io, Limits, NodeConfig, Peer, Sockets, Suites, Timeouts};
@@ -74,4 +79,6 @@ pub mod code {
     pub const GAVE_UP: u16 = 0xff02;
     /// More sessions than the receiver's limit.
     pub const TOO_MANY: u16 = 0xff03;
+    /// After an outage the other side did not hold the session any more.
+    pub const NOT_HELD: u16 = 0xff04;
 }

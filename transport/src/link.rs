@@ -1,29 +1,38 @@
-//! One link: what its control connection, its lanes and its sessions share.
+//! One link: what its sessions share, for as long as they live.
 //!
 //! The node that connected (the *initiator*) sends chunks; the other (the *responder*) receives them. Messages go both
-//! ways. A link ends once: whoever finds a reason says it by [`LinkCore::fault`], and the control task ends the link
-//! ([`LinkCore::end`]), so that handlers hear of it from one place.
+//! ways. A link is tied to its peer by one [`Bond`] at a time:
+//!
+//! ```text
+//!            attach, both sides' lists                    detach: the connections died
+//!   (new) ─────────────────────────────▶ up ────────────────────────────────────────────▶ down
+//!                                        ▲                                                 │ no bond within
+//!                                        └───────────────── attach, lists ─────────────────┤ `Timeouts::link`
+//!   end: once, for good; every session is told why ◀───────────────────────────────────────┘ or a reason to give up
+//! ```
+//! While it is down, sessions queue chunks and keep messages, and nothing is lost. Who detaches and ends a link: the
+//! initiator's keeper (`keep.rs`) and the responder's (`listen.rs`); whoever else finds a reason says it by
+//! [`Bond::fault`].
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::{Notify, oneshot};
 
+use crate::bond::Bond;
 use crate::config::{Limits, NodeConfig, Timeouts};
 use crate::error::{Lost, MessageError, OpenError};
 use crate::events::{RxEvents, TxEvents};
-use crate::lane::rx::Progress;
 use crate::meter::RttMeter;
-use crate::names::{Epoch, LaneId, PeerName, SessionId};
-use crate::outbox::Outbox;
+use crate::names::{PeerName, SessionId};
 use crate::queue::TxQueue;
+use crate::resume::Lists;
 use crate::rx_session::RxAccount;
-use crate::seal::LinkSecret;
 use crate::session::{LinkStats, TxSession};
-use crate::suite::Suite;
-use crate::wire::control::{Message, Start, Started};
+use crate::voice::Voice;
+use crate::wire::control::{Message, Started};
 use crate::wire::frame::Header;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,42 +44,48 @@ pub enum Role {
 pub struct LinkCore {
     pub peer: PeerName,
     pub role: Role,
-    pub id: [u8; 16],
-    pub secret: LinkSecret,
+    /// By which its initiator asks for it again: the id of its first bond.
+    pub name: [u8; 16],
     /// What both sides hold themselves to.
     pub agreed: Started,
     pub timeouts: Timeouts,
     pub limits: Limits,
     /// The node's clock: milliseconds and nonces of pings count from here.
     pub clock: Instant,
-    pub outbox: Outbox,
     /// Initiator: the chunks to send.
     pub queue: TxQueue,
+    state: Mutex<State>,
+    /// `state` changed.
+    changed: Notify,
+    /// What each session says on the control connection. Locked before `state`.
+    pub(crate) voices: Mutex<HashMap<u32, Voice>>,
+    pub(crate) lists: Mutex<Lists>,
     opening: Mutex<HashMap<u32, oneshot::Sender<OpenAnswer>>>,
     next_session: AtomicU32,
     /// Responder: the sessions that are open or asked for.
-    received: Mutex<Received>,
+    pub(crate) received: Mutex<Received>,
     acks_due: AtomicBool,
-    lanes: Mutex<HashMap<LaneId, Lane>>,
-    lanes_up: AtomicU16,
     lane_bytes_sent: AtomicU64,
+    stuck_frames: AtomicU32,
     rtt: Mutex<RttMeter>,
-    fault: Mutex<Option<Lost>>,
-    pub faulted: Notify,
     ended: OnceLock<Lost>,
 }
 
 #[derive(Default)]
-struct Received {
-    open: HashMap<u32, Arc<RxAccount>>,
+struct State {
+    bond: Option<Arc<Bond>>,
+    /// Why there is none.
+    down: Option<Lost>,
+    /// Bonds so far.
+    bonds: u64,
+}
+
+#[derive(Default)]
+pub struct Received {
+    pub open: HashMap<u32, Arc<RxAccount>>,
     asked: HashSet<u32>,
     /// Sessions are numbered upwards; what is below and not here was closed.
     highest: u32,
-}
-
-struct Lane {
-    epoch: Epoch,
-    progress: Arc<Progress>,
 }
 
 pub enum OpenAnswer {
@@ -82,8 +97,7 @@ impl LinkCore {
     pub fn new(
         peer: PeerName,
         role: Role,
-        start: Start,
-        suite: Suite,
+        name: [u8; 16],
         agreed: Started,
         config: &NodeConfig,
         clock: Instant,
@@ -92,45 +106,130 @@ impl LinkCore {
         Self {
             peer,
             role,
-            id: start.link,
-            secret: LinkSecret::new(start.secret, suite),
+            name,
             agreed,
             timeouts: config.timeouts.clone(),
             clock,
-            outbox: Outbox::new(limits.outbox_bytes),
             queue: TxQueue::new(limits.unsent_low_bytes),
             limits,
+            state: Mutex::default(),
+            changed: Notify::new(),
+            voices: Mutex::default(),
+            lists: Mutex::default(),
             opening: Mutex::default(),
             next_session: AtomicU32::new(1),
             received: Mutex::default(),
             acks_due: AtomicBool::new(false),
-            lanes: Mutex::default(),
-            lanes_up: AtomicU16::new(0),
             lane_bytes_sent: AtomicU64::new(0),
+            stuck_frames: AtomicU32::new(0),
             rtt: Mutex::default(),
-            fault: Mutex::default(),
-            faulted: Notify::new(),
             ended: OnceLock::new(),
         }
     }
 
-    // ---- the link's end
+    // ---- its bond, and its end
 
-    /// Something is wrong with the link. The first reason counts.
-    pub fn fault(&self, lost: Lost) {
-        lock(&self.fault).get_or_insert(lost);
-        self.faulted.notify_one();
+    /// The link has a new bond; one that it had is over. False: the link has ended.
+    pub fn attach(&self, bond: &Arc<Bond>) -> bool {
+        if let Some(old) = self.bond() {
+            let replaced = Lost::Replaced { peer: self.peer.clone() };
+            self.detach(&old, &replaced);
+            old.fault(replaced);
+        }
+        *lock(&self.lists) = Lists::default();
+        let mut state = lock(&self.state);
+        if self.ended().is_some() {
+            return false;
+        }
+        state.bond = Some(bond.clone());
+        state.down = None;
+        state.bonds += 1;
+        drop(state);
+        self.changed.notify_waiters();
+        true
     }
 
-    pub fn first_fault(&self) -> Option<Lost> {
-        lock(&self.fault).clone()
+    /// The bond is over. True: it was the link's, which now has none; its sessions go on without.
+    pub fn detach(&self, bond: &Arc<Bond>, why: &Lost) -> bool {
+        bond.set_over();
+        {
+            let mut voices = lock(&self.voices);
+            let mut state = lock(&self.state);
+            if !state.bond.as_ref().is_some_and(|current| Arc::ptr_eq(current, bond)) {
+                return false;
+            }
+            state.bond = None;
+            state.down = Some(why.clone());
+            voices.values_mut().for_each(|voice| voice.live = false);
+        }
+        self.changed.notify_waiters();
+        // Questions are not asked twice: their hellos may be stale by then.
+        for (session, _unanswered) in std::mem::take(&mut *lock(&self.opening)) {
+            self.queue.remove_session(session);
+        }
+        lock(&self.received).asked.clear();
+        true
     }
 
-    /// Ends the link and tells every session. Called by the control task, or when there is none any more.
+    pub fn bond(&self) -> Option<Arc<Bond>> {
+        lock(&self.state).bond.clone()
+    }
+
+    /// Bonds so far: tells one outage from the next.
+    pub fn bonds(&self) -> u64 {
+        lock(&self.state).bonds
+    }
+
+    /// Why it is down, or that it ended.
+    pub fn why_down(&self) -> Option<Lost> {
+        self.ended().cloned().or_else(|| lock(&self.state).down.clone())
+    }
+
+    /// Waits until the link is up, or has ended.
+    pub async fn up(&self) {
+        self.until(|state| state.bond.is_some()).await;
+    }
+
+    /// Waits until the link has had more bonds than `bonds`, or has ended.
+    pub async fn bound_again(&self, bonds: u64) {
+        self.until(|state| state.bonds > bonds).await;
+    }
+
+    async fn until(&self, is_so: impl Fn(&State) -> bool) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.ended().is_some() || is_so(&lock(&self.state)) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Tells the sessions that the link is down.
+    pub fn tell_down(&self, why: &Lost) {
+        tracing::warn!(peer = %self.peer, reason = %why, "link down; its sessions wait");
+        self.queue.all_events().iter().for_each(|events| events.link_down(why.clone()));
+        self.accounts().iter().for_each(|account| account.link_down(why));
+    }
+
+    /// Tells the sessions that it is up again.
+    pub fn tell_up(&self) {
+        tracing::info!(peer = %self.peer, "link up again; its sessions go on");
+        self.queue.all_events().iter().for_each(|events| events.link_up());
+        self.accounts().iter().for_each(|account| account.link_up());
+    }
+
+    /// Ends the link and tells every session.
     pub fn end(&self, lost: Lost) {
         if self.ended.set(lost.clone()).is_err() {
             return;
         }
+        if let Some(bond) = self.bond() {
+            self.detach(&bond, &lost);
+        }
+        self.changed.notify_waiters();
         tracing::info!(peer = %self.peer, reason = %lost, "link ended");
         // Sessions that are added from now on see `ended` and take themselves out.
         let opening = std::mem::take(&mut *lock(&self.opening));
@@ -153,36 +252,14 @@ impl LinkCore {
 
     // ---- lanes
 
-    /// Responder: a lane proved its key. False: this epoch, or a later one, was seen before: a replay.
-    pub fn admit_lane(&self, lane: LaneId, epoch: Epoch) -> Option<Arc<Progress>> {
-        let mut lanes = lock(&self.lanes);
-        if lane.0 >= self.agreed.lanes || lanes.get(&lane).is_some_and(|known| known.epoch >= epoch) {
-            return None;
-        }
-        let progress = Arc::<Progress>::default();
-        lanes.insert(lane, Lane { epoch, progress: progress.clone() });
-        self.lanes_up.store(lanes.len() as u16, Ordering::Relaxed);
-        Some(progress)
-    }
-
-    /// Initiator: so many lanes are up.
-    pub fn set_lanes_up(&self, lanes: u16) {
-        self.lanes_up.store(lanes, Ordering::Relaxed);
-    }
-
-    /// A lane that waits for the rest of a frame for too long.
-    pub fn stuck_lane(&self) -> Option<LaneId> {
-        let now_ms = self.clock.elapsed().as_millis() as u64;
-        let bound_ms = self.timeouts.frame.as_millis() as u64;
-        lock(&self.lanes)
-            .iter()
-            .find(|(_, lane)| lane.progress.stuck_for_ms(now_ms) > bound_ms)
-            .map(|(id, _)| *id)
-    }
-
     /// A lane's socket took so many bytes.
     pub fn sent(&self, bytes: usize) {
         self.lane_bytes_sent.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// A frame stopped in its midst. How many did.
+    pub fn count_stuck_frame(&self) -> u32 {
+        self.stuck_frames.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// An authentic frame, from a lane thread. The error ends the link.
@@ -197,6 +274,53 @@ impl LinkCore {
             }
         };
         account.chunk(header.seq, header.after, body)
+    }
+
+    // ---- what is said
+
+    /// A message of the transport's own, on the bond that is there; without one it is not worth keeping.
+    pub fn push(&self, message: &Message) {
+        if let Some(bond) = self.bond() {
+            bond.outbox.push(message);
+        }
+    }
+
+    /// Says a thing within a session: now, or when the link is up again. False: it cannot be encoded, or there is no
+    /// such session.
+    fn say(&self, session: u32, message: &Message, last: bool) -> bool {
+        let Some(encoded) = crate::outbox::encoded(message) else { return false };
+        let mut voices = lock(&self.voices);
+        let Some(voice) = voices.get_mut(&session).filter(|voice| !voice.ended_here) else { return false };
+        voice.ended_here = last;
+        voice.say(encoded.clone());
+        if voice.live
+            && let Some(bond) = self.bond()
+        {
+            bond.outbox.push_encoded(encoded);
+        }
+        true
+    }
+
+    /// The other side heard so many things of a session. `Err` ends the link.
+    pub fn heard_there(&self, session: u32, number: u64) -> Result<(), String> {
+        let mut voices = lock(&self.voices);
+        let Some(voice) = voices.get_mut(&session) else { return Ok(()) };
+        voice.heard_there(number).map_err(|_| format!("session {session}: it heard what was never said"))?;
+        if voice.is_over() {
+            voices.remove(&session);
+        }
+        Ok(())
+    }
+
+    /// One more thing of a session came.
+    fn heard(&self, session: u32, last: bool) {
+        let mut voices = lock(&self.voices);
+        let Some(voice) = voices.get_mut(&session) else { return };
+        voice.ended_there |= last;
+        if voice.heard() {
+            drop(voices);
+            self.ack_soon();
+        }
     }
 
     // ---- sessions, as their users drive them
@@ -219,13 +343,13 @@ impl LinkCore {
         lock(&self.opening).insert(wire, answer);
         let mut undo = Opening { link: self, wire, undecided: true };
         self.queue.add_session(wire, events);
-        if let Some(lost) = self.ended() {
+        let Some(bond) = self.bond() else {
             undo.undecided = false;
             lock(&self.opening).remove(&wire);
             self.queue.remove_session(wire);
-            return Err(lost.clone().into());
-        }
-        self.outbox.push(&Message::Open { session: wire, id: id.0, hello });
+            return Err(self.why_down().unwrap_or(Lost::Stopped).into());
+        };
+        bond.outbox.push(&Message::Open { session: wire, id: id.0, hello });
         let answer = tokio::time::timeout(self.timeouts.open, answered).await;
         match answer {
             Ok(Ok(OpenAnswer::Accepted { reply })) => {
@@ -239,7 +363,7 @@ impl LinkCore {
             }
             Ok(Err(_)) => {
                 undo.undecided = false;
-                Err(self.ended().cloned().unwrap_or(Lost::Stopped).into())
+                Err(self.why_down().unwrap_or(Lost::Stopped).into())
             }
             Err(_) => Err(OpenError::Timeout(self.timeouts.open)),
         }
@@ -253,27 +377,33 @@ impl LinkCore {
         if self.ended().is_some() {
             return Err(MessageError::Closed);
         }
-        if self.outbox.push_bounded(&Message::User { session, message }) {
+        let kept: usize = lock(&self.voices).values().map(Voice::unheard_bytes).sum();
+        if kept + message.len() > self.limits.outbox_bytes {
+            return Err(MessageError::Full);
+        }
+        if self.say(session, &Message::User { session, message }, false) {
             Ok(())
         } else {
-            Err(MessageError::Full)
+            Err(MessageError::Closed)
         }
     }
 
     pub fn send_close(&self, session: u32, code: u16, text: &str) {
         let text = shorten(text, self.agreed.message_bytes_max as usize);
-        self.outbox.push(&Message::Close { session, code, text });
+        self.say(session, &Message::Close { session, code, text }, true);
     }
 
     pub fn ack_soon(&self) {
-        if !self.acks_due.swap(true, Ordering::AcqRel) {
-            self.outbox.notify();
+        if !self.acks_due.swap(true, Ordering::AcqRel)
+            && let Some(bond) = self.bond()
+        {
+            bond.outbox.notify();
         }
     }
 
     pub fn last_ack(&self, account: &RxAccount) {
         if let Ok(Some(ack)) = account.ack() {
-            self.outbox.push(&ack);
+            self.push(&ack);
         }
     }
 
@@ -301,14 +431,15 @@ impl LinkCore {
             }
             received.open.insert(session, account.clone());
         }
-        self.outbox.push(&Message::Accepted { session, credit: account.credit_bytes(), reply });
+        lock(&self.voices).insert(session, Voice::live());
+        self.push(&Message::Accepted { session, credit: account.credit_bytes(), reply });
         Ok(account)
     }
 
     pub fn refuse(&self, session: u32, code: u16, text: &str) {
         if lock(&self.received).asked.remove(&session) {
             let text = shorten(text, self.agreed.message_bytes_max as usize);
-            self.outbox.push(&Message::Refused { session, code, text });
+            self.push(&Message::Refused { session, code, text });
         }
     }
 
@@ -324,7 +455,7 @@ impl LinkCore {
         if received.open.len() + received.asked.len() >= self.limits.sessions {
             drop(received);
             let text = format!("{} sessions are open, which is the limit", self.limits.sessions);
-            self.outbox.push(&Message::Refused { session, code: crate::code::TOO_MANY, text });
+            self.push(&Message::Refused { session, code: crate::code::TOO_MANY, text });
             return Ok(false);
         }
         received.asked.insert(session);
@@ -334,6 +465,9 @@ impl LinkCore {
     pub fn answered(&self, session: u32, answer: OpenAnswer, credit: u64) {
         // An opener that gave up has told the peer so.
         if let Some(waiting) = lock(&self.opening).remove(&session) {
+            if matches!(answer, OpenAnswer::Accepted { .. }) {
+                lock(&self.voices).insert(session, Voice::live());
+            }
             self.queue.grant(session, credit);
             let _ = waiting.send(answer);
         }
@@ -361,6 +495,7 @@ impl LinkCore {
     }
 
     pub fn user_message_came(&self, session: u32, message: Vec<u8>) {
+        self.heard(session, false);
         match self.role {
             Role::Initiator => {
                 if let Some(events) = self.queue.events(session) {
@@ -377,6 +512,12 @@ impl LinkCore {
     }
 
     pub fn close_came(&self, session: u32, code: u16, text: String) {
+        self.heard(session, true);
+        self.ended_there(session, code, text);
+    }
+
+    /// The other side closed the session, or does not know it any more.
+    pub(crate) fn ended_there(&self, session: u32, code: u16, text: String) {
         match self.role {
             Role::Initiator => {
                 if let Some(events) = self.queue.remove_session(session) {
@@ -399,8 +540,21 @@ impl LinkCore {
     /// Acknowledgements that are due. `Err` ends the link.
     pub fn due_acks(&self) -> Result<Vec<Message>, String> {
         self.acks_due.store(false, Ordering::Release);
-        let open: Vec<_> = lock(&self.received).open.values().cloned().collect();
-        open.iter().filter_map(|account| account.ack().transpose()).collect()
+        let mut due =
+            self.accounts().iter().filter_map(|a| a.ack().transpose()).collect::<Result<Vec<_>, _>>()?;
+        lock(&self.voices).retain(|&session, voice| {
+            if voice.live
+                && let Some(number) = voice.take_news()
+            {
+                due.push(Message::Heard { session, number });
+            }
+            !voice.is_over()
+        });
+        Ok(due)
+    }
+
+    fn accounts(&self) -> Vec<Arc<RxAccount>> {
+        lock(&self.received).open.values().cloned().collect()
     }
 
     pub fn acks_are_due(&self) -> bool {
@@ -412,6 +566,11 @@ impl LinkCore {
             Role::Initiator => self.queue.sessions() > 0,
             Role::Responder => !lock(&self.received).open.is_empty(),
         }
+    }
+
+    /// Something would be lost with the link: a session, or the end of one that the peer has not heard of.
+    pub fn holds_anything(&self) -> bool {
+        self.has_sessions() || !lock(&self.voices).is_empty()
     }
 
     // ---- figures
@@ -433,7 +592,7 @@ impl LinkCore {
             min_rtt: rtt.min,
             goodput_bytes_per_s: None,
             delivered_bytes: 0,
-            lanes: self.lanes_up.load(Ordering::Relaxed),
+            lanes: self.bond().map_or(0, |bond| bond.lanes_up()),
             lane_bytes_sent: self.lane_bytes_sent.load(Ordering::Relaxed),
             ..LinkStats::default()
         }
@@ -452,7 +611,8 @@ impl Drop for Opening<'_> {
         if self.undecided {
             lock(&self.link.opening).remove(&self.wire);
             self.link.queue.remove_session(self.wire);
-            self.link.send_close(self.wire, crate::code::GAVE_UP, "the opener stopped waiting");
+            let text = "the opener stopped waiting".to_owned();
+            self.link.push(&Message::Close { session: self.wire, code: crate::code::GAVE_UP, text });
         }
     }
 }
@@ -466,6 +626,6 @@ fn shorten(text: &str, limit: usize) -> String {
     text[..end].to_owned()
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

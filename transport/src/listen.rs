@@ -9,14 +9,17 @@ use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::bond::Bond;
 use crate::config::CHUNK_BYTES_CEILING;
 use crate::control;
+use crate::error::Lost;
 use crate::hello;
 use crate::lane::engine::{Core, NewLane};
 use crate::lane::rx::RxLane;
 use crate::link::{LinkCore, Role};
 use crate::node::Shared;
 use crate::noise::{self, HandshakeError, Records};
+use crate::seal::LinkSecret;
 use crate::socket;
 use crate::suite::SuiteSet;
 use crate::wire::control::{Message, Started};
@@ -47,10 +50,7 @@ pub async fn run(shared: Arc<Shared>, listener: TcpListener) {
             let arrived = tokio::time::timeout(bound, arrive(&shared, stream, from)).await;
             drop(ticket);
             match arrived {
-                Ok(Ok(Some((link, records)))) => {
-                    control::run(link.clone(), records, shared.acceptor.clone()).await;
-                    shared.forget(&link);
-                }
+                Ok(Ok(Some((bond, records)))) => serve(&shared, bond, records).await,
                 Ok(Ok(None)) => {}
                 Ok(Err(error)) => tracing::info!(%from, %error, "connection refused"),
                 Err(_) => tracing::info!(%from, "connection did not authenticate in time"),
@@ -59,14 +59,37 @@ pub async fn run(shared: Arc<Shared>, listener: TcpListener) {
     }
 }
 
-type NewLink = (Arc<LinkCore>, Records);
+type NewBond = (Arc<Bond>, Records);
 
-/// `Some`: a new link.
+/// Runs a bond to its end. If it ended for no fault of anybody, its sessions wait for the next.
+async fn serve(shared: &Arc<Shared>, bond: Arc<Bond>, records: Records) {
+    let link = bond.link.clone();
+    let bonds = link.bonds();
+    let lost = control::run(shared, &bond, records).await;
+    let was_the_links = link.detach(&bond, &lost);
+    shared.forget_bond(&bond);
+    if !was_the_links {
+        return;
+    }
+    if lost.may_pass() && link.holds_anything() && !link.timeouts.link.is_zero() {
+        link.tell_down(&lost);
+        let waited = link.timeouts.link;
+        if tokio::time::timeout(waited, link.bound_again(bonds)).await.is_ok() {
+            return;
+        }
+        link.end(Lost::Outage { why: Box::new(lost), waited });
+    } else {
+        link.end(lost);
+    }
+    shared.forget(&link);
+}
+
+/// `Some`: a new bond.
 async fn arrive(
     shared: &Arc<Shared>,
     mut stream: TcpStream,
     from: SocketAddr,
-) -> Result<Option<NewLink>, HandshakeError> {
+) -> Result<Option<NewBond>, HandshakeError> {
     let mut bytes = [0; GREETING_BYTES];
     stream.read_exact(&mut bytes).await?;
     let greeting = Greeting::decode(&bytes).map_err(|e| HandshakeError::Protocol(e.to_string()))?;
@@ -86,7 +109,7 @@ async fn control_connection(
     stream: TcpStream,
     greeting: &[u8; GREETING_BYTES],
     suites: SuiteSet,
-) -> Result<NewLink, HandshakeError> {
+) -> Result<NewBond, HandshakeError> {
     socket::prepare_control(&stream, &shared.config.sockets)?;
     let who = |key| match shared.peer_of(&key) {
         Some(peer) if peer.may_send => Ok(peer.name.clone()),
@@ -108,50 +131,66 @@ async fn control_connection(
         return Err(HandshakeError::Protocol(format!("{peer} asks for a link that cannot work")));
     }
     let agreed = Started {
+        resumed: false,
         lanes: start.lanes.min(limits.lanes),
         chunk_bytes_max: start.chunk_bytes_max.min(limits.chunk_bytes),
         message_bytes_max: start.message_bytes_max.min(limits.message_bytes as u32),
     };
-    let link = Arc::new(LinkCore::new(
-        peer.clone(),
-        Role::Responder,
-        start,
-        records.suite,
-        agreed.clone(),
-        &shared.config,
-        shared.clock,
-    ));
+    let known = start
+        .resumes
+        .and_then(|name| shared.inbound_link(&name))
+        .filter(|link| link.peer == peer && link.agreed == agreed && link.ended().is_none());
+    let resumed = known.is_some();
+    let link = known.unwrap_or_else(|| {
+        Arc::new(LinkCore::new(
+            peer.clone(),
+            Role::Responder,
+            start.link,
+            agreed.clone(),
+            &shared.config,
+            shared.clock,
+        ))
+    });
+    let bond = Bond::new(link.clone(), start.link, LinkSecret::new(start.secret, records.suite));
     // Lanes may come as soon as the answer is out.
-    if shared.add_inbound(&link).is_err() {
+    if shared.add_inbound(&bond).is_err() {
         return Err(HandshakeError::Protocol("the link's id is taken".into()));
     }
-    let undo = Forget { shared, link: Some(&link) };
+    let undo = Forget { shared, bond: Some(&bond) };
     records
         .writer
-        .send(&Message::Started(agreed))
+        .send(&Message::Started(Started { resumed, ..agreed }))
         .await
         .map_err(|e| HandshakeError::Protocol(e.to_string()))?;
     undo.keep();
-    tracing::info!(%peer, suite = %records.suite, "link opened by the peer");
-    Ok((link, records))
+    if !link.attach(&bond) {
+        shared.forget_bond(&bond);
+        return Err(HandshakeError::Protocol("the link ended meanwhile".into()));
+    }
+    if resumed {
+        link.send_list(&bond);
+    } else {
+        tracing::info!(%peer, suite = %records.suite, "link opened by the peer");
+    }
+    Ok((bond, records))
 }
 
-/// Takes a link out again whose opening fails or runs out of time.
+/// Takes a bond out again whose opening fails or runs out of time.
 struct Forget<'a> {
     shared: &'a Arc<Shared>,
-    link: Option<&'a Arc<LinkCore>>,
+    bond: Option<&'a Arc<Bond>>,
 }
 
 impl Forget<'_> {
     fn keep(mut self) {
-        self.link = None;
+        self.bond = None;
     }
 }
 
 impl Drop for Forget<'_> {
     fn drop(&mut self) {
-        if let Some(link) = self.link {
-            self.shared.forget(link);
+        if let Some(bond) = self.bond {
+            self.shared.forget_bond(bond);
         }
     }
 }
@@ -165,17 +204,20 @@ async fn lane(
     let mut rest = [0; hello::REST_BYTES];
     stream.read_exact(&mut rest).await?;
     let wrong = |what: &str| HandshakeError::Protocol(format!("lane hello: {what}"));
-    let link = shared.inbound(&hello::claimed_link(&rest)).ok_or_else(|| wrong("no such link"))?;
+    let bond = shared.inbound(&hello::claimed_link(&rest)).ok_or_else(|| wrong("no such link"))?;
     let (lane, epoch, opener) =
-        hello::open(&link.secret, greeting, &rest).ok_or_else(|| wrong("failed authentication"))?;
-    let progress = link.admit_lane(lane, epoch).ok_or_else(|| wrong("a replay, or a lane too many"))?;
+        hello::open(&bond.secret, greeting, &rest).ok_or_else(|| wrong("failed authentication"))?;
+    let (progress, old) = bond.admit(lane, epoch).ok_or_else(|| wrong("a replay, or a lane too many"))?;
+    if let Some(old) = old {
+        shared.lanes.close_lane(&bond, lane, old);
+    }
     socket::prepare_lane(&stream, &shared.config.sockets)?;
-    stream.write_all(&hello::accepted(&link.secret, &link.id, lane, epoch)).await?;
-    let core = RxLane::new(lane, epoch, opener, link.agreed.chunk_bytes_max, progress);
+    stream.write_all(&hello::accepted(&bond.secret, &bond.id, lane, epoch)).await?;
+    let core = RxLane::new(lane, epoch, opener, bond.link.agreed.chunk_bytes_max, progress);
     let socket = stream.into_std()?.into();
-    tracing::debug!(peer = %link.peer, %lane, %from, "lane up");
-    if link.ended().is_none() {
-        shared.lanes.add(NewLane { link, socket, core: Core::Rx(core) });
+    tracing::debug!(peer = %bond.link.peer, %lane, %from, "lane up");
+    if !bond.is_over() {
+        shared.lanes.add(NewLane { bond, socket, core: Core::Rx(core) });
     }
     Ok(())
 }

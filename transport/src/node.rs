@@ -12,6 +12,7 @@ use std::time::Instant;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 
+use crate::bond::Bond;
 use crate::config::{CHUNK_BYTES_CEILING, Io, MESSAGE_BYTES_CEILING, NodeConfig, Peer};
 use crate::dial;
 use crate::error::{LinkError, Lost, OpenError, StartError};
@@ -49,8 +50,12 @@ pub(crate) struct Shared {
     /// By name; the lock is held while a link is being opened, so that two askers share one.
     outbound: HashMap<PeerName, Outbound>,
     by_key: HashMap<PublicKey, Peer>,
-    /// Links that peers opened, by the id that lanes name.
-    inbound: Mutex<HashMap<[u8; 16], Arc<LinkCore>>>,
+    /// The bonds of links that peers opened, by the id that lanes name.
+    inbound: Mutex<HashMap<[u8; 16], Arc<Bond>>>,
+    /// Those links, by the name under which they go on.
+    inbound_links: Mutex<HashMap<[u8; 16], Arc<LinkCore>>>,
+    /// Control connections that run.
+    pub running: tokio::sync::watch::Sender<usize>,
     /// Every link that may still live, for the end.
     all: Mutex<Vec<Weak<LinkCore>>>,
     limit: Arc<HostLimit>,
@@ -98,6 +103,8 @@ impl Node {
             outbound,
             by_key,
             inbound: Mutex::default(),
+            inbound_links: Mutex::default(),
+            running: tokio::sync::watch::Sender::new(0),
             all: Mutex::default(),
             limit: Arc::default(),
         });
@@ -145,11 +152,26 @@ impl Drop for Guard {
     fn drop(&mut self) {
         let links: Vec<_> = lock(&self.shared.all).drain(..).filter_map(|link| link.upgrade()).collect();
         for link in links {
+            let bond = link.bond();
             link.end(Lost::Stopped);
-            self.shared.lanes.close(&link);
+            if let Some(bond) = bond {
+                self.shared.lanes.close(&bond);
+                // The control task tells the peer.
+                bond.fault(Lost::Stopped);
+            }
         }
-        if let Some(runtime) = self.runtime.take() {
+        let Some(runtime) = self.runtime.take() else { return };
+        let bound = self.shared.config.timeouts.last_words;
+        let mut running = self.shared.running.subscribe();
+        // The last words need the runtime for a moment more, and a drop must not wait for them.
+        let farewell = std::thread::Builder::new().name("hikyaku-farewell".into()).spawn(move || {
+            runtime.block_on(async {
+                let _ = tokio::time::timeout(bound, running.wait_for(|bonds| *bonds == 0)).await;
+            });
             runtime.shutdown_background();
+        });
+        if let Err(error) = farewell {
+            tracing::debug!(%error, "the peers are not told that this node stops");
         }
     }
 }
@@ -164,7 +186,14 @@ impl Shared {
         if let Some(link) = &*current
             && link.ended().is_none()
         {
-            return Ok(link.clone());
+            // While it is down its keeper dials; nobody else does.
+            let bound = self.config.timeouts.connect + self.config.timeouts.handshake;
+            if tokio::time::timeout(bound, link.up()).await.is_err() {
+                return Err(link.why_down().unwrap_or(Lost::Stopped).into());
+            }
+            if link.ended().is_none() {
+                return Ok(link.clone());
+            }
         }
         *current = None;
         let link = dial::link(self, &slot.peer).await?;
@@ -176,23 +205,38 @@ impl Shared {
         self.by_key.get(key)
     }
 
-    /// A link that a peer opened; the one it had before ends. `Err`: its id is taken.
-    pub fn add_inbound(&self, link: &Arc<LinkCore>) -> Result<(), ()> {
+    /// A bond of a link that a peer opened; another link that it had ends. `Err`: its id is taken.
+    pub fn add_inbound(&self, bond: &Arc<Bond>) -> Result<(), ()> {
         let mut inbound = lock(&self.inbound);
-        if inbound.contains_key(&link.id) {
+        if inbound.contains_key(&bond.id) {
             return Err(());
         }
-        for old in inbound.values().filter(|old| old.peer == link.peer) {
-            old.fault(Lost::Replaced { peer: link.peer.clone() });
-        }
-        inbound.insert(link.id, link.clone());
+        inbound.insert(bond.id, bond.clone());
         drop(inbound);
+        let link = &bond.link;
+        let mut links = lock(&self.inbound_links);
+        let old: Vec<_> =
+            links.values().filter(|old| old.peer == link.peer && !Arc::ptr_eq(old, link)).cloned().collect();
+        links.insert(link.name, link.clone());
+        drop(links);
+        for old in old {
+            let replaced = Lost::Replaced { peer: link.peer.clone() };
+            match old.bond() {
+                // Its control task ends it, and tells the peer.
+                Some(bond) => bond.fault(replaced),
+                None => old.end(replaced),
+            }
+        }
         self.remember(link);
         Ok(())
     }
 
-    pub fn inbound(&self, id: &[u8; 16]) -> Option<Arc<LinkCore>> {
+    pub fn inbound(&self, id: &[u8; 16]) -> Option<Arc<Bond>> {
         lock(&self.inbound).get(id).cloned()
+    }
+
+    pub fn inbound_link(&self, name: &[u8; 16]) -> Option<Arc<LinkCore>> {
+        lock(&self.inbound_links).get(name).cloned()
     }
 
     pub fn remember(&self, link: &Arc<LinkCore>) {
@@ -202,14 +246,15 @@ impl Shared {
         all.push(Arc::downgrade(link));
     }
 
-    /// After a link's control task is done.
+    /// After a bond's control task is done.
+    pub fn forget_bond(&self, bond: &Arc<Bond>) {
+        lock(&self.inbound).remove(&bond.id);
+        self.lanes.close(bond);
+    }
+
+    /// After a link that a peer opened has ended.
     pub fn forget(&self, link: &Arc<LinkCore>) {
-        let mut inbound = lock(&self.inbound);
-        if inbound.get(&link.id).is_some_and(|known| Arc::ptr_eq(known, link)) {
-            inbound.remove(&link.id);
-        }
-        drop(inbound);
-        self.lanes.close(link);
+        lock(&self.inbound_links).retain(|_, known| !Arc::ptr_eq(known, link));
     }
 }
 
@@ -239,9 +284,9 @@ impl Link {
         &self.0.peer
     }
 
-    /// How its lanes are sealed.
-    pub fn suite(&self) -> Suite {
-        self.0.secret.suite()
+    /// How its lanes are sealed. `None`: it is down.
+    pub fn suite(&self) -> Option<Suite> {
+        self.0.bond().map(|bond| bond.secret.suite())
     }
 
     pub fn stats(&self) -> LinkStats {

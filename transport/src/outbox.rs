@@ -31,15 +31,20 @@ impl Outbox {
         }
     }
 
-    /// Queues one of the transport's own messages. They are few and short, and a peer that makes us answer without
-    /// reading meets [`Outbox::is_flooded`].
+    /// Queues a message. Those of sessions are bounded by what is kept until it is heard; the transport's own are few and
+    /// short, and a peer that makes us answer without reading meets [`Outbox::is_flooded`].
     pub fn push(&self, message: &Message) {
-        self.put(message, usize::MAX);
+        if let Some(bytes) = encoded(message) {
+            self.push_encoded(bytes);
+        }
     }
 
-    /// Queues a session's message; false if too much waits already.
-    pub fn push_bounded(&self, message: &Message) -> bool {
-        self.put(message, self.limit_bytes)
+    pub fn push_encoded(&self, bytes: Vec<u8>) {
+        let mut waiting = self.lock();
+        waiting.bytes += bytes.len();
+        waiting.messages.push_back(bytes);
+        drop(waiting);
+        self.notify.notify_one();
     }
 
     /// More waits than a peer that reads could have caused.
@@ -72,27 +77,16 @@ impl Outbox {
         self.notify.notified().await;
     }
 
-    fn put(&self, message: &Message, limit_bytes: usize) -> bool {
-        let bytes = match message.encode() {
-            Ok(bytes) => bytes,
-            Err(error) => {
-                // Every length was checked against a limit that fits; so this is a defect, and better loud than sent.
-                tracing::error!(%error, "a control message could not be encoded");
-                return true;
-            }
-        };
-        let mut waiting = self.lock();
-        if waiting.bytes.saturating_add(bytes.len()) > limit_bytes {
-            return false;
-        }
-        waiting.bytes += bytes.len();
-        waiting.messages.push_back(bytes);
-        drop(waiting);
-        self.notify.notify_one();
-        true
-    }
-
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A message's bytes. `None`, and loud: it could not be encoded. (Every length was checked against a limit that fits; so
+/// this is a defect.)
+pub fn encoded(message: &Message) -> Option<Vec<u8>> {
+    message
+        .encode()
+        .inspect_err(|error| tracing::error!(%error, "a control message could not be encoded"))
+        .ok()
 }

@@ -154,6 +154,10 @@ impl TxQueue {
         state.sessions.drain().map(|(session, account)| (session, account.events)).collect()
     }
 
+    pub fn all_events(&self) -> Vec<Arc<dyn TxEvents>> {
+        self.lock().sessions.values().map(|account| account.events.clone()).collect()
+    }
+
     pub fn events(&self, session: u32) -> Option<Arc<dyn TxEvents>> {
         self.lock().sessions.get(&session).map(|account| account.events.clone())
     }
@@ -547,7 +551,7 @@ mod tests {
         }
         let (dying, living) = (queue.new_carrier(), queue.new_carrier());
         let now = Instant::now();
-        let mut take = |carrier| queue.take(carrier, now).map(|taken| taken.chunk.seq);
+        let take = |carrier| queue.take(carrier, now).map(|taken| taken.chunk.seq);
         assert_eq!((take(dying), take(living), take(dying)), (Some(1), Some(2), Some(3)));
         assert_eq!(take(living), None, "no credit for the fourth");
         queue.give_back(dying);

@@ -36,6 +36,25 @@ impl RangeSet {
         true
     }
 
+    /// Takes over another set's parts: its `cumulative` and some of its ranges, which follow all that is in. False, and
+    /// nothing is promised of the set: they do not.
+    pub fn extend(&mut self, cumulative: u64, ranges: &[(u64, u64)]) -> bool {
+        if cumulative < self.cumulative || cumulative > self.cumulative && !self.above.is_empty() {
+            return false;
+        }
+        self.cumulative = cumulative;
+        let mut highest = self.above.last_key_value().map_or(cumulative, |(_, &last)| last);
+        for &(first, last) in ranges {
+            // One number between, at least.
+            if first <= highest || first - highest < 2 || last < first {
+                return false;
+            }
+            self.above.insert(first, last);
+            highest = last;
+        }
+        true
+    }
+
     pub fn contains(&self, n: u64) -> bool {
         n <= self.cumulative || self.above.range(..=n).next_back().is_some_and(|(_, &last)| last >= n)
     }
@@ -80,6 +99,20 @@ mod tests {
             }
             prop_assert_eq!(held, model.into_iter().collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn a_set_is_put_together_from_its_parts() {
+        let mut ranges = RangeSet::default();
+        assert!(ranges.extend(5, &[(7, 8), (10, 10)]));
+        assert!(ranges.extend(5, &[(12, 20)]));
+        assert!(ranges.contains(20) && ranges.contains(5) && !ranges.contains(6) && !ranges.contains(21));
+        for wrong in [&[(21, 22)][..], &[(30, 29)], &[(15, 16)], &[(22, 23), (24, 25)], &[(0, u64::MAX)]] {
+            let mut ranges = RangeSet::default();
+            assert!(ranges.extend(5, &[(7, 20)]));
+            assert!(!ranges.extend(5, wrong), "{wrong:?}");
+        }
+        assert!(!ranges.extend(6, &[]), "it cannot grow under ranges that are in");
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! What a receiver keeps of a session: credit given and used, what was applied, and whom to tell.
 //!
+//! A chunk may come more than once (a connection died after it came and before the sender knew); it is given to the user
+//! once.
+//!
 //! Invariant: payload received and not applied, with its overhead, never passes the credit; a peer that sends more has
 //! broken the protocol.
 
@@ -24,6 +27,7 @@ pub struct RxAccount {
     received: AtomicU64,
     /// Charged bytes that may come, absolute.
     allowed: AtomicU64,
+    arrived: Mutex<RangeSet>,
     applied: Mutex<Applied>,
     /// Read-locked while a handler runs, so that nothing follows `lost` or `closed`. Written only by the control task,
     /// which no handler waits for.
@@ -55,6 +59,7 @@ impl RxAccount {
             charged: AtomicU64::new(0),
             received: AtomicU64::new(0),
             allowed: AtomicU64::new(credit_bytes),
+            arrived: Mutex::default(),
             applied: Mutex::default(),
             events: RwLock::new(Some(events)),
             closed: AtomicBool::new(false),
@@ -65,6 +70,15 @@ impl RxAccount {
     pub fn chunk(&self, seq: u64, after: u64, payload: Vec<u8>) -> Result<(), String> {
         if seq == 0 {
             return Err(format!("session {}: chunks are numbered from 1", self.id));
+        }
+        {
+            let mut arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
+            if !arrived.insert(seq) {
+                return Ok(());
+            }
+            if arrived.gaps() > self.gaps_max {
+                return Err(format!("session {}: too many numbers were left out", self.id));
+            }
         }
         let cost = charge(payload.len());
         let charged = self.charged.fetch_add(cost, Ordering::Relaxed) + cost;
@@ -106,6 +120,17 @@ impl RxAccount {
         }))
     }
 
+    /// The acknowledgement is to be said in any case, on a new connection.
+    pub fn acknowledge_again(&self) {
+        self.applied.lock().unwrap_or_else(PoisonError::into_inner).news = true;
+    }
+
+    /// What came, applied or not: everything up to a number, and ranges above it.
+    pub fn arrived(&self) -> (u64, Vec<(u64, u64)>) {
+        let arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
+        (arrived.cumulative(), arrived.above().collect())
+    }
+
     pub fn credit_bytes(&self) -> u64 {
         self.credit_bytes
     }
@@ -128,6 +153,14 @@ impl RxAccount {
         if let Some(events) = self.end() {
             events.closed(code, text);
         }
+    }
+
+    pub fn link_down(&self, why: &Lost) {
+        self.tell(|events| events.link_down(why.clone()));
+    }
+
+    pub fn link_up(&self) {
+        self.tell(|events| events.link_up());
     }
 
     pub fn lost(&self, lost: Lost) {
@@ -184,6 +217,21 @@ mod tests {
         let account = account(1000);
         let taken = (1..).take_while(|seq| account.chunk(*seq, 0, Vec::new()).is_ok()).count();
         assert_eq!(taken, 15);
+    }
+
+    #[test]
+    fn a_chunk_that_comes_twice_is_charged_and_given_once() {
+        let account = account(charge(100));
+        account.chunk(1, 0, vec![0; 100]).unwrap();
+        account.chunk(1, 0, vec![0; 100]).unwrap();
+        assert_eq!((account.received_bytes(), account.arrived()), (100, (1, vec![])));
+    }
+
+    #[test]
+    fn numbers_left_out_are_bounded_as_they_come() {
+        let account = account(10_000);
+        let came: Vec<_> = (1..=5).map(|n| account.chunk(2 * n, 0, Vec::new()).is_ok()).collect();
+        assert_eq!(came, [true, true, true, false, false]);
     }
 
     #[test]

@@ -6,98 +6,15 @@ mod common;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use common::proxy::*;
 use common::*;
 use hikyaku_transport::wire::greeting::{Greeting, Kind, Refusal};
 use hikyaku_transport::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-
-/// What a proxy does to the bytes from the source to the destination.
-#[derive(Default)]
-struct Meddler {
-    /// The connection to meddle with: 0 is the control connection, then the lanes as they come.
-    connection: usize,
-    /// All from that one on.
-    and_later: bool,
-    /// Flips a bit of the byte at this offset of it.
-    flip_at: Option<u64>,
-    /// Closes it after so many bytes.
-    cut_at: Option<u64>,
-    /// Adds this to the next read as soon as it is set.
-    armed: AtomicBool,
-    /// Passes nothing on any connection, in either direction.
-    frozen: AtomicBool,
-    seen: AtomicUsize,
-}
-
-/// A TCP proxy in front of `to`, in the test's own runtime.
-async fn proxy(to: SocketAddr, meddler: Arc<Meddler>) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((near, _)) = listener.accept().await {
-            let Ok(far) = TcpStream::connect(to).await else { continue };
-            let number = meddler.seen.fetch_add(1, Ordering::SeqCst);
-            let mine = number == meddler.connection || meddler.and_later && number > meddler.connection;
-            let (near_read, near_write) = near.into_split();
-            let (far_read, far_write) = far.into_split();
-            tokio::spawn(pass(near_read, far_write, meddler.clone(), mine));
-            tokio::spawn(pass(far_read, near_write, meddler.clone(), false));
-        }
-    });
-    address
-}
-
-async fn pass(
-    mut from: tokio::net::tcp::OwnedReadHalf,
-    mut to: tokio::net::tcp::OwnedWriteHalf,
-    meddler: Arc<Meddler>,
-    meddle: bool,
-) {
-    let mut buffer = vec![0; 64 * 1024];
-    let mut offset = 0;
-    loop {
-        let got = from.read(&mut buffer).await;
-        // The end of a connection does not pass either.
-        while meddler.frozen.load(Ordering::SeqCst) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        let Ok(bytes @ 1..) = got else { return };
-        let mut end = bytes;
-        if meddle {
-            if let Some(at) = meddler.flip_at.filter(|at| (offset..offset + bytes as u64).contains(at)) {
-                buffer[(at - offset) as usize] ^= 0x10;
-            }
-            if meddler.armed.swap(false, Ordering::SeqCst) {
-                buffer[bytes - 1] ^= 1;
-            }
-            if let Some(at) = meddler.cut_at.filter(|at| offset + bytes as u64 > *at) {
-                end = (at - offset) as usize;
-            }
-        }
-        if to.write_all(&buffer[..end]).await.is_err() || end < bytes {
-            return;
-        }
-        offset += bytes as u64;
-    }
-}
-
-/// A pair whose source sees the destination through `meddler`.
-async fn through(io: Io, meddler: Meddler, change: fn(&mut NodeConfig)) -> (Pair, Arc<Meddler>) {
-    // The proxy must know the destination before the source knows the proxy.
-    let mut setup = Setup::new(io);
-    setup.change = change;
-    let spare = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    setup.listen = spare.local_addr().unwrap();
-    drop(spare);
-    let meddler = Arc::new(meddler);
-    let via = proxy(setup.listen, meddler.clone()).await;
-    setup.via = Some(vec![via.to_string()]);
-    (setup.pair(ACCEPT), meddler)
-}
 
 /// Sends until the link is lost; the reasons on both sides.
 async fn until_lost(pair: &Pair) -> (Lost, Lost) {
@@ -145,15 +62,6 @@ over_both! {
         .unwrap();
     }
 
-    async fn a_lane_cut_in_the_midst_of_a_frame_ends_the_link(io: Io) {
-        let meddler = Meddler { connection: 2, cut_at: Some(130_000), ..Meddler::default() };
-        let (pair, _) = through(io, meddler, |_| {}).await;
-        let (source, destination) = until_lost(&pair).await;
-        for lost in [source, destination] {
-            assert!(lost.to_string().contains("lane"), "{lost}");
-        }
-    }
-
     async fn a_changed_byte_of_the_control_connection_ends_the_link(io: Io) {
         let meddler = Meddler { connection: 0, ..Meddler::default() };
         let (pair, meddler) = through(io, meddler, |_| {}).await;
@@ -169,6 +77,7 @@ over_both! {
         let (pair, meddler) = through(io, Meddler::default(), |config| {
             config.timeouts.dead_after = Duration::from_millis(800);
             config.timeouts.ping_idle = Duration::from_millis(200);
+            config.timeouts.link = Duration::ZERO;
         })
         .await;
         let (_tx, sender, _rx, receiver) = pair.open().await;

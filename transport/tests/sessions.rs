@@ -227,7 +227,7 @@ over_both! {
         drop(pair.source);
         assert_eq!(sender.0.wait("lost", |sent| sent.lost.first().cloned()), Lost::Stopped);
         let lost = receiver.got.wait("lost", |got| got.lost.first().cloned());
-        assert!(matches!(lost, Lost::Connection { .. }), "{lost}");
+        assert!(matches!(&lost, Lost::ByPeer { text, .. } if text.contains("stopped")), "{lost}");
     }
 
     async fn the_same_link_is_used_again_and_a_lost_one_is_not(io: Io) {

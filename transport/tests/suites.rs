@@ -36,7 +36,7 @@ async fn taken(pair: &Pair) -> Suite {
     })
     .await
     .unwrap();
-    link.suite()
+    link.suite().unwrap()
 }
 
 #[tokio::test]

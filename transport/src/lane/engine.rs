@@ -8,10 +8,10 @@ use super::rx::RxLane;
 use super::tx::TxLane;
 use super::waker::Waker;
 use super::{plain, uring};
+use crate::bond::Bond;
 use crate::config::Io;
 use crate::error::{Lost, StartError};
-use crate::link::LinkCore;
-use crate::names::LaneId;
+use crate::names::{Epoch, LaneId};
 use crate::sys::{Ring, set_pacing};
 
 /// A node's lane threads. They end when it is dropped.
@@ -29,13 +29,28 @@ pub struct Inbox {
 
 pub enum Command {
     Add(NewLane),
-    /// Drops every lane of this link.
-    Close(Arc<LinkCore>),
+    /// Drops every lane of this bond.
+    Close(Arc<Bond>),
+    /// Drops this one, if it is still of this epoch.
+    CloseLane(Arc<Bond>, LaneId, Epoch),
     Stop,
 }
 
+impl Command {
+    /// Whether a lane is to be dropped.
+    pub fn closes(&self, bond: &Arc<Bond>, core: &Core) -> bool {
+        match self {
+            Command::Close(whose) => Arc::ptr_eq(whose, bond),
+            Command::CloseLane(whose, lane, epoch) => {
+                Arc::ptr_eq(whose, bond) && (*lane, *epoch) == (core.id(), core.epoch())
+            }
+            Command::Add(_) | Command::Stop => false,
+        }
+    }
+}
+
 pub struct NewLane {
-    pub link: Arc<LinkCore>,
+    pub bond: Arc<Bond>,
     /// Non-blocking, its hello done.
     pub socket: OwnedFd,
     pub core: Core,
@@ -51,6 +66,20 @@ impl Core {
         match self {
             Core::Tx(tx) => tx.id,
             Core::Rx(rx) => rx.id,
+        }
+    }
+
+    pub fn epoch(&self) -> Epoch {
+        match self {
+            Core::Tx(tx) => tx.epoch,
+            Core::Rx(rx) => rx.epoch,
+        }
+    }
+
+    /// The lane is gone. What it carried goes by another.
+    pub fn dropped(&self, bond: &Bond) {
+        if let Core::Tx(tx) = self {
+            bond.link.queue.give_back(tx.carrier);
         }
     }
 }
@@ -90,15 +119,24 @@ impl LaneEngine {
     }
 
     pub fn add(&self, lane: NewLane) {
-        let thread = &self.threads[usize::from(lane.core.id().0) % self.threads.len()];
-        lane.link.queue.add_waker(thread.waker.clone());
+        let thread = self.thread(lane.core.id());
+        lane.bond.link.queue.add_waker(thread.waker.clone());
         thread.tell(Command::Add(lane));
     }
 
-    pub fn close(&self, link: &Arc<LinkCore>) {
+    pub fn close(&self, bond: &Arc<Bond>) {
         for thread in &self.threads {
-            thread.tell(Command::Close(link.clone()));
+            thread.tell(Command::Close(bond.clone()));
         }
+    }
+
+    pub fn close_lane(&self, bond: &Arc<Bond>, lane: LaneId, epoch: Epoch) {
+        self.thread(lane).tell(Command::CloseLane(bond.clone(), lane, epoch));
+    }
+
+    /// A lane stays with its thread, whatever its epoch.
+    fn thread(&self, lane: LaneId) -> &Arc<Inbox> {
+        &self.threads[usize::from(lane.0) % self.threads.len()]
     }
 }
 
@@ -151,23 +189,28 @@ impl Pacing {
     }
 }
 
-/// What a lane tells its link when its connection ended.
-pub fn connection_lost(link: &LinkCore, lane: LaneId, what: impl ToString) -> Lost {
-    Lost::Connection { peer: link.peer.clone(), connection: lane.to_string(), what: what.to_string() }
+/// How it goes on with a lane after a frame.
+#[derive(PartialEq)]
+pub enum After {
+    GoOn,
+    /// Nothing more is done with it. Its socket stays open until the bond is closed, so that the peer hears the reason
+    /// before it notices the end.
+    Faulted,
 }
 
-/// Hands a received frame, or what is wrong with it, to its link. False: the lane is over.
-pub fn received(link: &LinkCore, rx: &mut RxLane, now_ms: u64) -> bool {
+/// Hands a received frame, or what is wrong with it, to its link.
+pub fn received(bond: &Bond, rx: &mut RxLane, now_ms: u64) -> After {
+    let link = &bond.link;
     let lost = match rx.appended(now_ms) {
-        Ok(None) => return true,
+        Ok(None) => return After::GoOn,
         Ok(Some((header, body))) => match link.deliver(&header, body) {
-            Ok(()) => return true,
+            Ok(()) => return After::GoOn,
             Err(what) => Lost::Protocol { peer: link.peer.clone(), what },
         },
         Err(forged) => Lost::Authentication { peer: link.peer.clone(), lane: rx.id, frame: forged.frame },
     };
-    link.fault(lost);
-    false
+    bond.fault(lost);
+    After::Faulted
 }
 
 /// Ends a connection whatever the kernel still does with it.

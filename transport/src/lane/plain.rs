@@ -12,9 +12,9 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{MsgFlags, send};
 
-use super::engine::{Command, Core, Inbox, Pacing, connection_lost, received, shut_down};
+use super::engine::{After, Command, Core, Inbox, Pacing, received, shut_down};
 use super::tx::Load;
-use crate::link::LinkCore;
+use crate::bond::Bond;
 use crate::sys::recv_append;
 
 /// System calls one lane may make before the next lane's turn: a few frames.
@@ -22,14 +22,13 @@ const CALLS_PER_TURN: usize = 8;
 const WAKE: u64 = u64::MAX;
 
 struct Lane {
-    link: Arc<LinkCore>,
+    bond: Arc<Bond>,
     socket: OwnedFd,
     core: Core,
     readable: bool,
     writable: bool,
     pacing: Pacing,
-    /// Nothing more is done with it; its socket stays open until the link is closed, so that the peer hears the reason
-    /// first.
+    /// See [`After::Faulted`].
     over: bool,
 }
 
@@ -43,7 +42,9 @@ enum Turn {
     Hungry,
     /// Until a limit lets more of its frame go.
     Later(Instant),
-    Over,
+    Faulted,
+    /// Its connection ended.
+    Ended(String),
 }
 
 pub fn run(inbox: &Inbox) -> io::Result<()> {
@@ -55,20 +56,26 @@ pub fn run(inbox: &Inbox) -> io::Result<()> {
         let mut again = false;
         let mut hungry = false;
         let mut wake_at: Option<Instant> = None;
-        for lane in lanes.iter_mut().flatten() {
+        for slot in &mut lanes {
+            let Some(lane) = slot else { continue };
             match lane.turn(inbox) {
                 Turn::Again => again = true,
                 Turn::Hungry => hungry = true,
                 Turn::Later(due) => wake_at = sooner(wake_at, Some(due)),
                 Turn::Waiting => {}
-                Turn::Over => lane.over = true,
+                Turn::Faulted => lane.over = true,
+                Turn::Ended(what) => {
+                    if let Some(lane) = slot.take() {
+                        lane.drop_with(&what);
+                    }
+                }
             }
         }
         if hungry && !again {
             inbox.waker.set_hungry(true);
             let now = Instant::now();
             for lane in lanes.iter().flatten().filter(|lane| lane.is_hungry()) {
-                wake_at = sooner(wake_at, lane.link.queue.ready_at(now));
+                wake_at = sooner(wake_at, lane.bond.link.queue.ready_at(now));
             }
         }
         let timeout = if again { EpollTimeout::ZERO } else { timeout(wake_at) };
@@ -103,7 +110,7 @@ fn obey(inbox: &Inbox, epoll: &Epoll, lanes: &mut Vec<Option<Lane>>) -> io::Resu
         match command {
             Command::Add(new) => {
                 let lane = Lane {
-                    link: new.link,
+                    bond: new.bond,
                     socket: new.socket,
                     core: new.core,
                     readable: true,
@@ -120,16 +127,16 @@ fn obey(inbox: &Inbox, epoll: &Epoll, lanes: &mut Vec<Option<Lane>>) -> io::Resu
                 }
                 lanes[slot] = Some(lane);
             }
-            Command::Close(link) => {
+            Command::Stop => return Ok(false),
+            close => {
                 for slot in lanes.iter_mut() {
-                    if slot.as_ref().is_some_and(|lane| Arc::ptr_eq(&lane.link, &link))
+                    if slot.as_ref().is_some_and(|lane| close.closes(&lane.bond, &lane.core))
                         && let Some(lane) = slot.take()
                     {
-                        shut_down(&lane.socket);
+                        lane.drop_with("closed here");
                     }
                 }
             }
-            Command::Stop => return Ok(false),
         }
     }
     Ok(true)
@@ -148,6 +155,12 @@ fn timeout(wake_at: Option<Instant>) -> EpollTimeout {
 }
 
 impl Lane {
+    fn drop_with(self, what: &str) {
+        shut_down(&self.socket);
+        self.core.dropped(&self.bond);
+        self.bond.lane_down(self.core.id(), self.core.epoch(), what);
+    }
+
     fn is_hungry(&self) -> bool {
         matches!(&self.core, Core::Tx(tx) if tx.is_empty()) && self.writable && !self.over
     }
@@ -156,68 +169,63 @@ impl Lane {
         if self.over {
             return Turn::Waiting;
         }
-        match self.core {
-            Core::Tx(_) => self.turn_tx(),
-            Core::Rx(_) => self.turn_rx(inbox),
-        }
-    }
-
-    fn turn_tx(&mut self) -> Turn {
-        let Core::Tx(tx) = &mut self.core else { return Turn::Over };
-        if self.readable {
-            // Nothing is ever sent back on a lane, so this is the end, or nothing.
-            match recv_append(self.socket.as_fd(), &mut Vec::new(), 1) {
-                Ok(0) => return lost(&self.link, tx.id, "closed by the peer"),
-                Ok(_) => {
-                    return lost(&self.link, tx.id, "the peer sent something on a lane that only receives");
-                }
-                Err(error) if would_block(&error) => self.readable = false,
-                Err(error) => return lost(&self.link, tx.id, error),
-            }
-        }
-        for _ in 0..CALLS_PER_TURN {
-            if !self.writable {
-                return Turn::Waiting;
-            }
-            match tx.load(&self.link.queue) {
-                Load::Ready => {}
-                Load::Later(due) => return Turn::Later(due),
-                Load::Nothing => return Turn::Hungry,
-            }
-            self.pacing.set(&self.socket, tx.pace());
-            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-            match send(self.socket.as_raw_fd(), tx.unsent(), flags) {
-                Ok(bytes) => {
-                    tx.advance(bytes);
-                    self.link.sent(bytes);
-                    if tx.is_limited() && tx.is_empty() {
-                        return Turn::Again;
+        match &mut self.core {
+            Core::Tx(tx) => {
+                if self.readable {
+                    // Nothing is ever sent back on a lane, so this is the end, or nothing.
+                    match recv_append(self.socket.as_fd(), &mut Vec::new(), 1) {
+                        Ok(0) => return Turn::Ended("closed by the peer".into()),
+                        Ok(_) => {
+                            return Turn::Ended(
+                                "the peer sent something on a lane that only receives".into(),
+                            );
+                        }
+                        Err(error) if would_block(&error) => self.readable = false,
+                        Err(error) => return Turn::Ended(error.to_string()),
                     }
                 }
-                Err(Errno::EAGAIN) => self.writable = false,
-                Err(Errno::EINTR) => {}
-                Err(error) => return lost(&self.link, tx.id, io::Error::from(error)),
-            }
-        }
-        Turn::Again
-    }
-
-    fn turn_rx(&mut self, inbox: &Inbox) -> Turn {
-        let Core::Rx(rx) = &mut self.core else { return Turn::Over };
-        for _ in 0..CALLS_PER_TURN {
-            if !self.readable {
-                return Turn::Waiting;
-            }
-            let (buffer, want) = rx.space();
-            match recv_append(self.socket.as_fd(), buffer, want) {
-                Ok(0) => return lost(&self.link, rx.id, "closed by the peer"),
-                Ok(_) => {
-                    if !received(&self.link, rx, inbox.now_ms()) {
-                        return Turn::Over;
+                for _ in 0..CALLS_PER_TURN {
+                    if !self.writable {
+                        return Turn::Waiting;
+                    }
+                    match tx.load(&self.bond.link.queue) {
+                        Load::Ready => {}
+                        Load::Later(due) => return Turn::Later(due),
+                        Load::Nothing => return Turn::Hungry,
+                    }
+                    self.pacing.set(&self.socket, tx.pace());
+                    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+                    match send(self.socket.as_raw_fd(), tx.unsent(), flags) {
+                        Ok(bytes) => {
+                            tx.advance(bytes);
+                            self.bond.link.sent(bytes);
+                            if tx.is_limited() && tx.is_empty() {
+                                return Turn::Again;
+                            }
+                        }
+                        Err(Errno::EAGAIN) => self.writable = false,
+                        Err(Errno::EINTR) => {}
+                        Err(error) => return Turn::Ended(io::Error::from(error).to_string()),
                     }
                 }
-                Err(error) if would_block(&error) => self.readable = false,
-                Err(error) => return lost(&self.link, rx.id, error),
+            }
+            Core::Rx(rx) => {
+                for _ in 0..CALLS_PER_TURN {
+                    if !self.readable {
+                        return Turn::Waiting;
+                    }
+                    let (buffer, want) = rx.space();
+                    match recv_append(self.socket.as_fd(), buffer, want) {
+                        Ok(0) => return Turn::Ended("closed by the peer".into()),
+                        Ok(_) => {
+                            if received(&self.bond, rx, inbox.now_ms()) == After::Faulted {
+                                return Turn::Faulted;
+                            }
+                        }
+                        Err(error) if would_block(&error) => self.readable = false,
+                        Err(error) => return Turn::Ended(error.to_string()),
+                    }
+                }
             }
         }
         Turn::Again
@@ -226,9 +234,4 @@ impl Lane {
 
 fn would_block(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
-}
-
-fn lost(link: &LinkCore, lane: crate::names::LaneId, what: impl ToString) -> Turn {
-    link.fault(connection_lost(link, lane, what));
-    Turn::Over
 }

@@ -11,7 +11,7 @@ use crate::wire::frame::{FrameType, HEADER_BYTES, Header, TAG_BYTES};
 
 pub struct RxLane {
     pub id: LaneId,
-    epoch: Epoch,
+    pub epoch: Epoch,
     opener: Opener,
     limit_bytes: u32,
     state: State,

@@ -10,7 +10,7 @@ use crate::wire::frame::{FrameType, Header};
 
 pub struct TxLane {
     pub id: LaneId,
-    epoch: Epoch,
+    pub epoch: Epoch,
     /// This connection, to the queue.
     pub carrier: Carrier,
     sealer: Sealer,

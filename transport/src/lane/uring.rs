@@ -9,15 +9,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::engine::{Command, Core, Inbox, Pacing, connection_lost, received, shut_down};
+use super::engine::{After, Command, Core, Inbox, Pacing, received, shut_down};
 use super::tx::Load;
-use crate::link::LinkCore;
+use crate::bond::Bond;
 use crate::sys::{Completion, OperationKind, Ring};
 
 const WAKE: u64 = u64::MAX;
 
 struct Lane {
-    link: Arc<LinkCore>,
+    bond: Arc<Bond>,
     socket: Arc<OwnedFd>,
     core: Core,
     pacing: Pacing,
@@ -25,10 +25,10 @@ struct Lane {
     busy: bool,
     /// So is the one that notices the end.
     watched: bool,
-    /// Nothing more is started; see `plain.rs`.
+    /// See [`After::Faulted`].
     over: bool,
-    /// The link is closed: the lane goes when the kernel has given everything back.
-    closing: bool,
+    /// Why it is to go as soon as the kernel has given everything back.
+    closing: Option<String>,
 }
 
 enum Started {
@@ -53,9 +53,14 @@ pub fn run(inbox: &Inbox, mut ring: Ring) -> io::Result<()> {
         first = (first + 1) % count.max(1);
         for slot in (0..count).map(|n| (from + n) % count) {
             let Some(lane) = &mut lanes[slot] else { continue };
-            if lane.closing && !lane.busy && !lane.watched {
+            if let Some(what) = &lane.closing
+                && !lane.busy
+                && !lane.watched
+            {
+                lane.core.dropped(&lane.bond);
+                lane.bond.lane_down(lane.core.id(), lane.core.epoch(), what);
                 lanes[slot] = None;
-            } else if !lane.over {
+            } else if !lane.over && lane.closing.is_none() {
                 match lane.start(slot as u64, &mut ring) {
                     Started::WithKernel => {}
                     Started::Hungry => hungry = true,
@@ -71,7 +76,7 @@ pub fn run(inbox: &Inbox, mut ring: Ring) -> io::Result<()> {
             inbox.waker.set_hungry(true);
             let now = Instant::now();
             for lane in lanes.iter().flatten().filter(|lane| lane.is_hungry()) {
-                wake_at = wake_at.into_iter().chain(lane.link.queue.ready_at(now)).min();
+                wake_at = wake_at.into_iter().chain(lane.bond.link.queue.ready_at(now)).min();
             }
             if wake_at.is_some_and(|at| at <= now) {
                 inbox.waker.set_hungry(false);
@@ -104,35 +109,33 @@ fn obey(inbox: &Inbox, lanes: &mut Vec<Option<Lane>>) -> bool {
                 // On a non-blocking socket the kernel would answer "try again" instead of waiting by itself.
                 let socket = std::net::TcpStream::from(new.socket);
                 if let Err(error) = socket.set_nonblocking(false) {
-                    new.link.fault(connection_lost(&new.link, new.core.id(), error));
+                    new.bond.lane_down(new.core.id(), new.core.epoch(), &error.to_string());
                     continue;
                 }
                 let lane = Lane {
-                    link: new.link,
+                    bond: new.bond,
                     socket: Arc::new(socket.into()),
                     core: new.core,
                     pacing: Pacing::default(),
                     busy: false,
                     watched: false,
                     over: false,
-                    closing: false,
+                    closing: None,
                 };
                 match lanes.iter().position(Option::is_none) {
                     Some(slot) => lanes[slot] = Some(lane),
                     None => lanes.push(Some(lane)),
                 }
             }
-            Command::Close(link) => {
-                lanes
-                    .iter_mut()
-                    .flatten()
-                    .filter(|lane| Arc::ptr_eq(&lane.link, &link))
-                    .for_each(Lane::close);
-            }
             Command::Stop => {
                 stop = true;
-                lanes.iter_mut().flatten().for_each(Lane::close);
+                lanes.iter_mut().flatten().for_each(|lane| lane.close("this node has stopped"));
             }
+            close => lanes
+                .iter_mut()
+                .flatten()
+                .filter(|lane| close.closes(&lane.bond, &lane.core))
+                .for_each(|lane| lane.close("closed here")),
         }
     }
     stop
@@ -150,7 +153,7 @@ impl Lane {
                 if self.busy {
                     return Started::WithKernel;
                 }
-                match tx.load(&self.link.queue) {
+                match tx.load(&self.bond.link.queue) {
                     Load::Ready => {}
                     Load::Later(due) => return Started::Later(due),
                     Load::Nothing => return Started::Hungry,
@@ -172,7 +175,10 @@ impl Lane {
     }
 
     fn is_hungry(&self) -> bool {
-        matches!(&self.core, Core::Tx(tx) if tx.is_empty()) && !self.busy && !self.over
+        matches!(&self.core, Core::Tx(tx) if tx.is_empty())
+            && !self.busy
+            && !self.over
+            && self.closing.is_none()
     }
 
     fn complete(&mut self, done: Completion, inbox: &Inbox) {
@@ -182,7 +188,6 @@ impl Lane {
         } else {
             self.busy = false;
         }
-        let id = self.core.id();
         let outcome = match (&mut self.core, done.kind, done.result) {
             (_, OperationKind::Recv, Ok(0)) => Err("closed by the peer".to_owned()),
             (Core::Tx(_), OperationKind::Recv, Ok(_)) => {
@@ -191,12 +196,12 @@ impl Lane {
             (Core::Tx(tx), OperationKind::Send, Ok(bytes)) => {
                 tx.give_back(done.buffer);
                 tx.advance(bytes);
-                self.link.sent(bytes);
+                self.bond.link.sent(bytes);
                 Ok(())
             }
             (Core::Rx(rx), OperationKind::Recv, Ok(_)) => {
                 rx.give_back(done.buffer);
-                if !self.over && !received(&self.link, rx, inbox.now_ms()) {
+                if !self.over && received(&self.bond, rx, inbox.now_ms()) == After::Faulted {
                     self.over = true;
                 }
                 Ok(())
@@ -215,14 +220,12 @@ impl Lane {
         if let Err(what) = outcome
             && !self.over
         {
-            self.over = true;
-            self.link.fault(connection_lost(&self.link, id, what));
+            self.close(&what);
         }
     }
 
-    fn close(&mut self) {
-        self.over = true;
-        self.closing = true;
+    fn close(&mut self, what: &str) {
+        self.closing.get_or_insert_with(|| what.to_owned());
         shut_down(&self.socket);
     }
 }

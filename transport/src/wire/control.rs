@@ -66,12 +66,30 @@ pub enum Message {
     GiveUp {
         text: String,
     },
+    /// So many of the session's messages (and its close) came.
+    Heard {
+        session: u32,
+        number: u64,
+    },
+    /// After a resumed start, before anything else of the sessions, from both sides: what is held of one. At a receiver
+    /// the chunks that came: up to `cumulative`, and `ranges`; `more` of them follow.
+    Standing {
+        session: u32,
+        heard: u64,
+        cumulative: u64,
+        ranges: Vec<(u64, u64)>,
+        more: bool,
+    },
+    /// Those were all.
+    Listed,
 }
 
 #[derive(Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Start {
-    /// Names the link in lane hellos. Random, not secret.
+    /// Names the bond in lane hellos. Random, not secret.
     pub link: [u8; 16],
+    /// The link that is to go on: the `link` of its first start.
+    pub resumes: Option<[u8; 16]>,
     /// The lanes' keys are derived from it. Random.
     pub secret: [u8; 32],
     pub lanes: u16,
@@ -88,6 +106,8 @@ impl std::fmt::Debug for Start {
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Started {
+    /// The link that was to go on is here. False where none was named.
+    pub resumed: bool,
     /// At most what was asked for.
     pub lanes: u16,
     pub chunk_bytes_max: u32,

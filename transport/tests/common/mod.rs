@@ -1,6 +1,8 @@
 //! Two nodes on loopback, and users that write down what they are told.
 #![allow(dead_code)]
 
+pub mod proxy;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex};
@@ -60,6 +62,9 @@ pub struct Sent {
     pub messages: Vec<Vec<u8>>,
     pub lost: Vec<Lost>,
     pub closed: Vec<(u16, String)>,
+    /// Times the link went down, and came up again.
+    pub down: usize,
+    pub up: usize,
 }
 
 /// A sender's events.
@@ -78,6 +83,12 @@ impl TxEvents for Sender {
     }
     fn message(&self, message: Vec<u8>) {
         self.0.update(|sent| sent.messages.push(message));
+    }
+    fn link_down(&self, _why: Lost) {
+        self.0.update(|sent| sent.down += 1);
+    }
+    fn link_up(&self) {
+        self.0.update(|sent| sent.up += 1);
     }
     fn lost(&self, lost: Lost) {
         self.0.update(|sent| sent.lost.push(lost));
@@ -102,6 +113,9 @@ pub struct Got {
     pub messages: Vec<Vec<u8>>,
     pub lost: Vec<Lost>,
     pub closed: Vec<(u16, String)>,
+    /// Times the link went down, and came up again.
+    pub down: usize,
+    pub up: usize,
 }
 
 /// A receiver's events.
@@ -136,6 +150,12 @@ impl RxEvents for Receiver {
     }
     fn message(&self, message: Vec<u8>) {
         self.got.update(|got| got.messages.push(message));
+    }
+    fn link_down(&self, _why: Lost) {
+        self.got.update(|got| got.down += 1);
+    }
+    fn link_up(&self) {
+        self.got.update(|got| got.up += 1);
     }
     fn lost(&self, lost: Lost) {
         self.got.update(|got| got.lost.push(lost));

@@ -1,0 +1,178 @@
+//! What ties a link to its peer just now: one control connection and the lanes that were made under its secret.
+//!
+//! A bond ends with its control connection; the link, its sessions and what they have in flight outlive it and get
+//! another bond, with another secret. So everything that depends on keys or connections is here, and nothing else is.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::Notify;
+
+use crate::error::Lost;
+use crate::lane::rx::Progress;
+use crate::link::{LinkCore, Role, lock};
+use crate::names::{Epoch, LaneId};
+use crate::outbox::Outbox;
+use crate::seal::LinkSecret;
+
+pub struct Bond {
+    /// The link and its bond hold each other until [`LinkCore::detach`].
+    pub link: Arc<LinkCore>,
+    /// Named by the hellos of its lanes.
+    pub id: [u8; 16],
+    pub secret: LinkSecret,
+    pub outbox: Outbox,
+    lanes: Mutex<HashMap<LaneId, Lane>>,
+    fallen: Mutex<Vec<LaneId>>,
+    /// A lane fell or came up, or the bond is over.
+    pub stirred: Notify,
+    lanes_changed: Notify,
+    fault: Mutex<Option<Lost>>,
+    faulted: Notify,
+    over: AtomicBool,
+}
+
+struct Lane {
+    epoch: Epoch,
+    up: bool,
+    progress: Arc<Progress>,
+}
+
+impl Bond {
+    pub fn new(link: Arc<LinkCore>, id: [u8; 16], secret: LinkSecret) -> Arc<Self> {
+        let outbox = Outbox::new(link.limits.outbox_bytes);
+        Arc::new(Self {
+            link,
+            id,
+            secret,
+            outbox,
+            lanes: Mutex::default(),
+            fallen: Mutex::default(),
+            stirred: Notify::new(),
+            lanes_changed: Notify::new(),
+            fault: Mutex::default(),
+            faulted: Notify::new(),
+            over: AtomicBool::new(false),
+        })
+    }
+
+    // ---- its end
+
+    /// Something is wrong with it. The first reason counts.
+    pub fn fault(&self, lost: Lost) {
+        lock(&self.fault).get_or_insert(lost);
+        self.faulted.notify_one();
+    }
+
+    /// Waits for the first reason.
+    pub async fn faulted(&self) -> Lost {
+        loop {
+            if let Some(lost) = lock(&self.fault).clone() {
+                return lost;
+            }
+            self.faulted.notified().await;
+        }
+    }
+
+    /// Its control connection is gone, or another bond took its place.
+    pub fn set_over(&self) {
+        self.over.store(true, Ordering::Release);
+        self.stirred.notify_one();
+        self.lanes_changed.notify_waiters();
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+
+    // ---- lanes
+
+    /// Responder: a lane proved its key. The epoch that it replaces is over. `None`: this epoch, or a later one, was seen
+    /// before: a replay.
+    pub fn admit(&self, lane: LaneId, epoch: Epoch) -> Option<(Arc<Progress>, Option<Epoch>)> {
+        let mut lanes = lock(&self.lanes);
+        if lane.0 >= self.link.agreed.lanes || lanes.get(&lane).is_some_and(|known| known.epoch >= epoch) {
+            return None;
+        }
+        let progress = Arc::<Progress>::default();
+        let old = lanes.insert(lane, Lane { epoch, up: true, progress: progress.clone() });
+        Some((progress, old.filter(|old| old.up).map(|old| old.epoch)))
+    }
+
+    /// Initiator: the epoch of the lane's next connection. Each is given once.
+    pub fn next_epoch(&self, lane: LaneId) -> Epoch {
+        let mut lanes = lock(&self.lanes);
+        let known =
+            lanes.entry(lane).or_insert(Lane { epoch: Epoch(0), up: false, progress: Arc::default() });
+        known.epoch = Epoch(known.epoch.0 + 1);
+        known.epoch
+    }
+
+    /// Initiator: the epoch of the lane's connection, the last that was given.
+    pub fn epoch(&self, lane: LaneId) -> Epoch {
+        lock(&self.lanes).get(&lane).map_or(Epoch(0), |known| known.epoch)
+    }
+
+    /// Initiator: the peer took the lane.
+    pub fn lane_up(&self, lane: LaneId, epoch: Epoch) {
+        if let Some(known) = lock(&self.lanes).get_mut(&lane).filter(|known| known.epoch == epoch) {
+            known.up = true;
+        }
+        self.lanes_changed.notify_waiters();
+    }
+
+    /// Waits until so many lanes are up.
+    pub async fn lanes_are_up(&self, lanes: u16) {
+        loop {
+            let changed = self.lanes_changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.lanes_up() >= lanes || self.is_over() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Its connection ended; the initiator dials it again.
+    pub fn lane_down(&self, lane: LaneId, epoch: Epoch, what: &str) {
+        {
+            let mut lanes = lock(&self.lanes);
+            let Some(known) = lanes.get_mut(&lane).filter(|known| known.epoch == epoch && known.up) else {
+                return;
+            };
+            known.up = false;
+            known.progress = Arc::default();
+        }
+        if self.is_over() {
+            return;
+        }
+        tracing::info!(peer = %self.link.peer, %lane, what, "a lane's connection ended");
+        if self.link.role == Role::Initiator {
+            lock(&self.fallen).push(lane);
+            self.stirred.notify_one();
+        }
+    }
+
+    /// Lanes that went down since the last call.
+    pub fn take_fallen(&self) -> Vec<LaneId> {
+        std::mem::take(&mut lock(&self.fallen))
+    }
+
+    pub fn lanes_up(&self) -> u16 {
+        lock(&self.lanes).values().filter(|lane| lane.up).count() as u16
+    }
+
+    /// A lane that waits for the rest of a frame for too long. Told once.
+    pub fn stuck_lane(&self) -> Option<(LaneId, Epoch)> {
+        let now_ms = self.link.clock.elapsed().as_millis() as u64;
+        let bound_ms = self.link.timeouts.frame.as_millis() as u64;
+        let mut lanes = lock(&self.lanes);
+        let stuck = lanes.iter_mut().find(|(_, lane)| lane.progress.stuck_for_ms(now_ms) > bound_ms);
+        stuck.map(|(id, lane)| {
+            lane.progress = Arc::default();
+            (*id, lane.epoch)
+        })
+    }
+}

@@ -1,0 +1,200 @@
+//! The initiator's care for its lanes: brings them up, dials those that fell, spreads them over the peer's addresses.
+//!
+//! A lane belongs to the path (address) of its number, and lives on the next one that answers while its own does not.
+//! How much each path carries needs no plan: lanes take chunks as fast as their path takes them.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
+
+use crate::bond::Bond;
+use crate::dial::connect;
+use crate::hello;
+use crate::keep::Pauses;
+use crate::lane::engine::{Core, NewLane};
+use crate::lane::tx::TxLane;
+use crate::link::lock;
+use crate::names::LaneId;
+use crate::node::Shared;
+
+/// How often lanes that live elsewhere try their own path again.
+const HOME_AGAIN: Duration = Duration::from_secs(5);
+
+/// How a bond's lanes reach the peer.
+pub struct Way {
+    /// Where the control connection went: this one answers.
+    pub control: SocketAddr,
+    /// All of the peer's addresses.
+    pub paths: Vec<SocketAddr>,
+    /// Connections that are being made already, for the first lanes.
+    pub early: VecDeque<Early>,
+    /// Why the last lane that failed did.
+    pub why_not: Reason,
+}
+
+pub type Early = JoinHandle<Result<TcpStream, String>>;
+
+/// The last reason, for whoever gives up waiting.
+#[derive(Clone, Default)]
+pub struct Reason(Arc<Mutex<Option<String>>>);
+
+impl Reason {
+    pub fn take(&self) -> Option<String> {
+        lock(&self.0).take()
+    }
+
+    fn set(&self, what: String) {
+        *lock(&self.0) = Some(what);
+    }
+}
+
+/// Starts to connect every lane that may be agreed on, to the path it belongs to.
+pub fn dial_early(shared: &Arc<Shared>, control: SocketAddr, paths: &[SocketAddr]) -> VecDeque<Early> {
+    (0..shared.config.lanes)
+        .map(|lane| {
+            let (shared, address) = (shared.clone(), path(paths, control, LaneId(lane), 0));
+            tokio::spawn(async move { connect(&shared, address, true).await })
+        })
+        .collect()
+}
+
+/// Where a lane is dialled at its n-th attempt: at its own path first, then at all others in turn.
+fn path(paths: &[SocketAddr], control: SocketAddr, lane: LaneId, attempt: usize) -> SocketAddr {
+    if paths.is_empty() { control } else { paths[(usize::from(lane.0) + attempt) % paths.len()] }
+}
+
+/// Keeps the lanes of a bond up until it is over.
+pub async fn keep(shared: Arc<Shared>, bond: Arc<Bond>, mut way: Way) {
+    let early = std::mem::take(&mut way.early);
+    let way = Arc::new(way);
+    let mut dialling = JoinSet::new();
+    let mut early = early.into_iter();
+    for lane in (0..bond.link.agreed.lanes).map(LaneId) {
+        dialling.spawn(bring_up(shared.clone(), bond.clone(), way.clone(), lane, early.next()));
+    }
+    // The peer wants no more of them.
+    early.for_each(|connecting| connecting.abort());
+    let mut away: Vec<LaneId> = Vec::new();
+    let mut home_again = tokio::time::interval(HOME_AGAIN);
+    home_again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        for lane in bond.take_fallen() {
+            away.retain(|known| *known != lane);
+            dialling.spawn(bring_up(shared.clone(), bond.clone(), way.clone(), lane, None));
+        }
+        if bond.is_over() {
+            return;
+        }
+        tokio::select! {
+            () = bond.stirred.notified() => {}
+            Some(up) = dialling.join_next() => {
+                if let Ok(Some((lane, at))) = up && at != path(&way.paths, way.control, lane, 0) {
+                    away.push(lane);
+                }
+            }
+            _ = home_again.tick(), if !away.is_empty() => {
+                for lane in std::mem::take(&mut away) {
+                    dialling.spawn(go_home(shared.clone(), bond.clone(), way.clone(), lane));
+                }
+            }
+        }
+    }
+}
+
+/// Dials a lane until it is up, and says where. `None`: the bond is over.
+async fn bring_up(
+    shared: Arc<Shared>,
+    bond: Arc<Bond>,
+    way: Arc<Way>,
+    lane: LaneId,
+    mut early: Option<Early>,
+) -> Option<(LaneId, SocketAddr)> {
+    let mut pauses = Pauses::new(&shared.config.timeouts);
+    for attempt in 0.. {
+        let address = path(&way.paths, way.control, lane, attempt);
+        let stream = match early.take() {
+            Some(early) => early.await.unwrap_or_else(|error| Err(error.to_string())),
+            None => connect(&shared, address, true).await,
+        };
+        if bond.is_over() {
+            return None;
+        }
+        let up = match stream {
+            Ok(stream) => introduce(&shared, &bond, stream, lane).await,
+            Err(what) => Err(what),
+        };
+        match up {
+            Ok(new) => {
+                shared.lanes.add(new);
+                return Some((lane, address));
+            }
+            Err(what) => {
+                tracing::debug!(peer = %bond.link.peer, %lane, %address, what, "the lane is not up");
+                way.why_not.set(format!("{lane} is not: {what}"));
+            }
+        }
+        // The other paths are tried without waiting.
+        if attempt + 1 >= way.paths.len() {
+            pauses.wait().await;
+        }
+    }
+    None
+}
+
+/// A lane that lives elsewhere tries its own path once.
+async fn go_home(
+    shared: Arc<Shared>,
+    bond: Arc<Bond>,
+    way: Arc<Way>,
+    lane: LaneId,
+) -> Option<(LaneId, SocketAddr)> {
+    let home = path(&way.paths, way.control, lane, 0);
+    let Ok(stream) = connect(&shared, home, true).await else { return Some((lane, way.control)) };
+    if bond.is_over() {
+        return None;
+    }
+    let old = bond.epoch(lane);
+    match introduce(&shared, &bond, stream, lane).await {
+        Ok(new) => {
+            shared.lanes.close_lane(&bond, lane, old);
+            shared.lanes.add(new);
+            Some((lane, home))
+        }
+        // It fell meanwhile, or will: the peer closes the old one when it has seen the new hello.
+        Err(_) => Some((lane, way.control)),
+    }
+}
+
+/// Proves that a connection is this lane of the bond.
+async fn introduce(
+    shared: &Shared,
+    bond: &Arc<Bond>,
+    mut stream: TcpStream,
+    lane: LaneId,
+) -> Result<NewLane, String> {
+    let link = &bond.link;
+    let epoch = bond.next_epoch(lane);
+    let (bytes, sealer) = hello::hello(&bond.secret, &bond.id, lane, epoch);
+    let mut answer = [0; hello::ACCEPTED_BYTES];
+    let exchange = async {
+        stream.write_all(&bytes).await?;
+        stream.read_exact(&mut answer).await
+    };
+    match timeout(shared.config.timeouts.handshake, exchange).await {
+        Ok(done) => done.map_err(|error| error.to_string())?,
+        Err(_) => return Err("its hello was not answered in time".into()),
+    };
+    if !hello::is_accepted(&bond.secret, &bond.id, lane, epoch, &answer) {
+        return Err("its answer failed authentication".into());
+    }
+    let socket = stream.into_std().map_err(|error| error.to_string())?.into();
+    bond.lane_up(lane, epoch);
+    let core = Core::Tx(TxLane::new(lane, epoch, link.queue.new_carrier(), sealer));
+    Ok(NewLane { bond: bond.clone(), socket, core })
+}
