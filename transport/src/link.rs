@@ -162,6 +162,7 @@ impl LinkCore {
             state.down = Some(why.clone());
             voices.values_mut().for_each(|voice| voice.live = false);
         }
+        self.queue.pause();
         self.changed.notify_waiters();
         // Questions are not asked twice: their hellos may be stale by then.
         for (session, _unanswered) in std::mem::take(&mut *lock(&self.opening)) {

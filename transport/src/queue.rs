@@ -66,6 +66,8 @@ struct State {
     sessions: HashMap<u32, Account>,
     schedule: Schedule,
     throttle: Throttle,
+    /// Nothing is taken: what the peer has of what was in flight is not known.
+    paused: bool,
 }
 
 struct Account {
@@ -181,6 +183,17 @@ impl TxQueue {
         Ok(())
     }
 
+    /// The link has no bond: nothing is taken until [`TxQueue::go_on`].
+    pub fn pause(&self) {
+        self.lock().paused = true;
+    }
+
+    /// Every session was [resumed](TxQueue::resume).
+    pub fn go_on(&self) {
+        self.lock().paused = false;
+        self.wake();
+    }
+
     /// A lane's new connection.
     pub fn new_carrier(&self) -> Carrier {
         Carrier(self.carriers.fetch_add(1, Ordering::Relaxed))
@@ -214,6 +227,9 @@ impl TxQueue {
         let mut state = self.lock();
         let state = &mut *state;
         state.throttle.waits_no_more(carrier);
+        if state.paused {
+            return None;
+        }
         let (sessions, throttle) = (&state.sessions, &state.throttle);
         let session = state.schedule.next(|session, priority| {
             let at = sessions.get(&session).and_then(|account| account.ready_at(throttle, priority, now));
@@ -232,6 +248,9 @@ impl TxQueue {
     /// When [`TxQueue::take`] would give something, as things are: `now`, later, or not before somebody wakes the lanes.
     pub fn ready_at(&self, now: Instant) -> Option<Instant> {
         let state = self.lock();
+        if state.paused {
+            return None;
+        }
         let ready = state.sessions.iter().filter_map(|(session, account)| {
             account.ready_at(&state.throttle, state.schedule.priority(*session), now)
         });

@@ -110,6 +110,7 @@ impl LinkCore {
             }
             voices.retain(|session, voice| theirs.contains_key(session) && !voice.is_over());
         }
+        self.queue.go_on();
         for session in gone {
             let text = format!("{} does not hold this session any more", self.peer);
             self.ended_there(session, code::NOT_HELD, text);
