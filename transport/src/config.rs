@@ -165,9 +165,10 @@ pub struct Limits {
     /// Gaps in the numbers of one session's applied chunks. Default 65536 (about 2 MiB): more means a peer that
     /// leaves out numbers on purpose.
     pub gaps: usize,
-    /// Connections that have not authenticated, over all addresses. Default 64, each with at most 1 KiB of buffer.
+    /// Connections that have not authenticated, over all addresses; one more takes the place of the oldest. Default 256, with
+    /// some KiB of memory each: of 10,000 that come in a second, each has 25 ms for its first bytes.
     pub pending: usize,
-    /// The same from one IPv4 address or IPv6 /64. Default 24: one link being opened has 9.
+    /// The same from one IPv4 address or IPv6 /64. Default 64: one link being opened has 9.
     pub pending_per_address: usize,
     /// When a session has less than this unsent, `TxEvents::room` is called as lanes take chunks. Default 1 MiB.
     pub unsent_low_bytes: u64,
@@ -182,8 +183,8 @@ impl Default for Limits {
             sessions: 256,
             lanes: 64,
             gaps: 65_536,
-            pending: 64,
-            pending_per_address: 24,
+            pending: 256,
+            pending_per_address: 64,
             unsent_low_bytes: 1024 * 1024,
         }
     }

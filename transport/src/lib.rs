@@ -16,7 +16,7 @@
 //! * A chunk reaches `RxEvents::chunk` as it was sent, at most once, from a peer that proved its key; or not at all.
 //! * Chunks come in any order; messages in the order they were sent; the two in no order.
 //! * A receiver's memory for a session is bounded by the credit it gave; a sender's queue by its user.
-//! * A peer that has not authenticated costs at most 64 connections and 64 KiB.
+//! * Peers that have not authenticated hold at most 256 connections, with some KiB each, and keep nobody else out.
 //! * Every wait is bounded by [`Timeouts`]; a link that ends tells every session why, once.
 //!
 //! How it works and what can be tuned: `docs/transport.md`. Bytes: `docs/wire-format.md`.
@@ -24,6 +24,7 @@
 
 mod bond;
 mod bucket;
+mod calm;
 pub mod config;
 mod control;
 mod dial;
@@ -45,6 +46,7 @@ mod noise;
 mod outbox;
 mod queue;
 mod ranges;
+mod replay;
 mod resume;
 mod rx_session;
 mod schedule;

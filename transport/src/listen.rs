@@ -1,7 +1,7 @@
 //! The side that is connected to.
 //!
-//! A connection holds a ticket of the gate, a timer and at most 1 KiB until its peer has proved its key; nobody else
-//! learns of it before.
+//! Until its peer has proved its key a connection holds a ticket of the gate, a timer and a task of a few KiB, and may lose
+//! its place to a newer one; nobody else learns of it before.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use crate::bond::Bond;
 use crate::config::CHUNK_BYTES_CEILING;
 use crate::control;
 use crate::error::Lost;
+use crate::gate::Ticket;
 use crate::hello;
 use crate::lane::engine::{Core, NewLane};
 use crate::lane::rx::RxLane;
@@ -27,11 +28,17 @@ use crate::wire::greeting::{GREETING_BYTES, Greeting, Kind, Refusal};
 
 /// After accept itself failed (no descriptors): long enough to free some.
 const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+/// Connections accepted before the others' tasks have their turn: far fewer than the gate has places, so that nobody loses
+/// his place before his first bytes were looked at.
+const ACCEPTED_IN_A_ROW: usize = 8;
 /// No message is shorter than what a peer must be able to send us.
 const MESSAGE_BYTES_LEAST: u32 = 1024;
 
 pub async fn run(shared: Arc<Shared>, listener: TcpListener) {
-    loop {
+    for accepted in 1_usize.. {
+        if accepted.is_multiple_of(ACCEPTED_IN_A_ROW) {
+            tokio::task::yield_now().await;
+        }
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -40,22 +47,29 @@ pub async fn run(shared: Arc<Shared>, listener: TcpListener) {
                 continue;
             }
         };
-        let Some(ticket) = shared.gate.enter(from.ip()) else {
-            tracing::debug!(%from, "too many connections that have not authenticated");
-            continue;
-        };
-        let shared = shared.clone();
-        tokio::spawn(async move {
-            let bound = shared.config.timeouts.handshake;
-            let arrived = tokio::time::timeout(bound, arrive(&shared, stream, from)).await;
-            drop(ticket);
-            match arrived {
-                Ok(Ok(Some((bond, records)))) => serve(&shared, bond, records).await,
-                Ok(Ok(None)) => {}
-                Ok(Err(error)) => tracing::info!(%from, %error, "connection refused"),
-                Err(_) => tracing::info!(%from, "connection did not authenticate in time"),
-            }
-        });
+        let ticket = shared.gate.enter(from.ip());
+        tokio::spawn(meet(shared.clone(), stream, from, ticket));
+    }
+}
+
+/// One connection, from its first byte; a control connection to its end.
+async fn meet(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr, mut ticket: Ticket) {
+    let driven_out = ticket.driven_out();
+    let bound = shared.config.timeouts.handshake;
+    let arrived = tokio::select! {
+        arrived = tokio::time::timeout(bound, arrive(&shared, stream, from, &mut ticket)) => arrived,
+        () = driven_out => {
+            shared.calm.turned_away(from, "its place was taken by a newer connection before it had authenticated");
+            return;
+        }
+    };
+    drop(ticket);
+    match arrived {
+        // Boxed: a connection that has not authenticated shall not have the memory of a link.
+        Ok(Ok(Some((bond, records)))) => Box::pin(serve(&shared, bond, records)).await,
+        Ok(Ok(None)) => {}
+        Ok(Err(error)) => shared.calm.turned_away(from, error),
+        Err(_) => shared.calm.turned_away(from, "it did not authenticate in time"),
     }
 }
 
@@ -89,12 +103,15 @@ async fn arrive(
     shared: &Arc<Shared>,
     mut stream: TcpStream,
     from: SocketAddr,
+    ticket: &mut Ticket,
 ) -> Result<Option<NewBond>, HandshakeError> {
     let mut bytes = [0; GREETING_BYTES];
     stream.read_exact(&mut bytes).await?;
     let greeting = Greeting::decode(&bytes).map_err(|e| HandshakeError::Protocol(e.to_string()))?;
     match greeting.kind {
-        Kind::Control { suites } => control_connection(shared, stream, &bytes, suites).await.map(Some),
+        Kind::Control { suites } => {
+            control_connection(shared, stream, &bytes, suites, ticket).await.map(Some)
+        }
         Kind::Lane => lane(shared, stream, &bytes, from).await.map(|()| None),
         Kind::Foreign => {
             noise::refuse(&mut stream, Refusal::Version).await?;
@@ -109,15 +126,18 @@ async fn control_connection(
     stream: TcpStream,
     greeting: &[u8; GREETING_BYTES],
     suites: SuiteSet,
+    ticket: &mut Ticket,
 ) -> Result<NewBond, HandshakeError> {
     socket::prepare_control(&stream, &shared.config.sockets)?;
     let who = |key| match shared.peer_of(&key) {
-        Some(peer) if peer.may_send => Ok(peer.name.clone()),
+        Some(peer) if peer.may_send => {
+            ticket.vouch(key);
+            Ok(peer.name.clone())
+        }
         Some(peer) => Err(format!("{} may not send here", peer.name)),
         None => Err(format!("the key {key} is not among the peers there")),
     };
-    let (mut records, peer) =
-        noise::respond(stream, greeting, suites, shared.suites, &shared.config.key, who).await?;
+    let (mut records, peer) = noise::respond(stream, greeting, suites, &shared.responder, who).await?;
     let first = records.reader.read().await.map_err(|e| HandshakeError::Protocol(e.to_string()))?;
     let Message::Start(start) = first else {
         return Err(HandshakeError::Protocol("the first message is no start".into()));

@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::bond::Bond;
+use crate::calm::Calm;
 use crate::config::{CHUNK_BYTES_CEILING, Io, MESSAGE_BYTES_CEILING, NodeConfig, Peer};
 use crate::dial;
 use crate::error::{LinkError, Lost, OpenError, StartError};
@@ -23,6 +24,8 @@ use crate::lane::engine::LaneEngine;
 use crate::link::LinkCore;
 use crate::listen;
 use crate::names::{PeerName, SessionId};
+use crate::noise::Responder;
+use crate::replay::Replays;
 use crate::session::{LinkStats, TxSession};
 use crate::suite::{Suite, SuiteSet};
 use crate::throttle::HostLimit;
@@ -45,6 +48,8 @@ pub(crate) struct Shared {
     pub lanes: LaneEngine,
     pub acceptor: Arc<dyn Acceptor>,
     pub gate: Arc<Gate>,
+    pub calm: Calm,
+    pub responder: Responder,
     /// What this node offers for its lanes.
     pub suites: SuiteSet,
     /// By name; the lock is held while a link is being opened, so that two askers share one.
@@ -93,12 +98,15 @@ impl Node {
             .build()
             .map_err(StartError::Threads)?;
         let gate = Gate::new(config.limits.pending, config.limits.pending_per_address);
+        let responder = Responder { key: config.key.clone(), suites, replays: Replays::default() };
         let shared = Arc::new(Shared {
             config,
             clock,
             lanes,
             acceptor,
             gate,
+            calm: Calm::default(),
+            responder,
             suites,
             outbound,
             by_key,

@@ -7,7 +7,8 @@
 //!   records ◀────────────────────────────────────────▶   u16 length, ciphertext
 //! ```
 //! `Noise_IK_25519_ChaChaPoly_BLAKE2s`; the prologue is the initiator's greeting. Message 1 may be a replay, so its
-//! payload is empty and the responder keeps nothing but the handshake until the first record opens.
+//! payload is empty and the responder keeps nothing but the handshake until the first record opens; a replay of one
+//! that was seen lately ([`Replays`]) is not even answered.
 
 use std::io;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use crate::error::Versions;
 use crate::key::{PublicKey, StaticKey};
+use crate::replay::Replays;
 use crate::suite::{Suite, SuiteSet};
 use crate::wire::control::{ControlError, Message, PLAIN_BYTES_MAX, RECORD_BYTES_MAX, Verdict};
 use crate::wire::greeting::{GREETING_BYTES, Greeting, Kind, Refusal, VERSIONS, choose};
@@ -29,6 +31,10 @@ const MESSAGE_1_BYTES: usize = 32 + 48 + 16;
 /// Longest second message: ephemeral key, verdict with a text, tag.
 const MESSAGE_2_BYTES_MAX: usize = 1024;
 const VERDICT_TEXT_BYTES_MAX: usize = 512;
+
+/// Longest first record of either side, a start or the answer to it: what is read on the word of somebody who may have
+/// replayed another's handshake.
+const FIRST_RECORD_BYTES_MAX: usize = 256;
 
 /// Why a handshake did not come to an end.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +75,8 @@ pub struct RecordReader {
     nonce: u64,
     sealed: Vec<u8>,
     plain: Vec<u8>,
+    /// Longest record that is read now.
+    most_bytes: usize,
 }
 
 pub struct RecordWriter {
@@ -83,6 +91,8 @@ pub struct RecordWriter {
 pub enum RecordError {
     #[error("{0}")]
     Io(#[from] io::Error),
+    #[error("a record of {bytes} bytes, the limit is {limit}")]
+    TooLong { bytes: usize, limit: usize },
     #[error("a record failed authentication: bytes were changed on the way")]
     Forged,
     #[error("{0}")]
@@ -149,17 +159,23 @@ pub async fn initiate(
     records(stream, noise, suite)
 }
 
+/// What a node answers with.
+pub struct Responder {
+    pub key: StaticKey,
+    pub suites: SuiteSet,
+    pub replays: Replays,
+}
+
 /// Answers a control greeting that offers `theirs` of the suites. `who` says whether a key may open links. `Ok` means that *somebody once* sealed message
 /// 1 with that key: only the first record proves that the peer is there.
 pub async fn respond<T>(
     mut stream: TcpStream,
     greeting: &[u8; GREETING_BYTES],
     theirs: SuiteSet,
-    suites: SuiteSet,
-    ours: &StaticKey,
+    ours: &Responder,
     who: impl FnOnce(PublicKey) -> Result<T, String>,
 ) -> Result<(Records, T), HandshakeError> {
-    let Some(suite) = suites.choose(theirs) else {
+    let Some(suite) = ours.suites.choose(theirs) else {
         refuse(&mut stream, Refusal::Suite).await?;
         return Err(HandshakeError::NoSuite);
     };
@@ -169,7 +185,12 @@ pub async fn respond<T>(
     }
     let mut first = [0; MESSAGE_1_BYTES];
     stream.read_exact(&mut first).await?;
-    let mut noise = builder(ours, greeting)?.build_responder()?;
+    let mut ephemeral = [0; 32];
+    ephemeral.copy_from_slice(&first[..32]);
+    if ours.replays.was_seen(&ephemeral) {
+        return Err(HandshakeError::Protocol("its first message is a replay".into()));
+    }
+    let mut noise = builder(&ours.key, greeting)?.build_responder()?;
     if noise.read_message(&first, &mut []).is_err() {
         refuse(&mut stream, Refusal::Handshake).await?;
         return Err(HandshakeError::WrongKey("its first message is not sealed for this node's key"));
@@ -177,6 +198,9 @@ pub async fn respond<T>(
     let key = noise.get_remote_static().and_then(|key| <[u8; 32]>::try_from(key).ok());
     let key = key.ok_or_else(|| HandshakeError::Protocol("no static key".into()))?;
     let decision = who(PublicKey::from_bytes(key));
+    if decision.is_ok() {
+        ours.replays.note(ephemeral);
+    }
     let verdict = match &decision {
         Ok(_) => Verdict::Welcome { version: VERSIONS.newest, suite: suite.id() },
         Err(text) => Verdict::No { text: text.chars().take(VERDICT_TEXT_BYTES_MAX / 4).collect() },
@@ -224,6 +248,7 @@ fn records(stream: TcpStream, noise: HandshakeState, suite: Suite) -> Result<Rec
             nonce: 0,
             sealed: Vec::new(),
             plain: Vec::new(),
+            most_bytes: FIRST_RECORD_BYTES_MAX,
         },
         writer: RecordWriter { half: write, noise, nonce: 0, buffer: Vec::new() },
     })
@@ -232,7 +257,9 @@ fn records(stream: TcpStream, noise: HandshakeState, suite: Suite) -> Result<Rec
 impl RecordReader {
     pub async fn read(&mut self) -> Result<Message, RecordError> {
         let bytes = usize::from(self.half.read_u16_le().await?);
-        // At most 64 KiB. Nothing is believed before it opens, but the peer has shown its key.
+        if bytes > self.most_bytes {
+            return Err(RecordError::TooLong { bytes, limit: self.most_bytes });
+        }
         self.sealed.resize(bytes, 0);
         self.half.read_exact(&mut self.sealed).await?;
         self.plain.resize(bytes, 0);
@@ -241,6 +268,8 @@ impl RecordReader {
             .read_message(self.nonce, &self.sealed, &mut self.plain)
             .map_err(|_| RecordError::Forged)?;
         self.nonce += 1;
+        // The peer is there and has the key.
+        self.most_bytes = RECORD_BYTES_MAX;
         Ok(Message::decode(&self.plain[..bytes])?)
     }
 }
@@ -283,5 +312,93 @@ impl RecordWriter {
     pub async fn send(&mut self, message: &Message) -> Result<(), RecordError> {
         self.add(&message.encode()?);
         Ok(self.flush().await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    struct Sides {
+        initiator: StaticKey,
+        responder: Responder,
+    }
+
+    fn sides() -> Sides {
+        let key = StaticKey::generate().unwrap();
+        let suites = [Suite::ChaCha20Poly1305].into_iter().collect();
+        let responder = Responder { key, suites, replays: Replays::default() };
+        Sides { initiator: StaticKey::generate().unwrap(), responder }
+    }
+
+    async fn connection() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (near, listener.accept().await.unwrap().0)
+    }
+
+    async fn answer(sides: &Sides, mut stream: TcpStream) -> Result<Records, HandshakeError> {
+        let mut greeting = [0; GREETING_BYTES];
+        stream.read_exact(&mut greeting).await?;
+        let Ok(Greeting { kind: Kind::Control { suites }, .. }) = Greeting::decode(&greeting) else {
+            panic!("{greeting:?}")
+        };
+        respond(stream, &greeting, suites, &sides.responder, |_| Ok(())).await.map(|(records, ())| records)
+    }
+
+    async fn records_of(sides: &Sides) -> (Records, Records) {
+        let (near, far) = connection().await;
+        let (key, suites) = (sides.responder.key.public(), sides.responder.suites);
+        let (theirs, ours) = tokio::join!(initiate(near, &sides.initiator, &key, suites), answer(sides, far));
+        (theirs.unwrap(), ours.unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_long_first_record_is_refused_before_anything_is_allocated() {
+        let (mut theirs, mut ours) = records_of(&sides()).await;
+        theirs.writer.half.write_all(&u16::MAX.to_le_bytes()).await.unwrap();
+        let read = tokio::time::timeout(std::time::Duration::from_secs(10), ours.reader.read()).await;
+        let error = read.expect("it does not wait for the record's bytes").unwrap_err();
+        assert!(matches!(error, RecordError::TooLong { bytes: 65_535, limit: 256 }), "{error}");
+        assert_eq!((ours.reader.sealed.capacity(), ours.reader.plain.capacity()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn records_after_the_first_may_be_long() {
+        let (mut theirs, mut ours) = records_of(&sides()).await;
+        let long = Message::User { session: 1, message: vec![5; crate::config::MESSAGE_BYTES_CEILING] };
+        for message in [Message::Ping(1), long] {
+            let (sent, read) = tokio::join!(theirs.writer.send(&message), ours.reader.read());
+            sent.unwrap();
+            assert_eq!(read.unwrap(), message);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_replayed_first_flight_is_not_answered() {
+        let sides = sides();
+        let (near, mut recorder) = connection().await;
+        let suites = sides.responder.suites;
+        let mut flight = [0; GREETING_BYTES + 2 + MESSAGE_1_BYTES];
+        let key = sides.responder.key.public();
+        let (_, recorded) = tokio::join!(
+            tokio::time::timeout(
+                std::time::Duration::from_millis(200),
+                initiate(near, &sides.initiator, &key, suites)
+            ),
+            recorder.read_exact(&mut flight)
+        );
+        recorded.unwrap();
+        for replayed in [false, true] {
+            let (mut near, far) = connection().await;
+            near.write_all(&flight).await.unwrap();
+            let answered = answer(&sides, far).await;
+            assert_eq!(answered.is_err(), replayed);
+            drop(answered);
+            let mut heard = Vec::new();
+            let _ = near.read_to_end(&mut heard).await;
+            assert_eq!(heard.is_empty(), replayed);
+        }
     }
 }
