@@ -1,6 +1,6 @@
-//! The first serial port, for writing only.
-
-use core::fmt;
+//! The first serial port, for writing only; and how numbers are written on it.
+//!
+//! `core::fmt` is not used: as it comes precompiled it works with SSE, which is off.
 
 use crate::cpu;
 
@@ -12,6 +12,14 @@ const PATIENCE: u32 = 100_000;
 
 pub struct Console;
 
+/// What can stand in a line.
+pub trait Show {
+    fn show(&self, console: &mut Console);
+}
+
+/// `0x` and lower-case digits.
+pub struct Hex(pub u64);
+
 impl Console {
     /// 115200 8N1.
     pub fn new() -> Console {
@@ -20,17 +28,75 @@ impl Console {
         }
         Console
     }
+
+    pub fn line(&mut self, parts: &[&dyn Show]) {
+        parts.show(self);
+        self.byte(b'\n');
+    }
+
+    fn byte(&mut self, byte: u8) {
+        let mut polls = 0;
+        while cpu::in8(LINE_STATUS) & TRANSMITTER_EMPTY == 0 && polls < PATIENCE {
+            polls += 1;
+        }
+        cpu::out8(DATA, byte);
+    }
+
+    fn digits(&mut self, mut number: u64, base: u64) {
+        const MOST_DIGITS: usize = 20;
+        let mut reversed = [0; MOST_DIGITS];
+        let mut len = 0;
+        for digit in &mut reversed {
+            *digit = b"0123456789abcdef"[(number % base) as usize];
+            number /= base;
+            len += 1;
+            if number == 0 {
+                break;
+            }
+        }
+        for &digit in reversed[..len].iter().rev() {
+            self.byte(digit);
+        }
+    }
 }
 
-impl fmt::Write for Console {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for byte in text.bytes() {
-            let mut polls = 0;
-            while cpu::in8(LINE_STATUS) & TRANSMITTER_EMPTY == 0 && polls < PATIENCE {
-                polls += 1;
-            }
-            cpu::out8(DATA, byte);
+impl Show for &[&dyn Show] {
+    fn show(&self, console: &mut Console) {
+        for part in *self {
+            part.show(console);
         }
-        Ok(())
+    }
+}
+
+impl Show for &str {
+    fn show(&self, console: &mut Console) {
+        for byte in self.bytes() {
+            console.byte(byte);
+        }
+    }
+}
+
+impl Show for u64 {
+    fn show(&self, console: &mut Console) {
+        console.digits(*self, 10);
+    }
+}
+
+impl Show for u32 {
+    fn show(&self, console: &mut Console) {
+        console.digits(u64::from(*self), 10);
+    }
+}
+
+impl Show for u16 {
+    fn show(&self, console: &mut Console) {
+        console.digits(u64::from(*self), 10);
+    }
+}
+
+impl Show for Hex {
+    fn show(&self, console: &mut Console) {
+        "0x".show(console);
+        console.digits(self.0, 16);
     }
 }

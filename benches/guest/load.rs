@@ -4,8 +4,7 @@
 //! non-zero pages. Versions are kept beside the pages (16 bits each), so a page that went back in time is found.
 //! A bad page is counted once, left as it is, and not touched again.
 
-use core::fmt;
-
+use crate::console::{Console, Hex, Show};
 use crate::memory::Memory;
 use crate::page::{self, Content, Damage, GROUP, HEADER_CHANGE_BYTES, Identity, Page, WORDS};
 use crate::params::{Corruption, Params, Renewal};
@@ -23,8 +22,8 @@ const BACKLOG_US: u64 = 100_000;
 const SWEEP_SHARE: u32 = 8;
 /// How many bad pages are described on the console; all are counted.
 const REPORTS: usize = 8;
-/// Pages between two calls back while memory is filled.
-const FILL_BREATH_PAGES: u32 = 4096;
+/// Pages between two calls back while memory is filled. Where every instruction is emulated, a page takes milliseconds.
+const FILL_BREATH_PAGES: u32 = 256;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -53,8 +52,8 @@ pub struct Report {
     found: Identity,
 }
 
-impl fmt::Display for Report {
-    fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
+impl Show for Report {
+    fn show(&self, console: &mut Console) {
         let kind = match self.kind {
             Kind::Zero => "zero",
             Kind::Dup => "dup",
@@ -66,11 +65,23 @@ impl fmt::Display for Report {
             Some(Damage::Identity) => "identity",
             Some(Damage::Sum) => "sum",
         };
-        write!(
-            out,
-            "bad page={} address={:#x} kind={kind} damage={damage} expected_version={} found_index={:#x} found_version={}",
-            self.index, self.address, self.expected_version, self.found.index, self.found.version
-        )
+        let parts: &[&dyn Show] = &[
+            &"bad page=",
+            &self.index,
+            &" address=",
+            &Hex(self.address),
+            &" kind=",
+            &kind,
+            &" damage=",
+            &damage,
+            &" expected_version=",
+            &self.expected_version,
+            &" found_index=",
+            &Hex(u64::from(self.found.index)),
+            &" found_version=",
+            &self.found.version,
+        ];
+        parts.show(console);
     }
 }
 

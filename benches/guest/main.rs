@@ -11,7 +11,8 @@
 //! * `bad page=…` for each of the first few bad pages;
 //! * `fatal …` and silence.
 //!
-//! It does not do I/O other than the console's, and never writes to a page it has not verified.
+//! It does not do I/O other than the console's, and never writes to a page it has not verified. It has no floats: x87 and
+//! SSE are off (`build.rs` says how and why).
 #![no_std]
 #![no_main]
 
@@ -29,10 +30,8 @@ mod pattern;
 mod rng;
 mod text;
 
-use core::fmt::{self, Write};
-
 use clock::Clock;
-use console::Console;
+use console::{Console, Show};
 use load::Load;
 use memory::{MAX_COMMAND_LINE, Memory};
 use params::Params;
@@ -41,37 +40,43 @@ fn run(start_info: u64) -> ! {
     let mut console = Console::new();
     let mut command_line = [0; MAX_COMMAND_LINE];
     let Some((memory, length)) = Memory::from_pvh(start_info, &mut command_line) else {
-        fatal(format_args!("not started by PVH"))
+        fatal(&[&"not started by PVH"])
     };
     let line = core::str::from_utf8(&command_line[..length]).unwrap_or("not=utf-8");
     let params = match Params::parse(line) {
         Ok(params) => params,
-        Err(word) => fatal(format_args!("command line: {word}")),
+        Err(word) => fatal(&[&"command line: ", &word]),
     };
 
     cpu::start_timer(params.timer_hz);
     let mut clock = Clock::new(params.timer_hz);
     let mut load = match Load::new(memory, params.clone()) {
         Some(load) => load,
-        None => fatal(format_args!("too little memory")),
+        None => fatal(&[&"too little memory"]),
     };
     load.fill(|| {
         clock.now_us();
     });
     let filled_us = clock.now_us();
     let counts = load.counts();
-    let _ = writeln!(
-        console,
-        "ready pages={} zero={} dup={} text={} random={} set={} rate={} fill_ms={}",
-        counts.pages,
-        counts.zero,
-        counts.dup,
-        counts.text,
-        counts.random,
-        counts.set,
-        params.rate_pages_per_s,
-        filled_us / 1000
-    );
+    console.line(&[
+        &"ready pages=",
+        &counts.pages,
+        &" zero=",
+        &counts.zero,
+        &" dup=",
+        &counts.dup,
+        &" text=",
+        &counts.text,
+        &" random=",
+        &counts.random,
+        &" set=",
+        &counts.set,
+        &" rate=",
+        &params.rate_pages_per_s,
+        &" fill_ms=",
+        &(filled_us / 1000),
+    ]);
 
     let heartbeat_us = u64::from(params.heartbeat_ms) * 1000;
     let (mut heartbeat, mut due_us) = (0u64, filled_us);
@@ -83,17 +88,21 @@ fn run(start_info: u64) -> ! {
             heartbeat += 1;
             // One line for a late beat, not one for each that was missed: silence must stay visible.
             due_us = (due_us + heartbeat_us).max(now_us.saturating_sub(heartbeat_us));
-            let _ = writeln!(
-                console,
-                "hb={heartbeat} t={} writes={} sweeps={} bad={}",
-                now_us / 1000,
-                load.writes(),
-                load.sweeps(),
-                load.bad()
-            );
+            console.line(&[
+                &"hb=",
+                &heartbeat,
+                &" t=",
+                &(now_us / 1000),
+                &" writes=",
+                &load.writes(),
+                &" sweeps=",
+                &load.sweeps(),
+                &" bad=",
+                &load.bad(),
+            ]);
         }
         while let Some(report) = load.take_report() {
-            let _ = writeln!(console, "{report}");
+            console.line(&[&report]);
         }
         load.advance(now_us);
         while cpu::ticks() == tick && load.step() {}
@@ -101,12 +110,16 @@ fn run(start_info: u64) -> ! {
     }
 }
 
-fn fatal(what: fmt::Arguments) -> ! {
-    let _ = writeln!(Console::new(), "fatal {what}");
+fn fatal(what: &[&dyn Show]) -> ! {
+    Console::new().line(&[&"fatal ", &what]);
     cpu::halt()
 }
 
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo) -> ! {
-    fatal(format_args!("{info}"))
+    // The message is left out: whoever looks at it has all of `core::fmt` linked.
+    match info.location() {
+        Some(place) => fatal(&[&"panic at ", &place.file(), &":", &place.line()]),
+        None => fatal(&[&"panic"]),
+    }
 }

@@ -114,7 +114,7 @@ fn salts(identity: u64) -> (u64, u64) {
 }
 
 fn body_sums(page: &Page) -> (u64, u64) {
-    // Two lanes side by side, so that the compiler keeps each pair in one SSE register.
+    // Two lanes side by side: neither waits for the other.
     let (mut a, mut b) = ([0u64; 2], [0u64; 2]);
     for pair in page[BODY..].as_chunks::<2>().0 {
         for lane in 0..2 {

@@ -3,6 +3,11 @@
 use crate::params::Pattern;
 use crate::rng::Rng;
 
+/// A number ≥ 0 in units of 2^-32; the guest has no floating point.
+type Fixed = u64;
+const FRACTION_BITS: u32 = 32;
+const ONE: Fixed = 1 << FRACTION_BITS;
+
 #[derive(Clone, Debug)]
 pub struct Chooser {
     pattern: Pattern,
@@ -12,7 +17,7 @@ pub struct Chooser {
     spread: u64,
     zipf_root: u32,
     /// (len + 1)^(1 / zipf_root), the upper end of the range that is drawn from.
-    zipf_top: f64,
+    zipf_top: Fixed,
 }
 
 impl Chooser {
@@ -21,7 +26,7 @@ impl Chooser {
         while gcd(spread, u64::from(len.max(1))) != 1 {
             spread += 2;
         }
-        Chooser { pattern, len, next: 0, spread, zipf_root, zipf_top: root(f64::from(len) + 1.0, zipf_root) }
+        Chooser { pattern, len, next: 0, spread, zipf_root, zipf_top: root(len.saturating_add(1), zipf_root) }
     }
 
     /// Must not be called on an empty set.
@@ -40,8 +45,8 @@ impl Chooser {
             }
             Pattern::Zipf => {
                 // The inverse of the integral of x^-s from 1 to len + 1, with 1 - s = 1 / root.
-                let x = power(1.0 + rng.unit() * (self.zipf_top - 1.0), self.zipf_root);
-                self.scatter((x as u32).clamp(1, self.len) - 1)
+                let x = power(ONE + times(rng.fraction(), self.zipf_top - ONE), self.zipf_root);
+                self.scatter(((x >> FRACTION_BITS) as u32).clamp(1, self.len) - 1)
             }
         }
     }
@@ -58,23 +63,29 @@ fn gcd(mut a: u64, mut b: u64) -> u64 {
     a
 }
 
-fn power(base: f64, exponent: u32) -> f64 {
-    let (mut result, mut square, mut left) = (1.0, base, exponent);
+/// What is too large becomes the largest.
+fn times(a: Fixed, b: Fixed) -> Fixed {
+    u64::try_from((u128::from(a) * u128::from(b)) >> FRACTION_BITS).unwrap_or(u64::MAX)
+}
+
+fn power(base: Fixed, exponent: u32) -> Fixed {
+    let (mut result, mut square, mut left) = (ONE, base, exponent);
     while left > 0 {
         if left & 1 == 1 {
-            result *= square;
+            result = times(result, square);
         }
-        square *= square;
+        square = times(square, square);
         left >>= 1;
     }
     result
 }
 
 /// `x^(1/n)` for `x ≥ 1`, by bisection: it is needed once.
-fn root(x: f64, n: u32) -> f64 {
-    let (mut low, mut high) = (1.0, x);
-    for _ in 0..80 {
-        let middle = 0.5 * (low + high);
+fn root(x: u32, n: u32) -> Fixed {
+    let x = u64::from(x) << FRACTION_BITS;
+    let (mut low, mut high) = (ONE, x);
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
         if power(middle, n) < x { low = middle } else { high = middle }
     }
     low

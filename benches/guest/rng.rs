@@ -23,8 +23,8 @@ impl Rng {
         (((self.next() >> 32) * u64::from(limit)) >> 32) as u32
     }
 
-    /// Uniform in `[0, 1)`.
-    pub fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+    /// Uniform in `0..2^32`: a number below 1 in units of 2^-32.
+    pub fn fraction(&mut self) -> u64 {
+        self.next() >> 32
     }
 }

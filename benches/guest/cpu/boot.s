@@ -1,5 +1,6 @@
-# From the PVH entry (32-bit, paging off, %ebx = start_info) to 64-bit Rust with SSE, an
-# identity map and a stack; and the stubs of the interrupt table.
+# From the PVH entry (32-bit, paging off, %ebx = start_info) to 64-bit Rust with an identity
+# map and a stack; and the stubs of the interrupt table. x87, MMX and SSE stay off: an
+# instruction of theirs is a fault, which is reported.
 
 .set MAPPED_GIB, 16
 
@@ -47,15 +48,14 @@ pvh_start:
     movl $page_map, %eax
     movl %eax, %cr3
     movl %cr4, %eax
-    orl $0x620, %eax            # PAE, OSFXSR, OSXMMEXCPT
+    orl $0x20, %eax             # PAE
     movl %eax, %cr4
     movl $0xc0000080, %ecx      # EFER.LME
     rdmsr
     orl $0x100, %eax
     wrmsr
     movl %cr0, %eax
-    andl $~0x4, %eax            # no x87 emulation: SSE is ours
-    orl $0x80000003, %eax       # PG, MP, PE
+    orl $0x80000007, %eax       # PG, EM, MP, PE
     movl %eax, %cr0
     lgdt gdt_pointer
     ljmp $0x08, $long_start

@@ -6,6 +6,8 @@
 use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::console::Hex;
+
 global_asm!(include_str!("boot.s"), options(att_syntax));
 
 /// Timer interrupts so far; written by `timer_stub` alone.
@@ -31,12 +33,22 @@ unsafe extern "C" {
 /// Called by `boot.s` with the physical address of PVH's `hvm_start_info`.
 #[unsafe(no_mangle)]
 extern "C" fn guest_main(start_info: u64) -> ! {
+    load_interrupt_table();
     crate::run(start_info)
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn guest_fault(vector: u64, code: u64, rip: u64, address: u64) -> ! {
-    crate::fatal(format_args!("fault vector={vector} code={code:#x} rip={rip:#x} address={address:#x}"))
+    crate::fatal(&[
+        &"fault vector=",
+        &vector,
+        &" code=",
+        &Hex(code),
+        &" rip=",
+        &Hex(rip),
+        &" address=",
+        &Hex(address),
+    ])
 }
 
 pub fn out8(port: u16, value: u8) {
@@ -85,8 +97,8 @@ pub fn halt() -> ! {
     }
 }
 
-/// Installs the interrupt table, opens IRQ 0 alone and lets the 8254 tick `hz` times a second.
-pub fn start_timer(hz: u32) {
+/// From here on a fault is reported.
+fn load_interrupt_table() {
     let gate = |handler: u64| {
         const PRESENT_INTERRUPT_GATE_IST1: u64 = 0x8e01;
         const CODE_SELECTOR: u64 = 0x08;
@@ -114,7 +126,10 @@ pub fn start_timer(hz: u32) {
     let pointer = Pointer((size_of::<Idt>() - 1) as u16, table as u64);
     // SAFETY: the table is complete and lives for ever.
     unsafe { asm!("lidt [{}]", in(reg) &pointer, options(readonly, nostack, preserves_flags)) };
+}
 
+/// Opens IRQ 0 alone and lets the 8254 tick `hz` times a second.
+pub fn start_timer(hz: u32) {
     // Both interrupt controllers: vectors from 32, everything masked but IRQ 0.
     for (port, value) in [
         (0x20, 0x11),

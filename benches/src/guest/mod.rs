@@ -5,6 +5,7 @@
 //! | [`load`] | what the guest does: the named presets of the measurements |
 //! | [`spec`] | what machine it runs on: QEMU's command line |
 //! | [`locate`] | which QEMU |
+//! | [`kvm`] | whether there is KVM |
 //! | [`qemu`] | a running QEMU: start, QMP, stop, kill on drop |
 //! | [`qmp`] | a small blocking QMP client |
 //! | [`console`] | heartbeats, time-stamped as they arrive |
@@ -32,6 +33,7 @@
 
 pub mod cli;
 pub mod console;
+pub mod kvm;
 pub mod load;
 pub mod locate;
 pub mod qemu;
@@ -42,8 +44,9 @@ mod sys;
 pub mod timeline;
 
 pub use console::{Console, Heartbeat, Ready};
+pub use kvm::Kvm;
 pub use load::Load;
-pub use qemu::{Qemu, StartError, WaitError};
+pub use qemu::{IMAGE, Qemu, StartError, WaitError};
 pub use ram::RamImage;
 pub use spec::GuestSpec;
 pub use timeline::Timeline;
