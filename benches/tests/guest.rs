@@ -7,11 +7,14 @@ use std::time::Duration;
 
 use hikyaku_lab::guest::load::Corruption;
 use hikyaku_lab::guest::ram::{Difference, RamError};
-use hikyaku_lab::guest::{GuestSpec, Load, Qemu, RamImage, Timeline};
+use hikyaku_lab::guest::{GuestSpec, Kvm, Load, Qemu, RamImage, Timeline};
 use serde_json::json;
 
 const READY: Duration = Duration::from_secs(30);
 const SWEPT: Duration = Duration::from_secs(30);
+/// For a KVM that emulates every instruction, on a busy machine.
+const KVM_READY: Duration = Duration::from_secs(90);
+const KVM_SWEPT: Duration = Duration::from_secs(120);
 
 /// One test at a time: they measure time, and two cores are soon full.
 fn alone() -> MutexGuard<'static, ()> {
@@ -25,6 +28,30 @@ fn load(preset: &str) -> Load {
 
 fn sleep(seconds: f64) {
     std::thread::sleep(Duration::from_secs_f64(seconds));
+}
+
+/// Is there KVM to test with? A machine without has nothing to test; a user who may not is a skip.
+fn kvm_is_here() -> bool {
+    match Kvm::probe() {
+        Kvm::Usable => true,
+        Kvm::Absent => {
+            eprintln!("not applicable: no KVM on this machine");
+            false
+        }
+        Kvm::Refused(error) => {
+            assert_ne!(std::env::var("HIKYAKU_TESTS").as_deref(), Ok("all"), "/dev/kvm: {error}");
+            eprintln!("skipped: needs the right to use /dev/kvm ({error})");
+            false
+        }
+    }
+}
+
+/// A guest that also a KVM without hardware has filled and checked within seconds.
+fn small_kvm_guest() -> GuestSpec {
+    let mut load = load("idle");
+    (load.dup_permille, load.text_permille, load.random_permille) = (10, 20, 20);
+    load.sweep_pages_per_s = Some(20_000);
+    GuestSpec::new(16, load).accel("kvm")
 }
 
 #[test]
@@ -237,6 +264,41 @@ fn a_live_move_shows_one_gap_and_one_guest() {
     let overlap = Timeline::merge(&[source.console(), destination.console()]).overlap().unwrap();
     assert_eq!(overlap.consoles, (0, 1));
     assert!(!overlap.repeated.is_empty(), "{overlap:?}");
+}
+
+#[test]
+fn it_works_under_kvm_as_under_tcg() {
+    let _alone = alone();
+    if !kvm_is_here() {
+        return;
+    }
+    let spec = small_kvm_guest();
+    let mut qemu = Qemu::start(&spec).unwrap();
+    assert_eq!(qemu.qmp("query-kvm", json!({})).unwrap()["enabled"], true);
+    let ready = qemu.wait_ready(KVM_READY).unwrap();
+    println!("kvm: ready after {:?}, filled in {} ms", ready.at - qemu.started(), ready.fill_ms);
+    assert_eq!(ready.zero + ready.dup + ready.text + ready.random, ready.pages);
+
+    let asked = spec.load.rate_pages_per_s;
+    let swept = qemu.wait_heartbeat(KVM_SWEPT, "a whole sweep", |beat| beat.sweeps >= 1).unwrap();
+    println!("kvm: swept after another {:?}", swept.at - ready.at);
+    assert_eq!(swept.bad, 0, "{:?}", qemu.console().reports());
+    sleep(2.0);
+    let rate = qemu.console().writes_per_s(Qemu::last(Duration::from_secs(2)));
+    println!("kvm: {rate:.0} pages/s of {asked}");
+    assert!(rate > 0.8 * f64::from(asked) && rate < 1.2 * f64::from(asked), "{rate:.0} pages/s");
+    let beats = qemu.console().snapshot().heartbeats;
+    assert!(beats.windows(2).all(|pair| pair[1].number == pair[0].number + 1));
+    let mut spacing_us: Vec<u128> =
+        beats.windows(2).map(|pair| (pair[1].at - pair[0].at).as_micros()).collect();
+    spacing_us.sort_unstable();
+    let median_us = spacing_us[spacing_us.len() / 2];
+    println!("kvm: {} beats, median {median_us} µs, longest {:?} µs", beats.len(), spacing_us.last());
+    assert!((9_000..=11_000).contains(&median_us), "{median_us} µs");
+
+    // And it notices what is wrong.
+    qemu.poke(0x80_0800, b"X").unwrap();
+    assert_eq!(qemu.wait_heartbeat(KVM_SWEPT, "a bad page", |beat| beat.bad > 0).unwrap().bad, 1);
 }
 
 #[test]

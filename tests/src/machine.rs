@@ -9,6 +9,8 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use hikyaku_lab::guest::Kvm;
+
 /// A QEMU that can be started without further flags.
 #[derive(Debug, Clone)]
 pub struct QemuBinary {
@@ -44,6 +46,21 @@ pub fn other_qemu() -> Option<QemuBinary> {
 pub fn qemu_pair() -> Option<(QemuBinary, QemuBinary)> {
     let (one, other) = (qemu()?, other_qemu()?);
     Some(if one.version <= other.version { (one, other) } else { (other, one) })
+}
+
+/// KVM, where the machine has it. One without is a machine like another: nothing is missing, and it is no skip that the
+/// tests of KVM do not apply.
+#[track_caller]
+pub fn kvm() -> Option<()> {
+    match Kvm::probe() {
+        Kvm::Usable => Some(()),
+        Kvm::Absent => {
+            let test = std::thread::current().name().unwrap_or("a test").to_owned();
+            eprintln!("not applicable: {test}: no KVM on this machine");
+            None
+        }
+        Kvm::Refused(error) => need(&format!("the right to use /dev/kvm ({error})"), None),
+    }
 }
 
 /// The directory with the Linux guest's kernel and busybox.

@@ -29,6 +29,7 @@ use crate::site::{self, Pair, Settings, Site};
 const GUEST: &str = "courier";
 /// Enough for a working set of 100 MiB, small enough for a machine with two cores.
 const BARE_MEMORY_MIB: u32 = 160;
+const KVM_MEMORY_MIB: u32 = 16;
 /// 100-500 bytes per page, Zipf: what deltas and superseding are made for.
 const BARE_LOAD: &str = "oltp";
 /// A machine type that both QEMUs of a pair know.
@@ -42,7 +43,8 @@ const BOOT_LIMIT: Duration = Duration::from_secs(60);
 const MIGRATE_LIMIT: Duration = Duration::from_secs(120);
 const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 const BEAT_LIMIT: Duration = Duration::from_secs(20);
-const SWEEP_LIMIT: Duration = Duration::from_secs(60);
+/// A guest under a KVM that emulates every instruction takes most of it.
+const SWEEP_LIMIT: Duration = Duration::from_secs(120);
 const SETTLE_LIMIT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(20);
 /// How long a guest is watched before it is believed to work.
@@ -78,6 +80,7 @@ pub struct Plan {
     destination: QemuBinary,
     machine: String,
     memory_mib: u32,
+    accel: &'static str,
     kind: GuestKind,
     destination_machine: Option<String>,
     destination_memory_mib: Option<u32>,
@@ -92,6 +95,7 @@ impl Plan {
             destination: qemu.clone(),
             machine: "q35".to_owned(),
             memory_mib: BARE_MEMORY_MIB,
+            accel: "tcg",
             kind: GuestKind::bare(BARE_LOAD),
             destination_machine: None,
             destination_memory_mib: None,
@@ -118,6 +122,17 @@ impl Plan {
         self
     }
 
+    /// Under KVM, with less memory and less to do: there are KVMs that are slower than TCG.
+    pub fn kvm(mut self) -> Plan {
+        self.accel = "kvm";
+        self.memory_mib = KVM_MEMORY_MIB;
+        let mut load = Load::preset("idle").expect("a preset");
+        (load.dup_permille, load.text_permille, load.random_permille) = (10, 20, 20);
+        load.rate_pages_per_s = 100;
+        self.kind = GuestKind::Bare(load);
+        self
+    }
+
     /// A mistake of the operator's.
     pub fn destination_machine(mut self, machine: &str) -> Plan {
         self.destination_machine = Some(machine.to_owned());
@@ -138,8 +153,10 @@ impl Plan {
         };
         let spec = GuestSpec::new(self.memory_mib, load)
             .machine(&self.machine)
+            .accel(self.accel)
             .qemu(hikyaku_lab::guest::locate::QemuBinary::at(&qemu.path));
-        let uneven = self.source.version.min(self.destination.version) < TCG_KEEPS_EVERY_WRITE_FROM;
+        let oldest = self.source.version.min(self.destination.version);
+        let uneven = self.accel == "tcg" && oldest < TCG_KEEPS_EVERY_WRITE_FROM;
         let spec = GuestSpec { uneven, ..spec };
         match &self.kind {
             GuestKind::Bare(_) => spec,

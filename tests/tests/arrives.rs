@@ -64,6 +64,19 @@ fn handed_over_after_a_confirmation() {
     arrives(Plan::new("jgn", &qemu), &["--switchover", "safe"]);
 }
 
+/// There live; back for the comparison of every page.
+#[test]
+fn a_kvm_guest_over_40_ms() {
+    let Some(qemu) = need("QEMU", machine::qemu()) else { return };
+    let Some(()) = machine::kvm() else { return };
+    let mut rig = Rig::new(Plan::new("jgn", &qemu).kvm());
+    rig.migrate_live(&[]);
+    rig.turn_around();
+    rig.migrate_paused(&[]);
+    rig.assert_memory_equal();
+    rig.assert_memory_differs_once_it_works_on();
+}
+
 fn linux_over(link: &'static str) {
     let Some(qemu) = need("QEMU", machine::qemu()) else { return };
     let Some(linux) = need("a Linux kernel and busybox", GuestKind::linux()) else { return };

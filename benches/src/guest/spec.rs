@@ -8,6 +8,10 @@ use std::path::{Path, PathBuf};
 use super::load::Load;
 use super::locate::QemuBinary;
 
+/// The firmware switches kvmclock on and never off, and KVM then writes into a page of memory whenever it likes: also at the
+/// destination of a move, before the guest has run there. Without it a stopped guest's memory stands still.
+const KVM_CPU: [&str; 2] = ["-cpu", "qemu64,kvmclock=off"];
+
 #[derive(Clone, Debug)]
 pub struct GuestSpec {
     pub memory_mib: u32,
@@ -124,6 +128,9 @@ impl GuestSpec {
             "chardev=qmp,mode=control".into(),
         ];
         arguments.extend(own.into_iter().map(OsString::from));
+        if self.accel == "kvm" {
+            arguments.extend(KVM_CPU.map(OsString::from));
+        }
         arguments.extend(start.iter().map(OsString::from));
         arguments.extend(self.extra_args.iter().cloned());
         arguments
