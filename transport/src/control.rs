@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use crate::bond::Bond;
 use crate::error::Lost;
+use crate::events::Acceptor;
 use crate::incoming::Incoming;
 use crate::link::{OpenAnswer, Role};
 use crate::names::SessionId;
@@ -93,13 +94,14 @@ async fn read(shared: &Shared, bond: &Arc<Bond>, reader: &mut RecordReader) -> L
         if let Message::GiveUp { text } = message {
             return Lost::ByPeer { peer, text };
         }
-        if let Err(what) = handle(shared, bond, message) {
+        if let Err(what) = handle(&*shared.acceptor, bond, message) {
             return Lost::Protocol { peer, what };
         }
     }
 }
 
-fn handle(shared: &Shared, bond: &Arc<Bond>, message: Message) -> Result<(), String> {
+/// What a message does. `Err` ends the link.
+pub(crate) fn handle(acceptor: &dyn Acceptor, bond: &Arc<Bond>, message: Message) -> Result<(), String> {
     let link = &bond.link;
     match (link.role, message) {
         (_, Message::Ping(number)) => {
@@ -119,7 +121,7 @@ fn handle(shared: &Shared, bond: &Arc<Bond>, message: Message) -> Result<(), Str
         (Role::Responder, Message::Open { session, id, hello }) => {
             if link.asked(session)? {
                 let incoming = Incoming::new(link.clone(), session, SessionId(id));
-                shared.acceptor.open(&link.peer, hello, incoming);
+                acceptor.open(&link.peer, hello, incoming);
             }
         }
         (Role::Initiator, Message::Accepted { session, credit, reply }) => {

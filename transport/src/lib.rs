@@ -40,6 +40,8 @@ mod lanes;
 mod link;
 mod listen;
 mod meter;
+#[cfg(test)]
+mod model;
 mod names;
 mod node;
 mod noise;

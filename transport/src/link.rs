@@ -370,6 +370,14 @@ impl LinkCore {
         }
     }
 
+    /// Registers a question as [`LinkCore::open`] does.
+    #[cfg(test)]
+    pub fn expect_answer(&self, session: u32) -> oneshot::Receiver<OpenAnswer> {
+        let (answer, answered) = oneshot::channel();
+        lock(&self.opening).insert(session, answer);
+        answered
+    }
+
     pub fn user_message(&self, session: u32, message: Vec<u8>) -> Result<(), MessageError> {
         let limit = self.agreed.message_bytes_max as usize;
         if message.len() > limit {
