@@ -34,6 +34,8 @@ pub struct Manner {
     pub amount: Amount,
     /// Sessions that are open at once on the one link.
     pub sessions: u8,
+    /// Of the first session: bytes per second on the wire.
+    pub limit_bytes_per_s: Option<u64>,
     /// Leave the sockets' buffers to the kernel's autotuning.
     pub autotune: bool,
     /// `None`: the host's.
@@ -55,6 +57,7 @@ impl Default for Manner {
         Self {
             amount: Amount::Time(Duration::from_secs(8)),
             sessions: 1,
+            limit_bytes_per_s: None,
             autotune: false,
             congestion: None,
             lanes: None,

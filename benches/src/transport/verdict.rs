@@ -27,13 +27,13 @@ impl Repeats {
         self.sorted.last().copied().unwrap_or(f64::NAN)
     }
 
-    /// `98.1 (95.0-99.2)`, each multiplied first.
+    /// `98.1 (95.0-99.2)`, each multiplied first; what is without end is a dash.
     pub fn show(&self, factor: f64, digits: usize) -> String {
-        let [median, least, most] = [self.median(), self.least(), self.most()].map(|one| one * factor);
-        if self.sorted.len() == 1 {
-            return format!("{median:.digits$}");
-        }
-        format!("{median:.digits$} ({least:.digits$}-{most:.digits$})")
+        let [median, least, most] = [self.median(), self.least(), self.most()].map(|one| match one * factor {
+            one if one.is_finite() => format!("{one:.digits$}"),
+            _ => "-".to_owned(),
+        });
+        if self.sorted.len() == 1 || least == most { median } else { format!("{median} ({least}-{most})") }
     }
 }
 
@@ -122,6 +122,8 @@ mod tests {
         assert_eq!((repeats.least(), repeats.median(), repeats.most()), (1.0, 2.0, 3.0));
         assert_eq!(repeats.show(10.0, 1), "20.0 (10.0-30.0)");
         assert!(Repeats::default().median().is_nan());
+        let without_end: Repeats = [1.0, f64::INFINITY].into_iter().collect();
+        assert_eq!(without_end.show(1.0, 1), "- (1.0--)");
     }
 
     #[test]

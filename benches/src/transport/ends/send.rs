@@ -41,6 +41,10 @@ pub fn send(plan: &Plan) -> anyhow::Result<()> {
         sessions.push(Pouring { index: index.into(), session, acks, noise: noise.clone() });
     }
 
+    if let Some(first) = sessions.first() {
+        first.session.set_limit(manner.limit_bytes_per_s);
+    }
+
     let first_chunk_ns = now_ns();
     let hashes = thread::scope(|scope| {
         let running: Vec<_> = sessions.iter().map(|one| scope.spawn(|| one.pour(manner))).collect();
