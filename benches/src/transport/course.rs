@@ -22,6 +22,14 @@ impl Course {
         Course { repeats, time, steady_from, quick, lanes }
     }
 
+    /// Where packets are lost, windows that slow start made too large take longer to become what losses allow.
+    pub fn with_losses(&self) -> Course {
+        if self.quick {
+            return self.clone();
+        }
+        Course { time: Duration::from_secs(20), steady_from: Duration::from_secs(10), ..self.clone() }
+    }
+
     /// The volume whose time is taken: what half a run would carry at the full rate, so that slow starts end in time.
     pub fn volume(&self, bytes_per_s: f64) -> u64 {
         (bytes_per_s * self.time.as_secs_f64() / 2.0) as u64

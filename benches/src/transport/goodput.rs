@@ -64,7 +64,7 @@ pub fn lan(course: &Course) -> anyhow::Result<Vec<Verdict>> {
 }
 
 pub fn lossy(course: &Course) -> anyhow::Result<Vec<Verdict>> {
-    let profile = profile("lossy")?;
+    let (profile, course) = (profile("lossy")?, &course.with_losses());
     let rate = payload_rate(&profile)?;
     let mut rows = plain_rows(course)?;
     let has_bbr = allow("bbr");

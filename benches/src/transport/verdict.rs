@@ -29,10 +29,11 @@ impl Repeats {
 
     /// `98.1 (95.0-99.2)`, each multiplied first; what is without end is a dash.
     pub fn show(&self, factor: f64, digits: usize) -> String {
-        let [median, least, most] = [self.median(), self.least(), self.most()].map(|one| match one * factor {
-            one if one.is_finite() => format!("{one:.digits$}"),
-            _ => "-".to_owned(),
-        });
+        let [median, least, most] =
+            [self.median(), self.least(), self.most()].map(|one| match one * factor {
+                one if one.is_finite() => format!("{one:.digits$}"),
+                _ => "-".to_owned(),
+            });
         if self.sorted.len() == 1 || least == most { median } else { format!("{median} ({least}-{most})") }
     }
 }
