@@ -5,7 +5,10 @@
 //!
 //! After [`FRAMES_PER_KEY`] frames both sides go on with the next key, which is derived from the one before.
 
-use ring::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use chacha20poly1305::ChaCha20Poly1305;
+use chacha20poly1305::aead::inout::InOutBuf;
+use chacha20poly1305::aead::{AeadInOut, KeyInit};
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, UnboundKey};
 use zeroize::Zeroizing;
 
 use crate::names::{Epoch, LaneId};
@@ -87,16 +90,8 @@ impl Sealer {
         let (head, rest) = out[..total].split_at_mut(HEADER_BYTES);
         let (sealed, tag) = rest.split_at_mut(body.len());
         head.copy_from_slice(&header);
-        // The cipher works in place. The copy costs little: it brings the body into the cache, which has to be done anyway.
-        sealed.copy_from_slice(body);
         let nonce = self.key.next_nonce();
-        #[expect(clippy::expect_used, reason = "both ciphers take 64 GiB, and no body has 4")]
-        let computed = self
-            .key
-            .cipher
-            .seal_in_place_separate_tag(nonce, Aad::from(header), sealed)
-            .expect("short enough");
-        tag.copy_from_slice(computed.as_ref());
+        tag.copy_from_slice(&self.key.cipher.seal(nonce, &header, body, sealed));
         total
     }
 }
@@ -105,8 +100,7 @@ impl Opener {
     /// Opens `sealed` (ciphertext and tag) in place and cuts the tag off.
     pub fn open(&mut self, header: &[u8; HEADER_BYTES], sealed: &mut Vec<u8>) -> Result<(), Forged> {
         let nonce = self.key.next_nonce();
-        let opened = self.key.cipher.open_in_place(nonce, Aad::from(header), sealed).map_err(|_| Forged)?;
-        let body_bytes = opened.len();
+        let body_bytes = self.key.cipher.open(nonce, header, sealed)?;
         self.frames += 1;
         sealed.truncate(body_bytes);
         Ok(())
@@ -122,23 +116,18 @@ impl Opener {
 struct Key {
     suite: Suite,
     secret: Zeroizing<[u8; 32]>,
-    cipher: Wiped<LessSafeKey>,
+    cipher: Cipher,
     frames: u32,
 }
 
 impl Key {
     fn new(suite: Suite, secret: Zeroizing<[u8; 32]>) -> Self {
-        let algorithm = match suite {
-            Suite::ChaCha20Poly1305 => &CHACHA20_POLY1305,
-            Suite::Aes256Gcm => &AES_256_GCM,
-        };
-        #[expect(clippy::expect_used, reason = "both ciphers' keys have 32 bytes")]
-        let cipher = LessSafeKey::new(UnboundKey::new(algorithm, &secret[..]).expect("32 bytes"));
-        Self { suite, secret, cipher: Wiped::new(cipher), frames: 0 }
+        let cipher = Cipher::new(suite, &secret);
+        Self { suite, secret, cipher, frames: 0 }
     }
 
     /// Never gives the same nonce twice for the same key.
-    fn next_nonce(&mut self) -> Nonce {
+    fn next_nonce(&mut self) -> [u8; 12] {
         if self.frames == FRAMES_PER_KEY {
             let next = blake3::derive_key("hikyaku v1 next lane key", &self.secret[..]);
             *self = Self::new(self.suite, Zeroizing::new(next));
@@ -146,7 +135,73 @@ impl Key {
         let mut nonce = [0; 12];
         nonce[4..].copy_from_slice(&u64::from(self.frames).to_le_bytes());
         self.frames += 1;
-        Nonce::assume_unique_for_key(nonce)
+        nonce
+    }
+}
+
+/// Each suite by who does it best. `ring` does not wipe its keys by itself.
+enum Cipher {
+    ChaCha(Box<ChaCha20Poly1305>),
+    Aes(Wiped<LessSafeKey>),
+}
+
+impl Cipher {
+    #[expect(clippy::expect_used, reason = "a key of 32 bytes has 32 bytes")]
+    fn new(suite: Suite, secret: &[u8; 32]) -> Self {
+        match suite {
+            Suite::ChaCha20Poly1305 => Cipher::ChaCha(Box::new(ChaCha20Poly1305::new(secret.into()))),
+            Suite::Aes256Gcm => {
+                let key = UnboundKey::new(&AES_256_GCM, secret).expect("32 bytes");
+                Cipher::Aes(Wiped::new(LessSafeKey::new(key)))
+            }
+        }
+    }
+
+    /// From `body` to `sealed`, which has its length. The tag.
+    #[expect(
+        clippy::expect_used,
+        reason = "both ciphers take 64 GiB, and no body has 4; lengths are the caller's promise"
+    )]
+    fn seal(
+        &self,
+        nonce: [u8; 12],
+        header: &[u8; HEADER_BYTES],
+        body: &[u8],
+        sealed: &mut [u8],
+    ) -> [u8; TAG_BYTES] {
+        match self {
+            Cipher::ChaCha(cipher) => {
+                let buffer = InOutBuf::new(body, sealed).expect("equal lengths");
+                cipher.encrypt_inout_detached(&nonce.into(), header, buffer).expect("short enough").into()
+            }
+            Cipher::Aes(cipher) => {
+                // It works in place. The copy costs little: it brings the body into the cache, which has to be done anyway.
+                sealed.copy_from_slice(body);
+                let nonce = ring::aead::Nonce::assume_unique_for_key(nonce);
+                let tag = cipher.seal_in_place_separate_tag(nonce, Aad::from(header), sealed);
+                let mut bytes = [0; TAG_BYTES];
+                bytes.copy_from_slice(tag.expect("short enough").as_ref());
+                bytes
+            }
+        }
+    }
+
+    /// Opens ciphertext and tag in place; the length of the body.
+    fn open(&self, nonce: [u8; 12], header: &[u8; HEADER_BYTES], sealed: &mut [u8]) -> Result<usize, Forged> {
+        match self {
+            Cipher::ChaCha(cipher) => {
+                let (body, tag) = sealed.split_last_chunk_mut::<TAG_BYTES>().ok_or(Forged)?;
+                cipher
+                    .decrypt_inout_detached(&nonce.into(), header, InOutBuf::from(&mut *body), &(*tag).into())
+                    .map_err(|_| Forged)?;
+                Ok(body.len())
+            }
+            Cipher::Aes(cipher) => {
+                let nonce = ring::aead::Nonce::assume_unique_for_key(nonce);
+                let body = cipher.open_in_place(nonce, Aad::from(header), sealed).map_err(|_| Forged)?;
+                Ok(body.len())
+            }
+        }
     }
 }
 

@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn messages_have_their_documented_bytes() {
-        let golden: [(Message, &[u8]); 6] = [
+        let golden: [(Message, &[u8]); 9] = [
             (Message::Ping(0x0102), &[2, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0]),
             (
                 Message::Open { session: 7, id: [9; 16], hello: vec![1, 2] },
@@ -204,6 +204,18 @@ mod tests {
                 &[8, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 5],
             ),
             (Message::GiveUp { text: "x".into() }, &[10, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, b'x']),
+            (
+                Message::Heard { session: 7, number: 0x0203 },
+                &[11, 0, 0, 0, 7, 0, 0, 0, 3, 2, 0, 0, 0, 0, 0, 0],
+            ),
+            (
+                Message::Standing { session: 7, heard: 3, cumulative: 5, ranges: vec![(8, 9)], more: true },
+                &[
+                    12, 0, 0, 0, 7, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0,
+                    0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 1,
+                ],
+            ),
+            (Message::Listed, &[13, 0, 0, 0]),
         ];
         for (message, bytes) in golden {
             assert_eq!(message.encode().unwrap(), bytes, "{message:?}");
