@@ -665,7 +665,7 @@ mod tests {
         }
         let lanes = [queue.new_carrier(), queue.new_carrier()];
         let taken = queue.take(lanes[0], now).unwrap();
-        assert_eq!((taken.slice.due, taken.slice.pace), (now, Some(1_250_000)));
+        assert_eq!((taken.slice.due, taken.slice.pace), (now, Some(1_125_000)));
         let left = 100_000 - taken.slice.bytes;
         let next = queue.slice(lanes[0], taken.session, left, now + Duration::from_millis(1));
         assert!(next.bytes < 5_000 && next.due > now + Duration::from_millis(1));

@@ -2,14 +2,15 @@
 //!
 //! ```text
 //!  session's bucket      link's and host's buckets, and the smoother of limited sessions
-//!  whole frames ───────▶ slices of about 2 ms ──▶ socket, paced by the kernel at a quarter more
+//!  whole frames ───────▶ slices of about 2 ms ──▶ socket, paced by the kernel at an eighth more
 //! ```
 //! A frame is a quarter of a MiB and cannot be interrupted by another on its lane: at 10 Mbit/s it takes a fifth of a
 //! second. So limits work on two scales. A *session* is charged for a whole frame before its lane takes it, and takes
 //! the next when that is paid. The bytes leave in *slices*, each at a time of its own: by the link's and the host's
 //! limits, and those of limited sessions by the sum of the limits of those that have something to send, and a tenth.
 //! So a frame is never poured out at once; and while one of them waits for its next slice no other lane takes a frame
-//! under the same limit, so that low limits do not hold all lanes.
+//! under the same limit, so that low limits do not hold all lanes. Under a low limit one lane carries everything, as long
+//! as its socket takes it: lanes in turn would each have the window of one that has little to do, and burst.
 //!
 //! What counts is the wire: what lanes give to their sockets (headers and tags included, frames that are sent again,
 //! too) and the headers of TCP, IP and Ethernet around it ([`wire_bytes`]). What TCP itself sends again, and control
@@ -31,7 +32,7 @@ const SLICE: Duration = Duration::from_millis(2);
 const SLICE_BYTES_MIN: u64 = 2 * 1448;
 /// What a thread that was late may make up for at once. With a slice and the smoother's tenth more it is less than
 /// the 10 ms at the rate that make twice the rate in a window of 10 ms.
-const DEPTH: Duration = Duration::from_millis(5);
+const DEPTH: Duration = Duration::from_millis(4);
 /// The same for a session, whose bytes are smoothed afterwards: it may wait for lanes and for others.
 const SESSION_DEPTH: Duration = Duration::from_millis(50);
 /// Urgent frames are taken so much before they may leave: they are the next to leave in any case.
@@ -150,7 +151,7 @@ impl Throttle {
         } else {
             self.waiting.remove(&carrier);
         }
-        Slice { bytes, due, pace: Some(rate.saturating_add(rate / 4)) }
+        Slice { bytes, due, pace: Some(rate.saturating_add(rate / 8)) }
     }
 
     /// A lane's slice is due, or the lane is gone.

@@ -22,6 +22,7 @@ use super::path::{Emulation, Path};
 use super::profile::Direction;
 use super::reset::Resets;
 use super::sys;
+use super::window::Window;
 
 /// What a path shares with the owner of the network.
 #[derive(Debug)]
@@ -36,6 +37,7 @@ pub(super) struct Shared {
     dropped_outage: AtomicU64,
     dropped_reset: AtomicU64,
     refused: AtomicU64,
+    peak_bytes: AtomicU64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -56,6 +58,7 @@ impl Shared {
             dropped_outage: AtomicU64::new(0),
             dropped_reset: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            peak_bytes: AtomicU64::new(0),
         }
     }
 
@@ -81,6 +84,11 @@ impl Shared {
         }
     }
 
+    /// The most that was delivered in any 10 ms since this was asked last.
+    pub fn take_peak(&self) -> u64 {
+        self.peak_bytes.swap(0, Ordering::Relaxed)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Wanted> {
         // A plain value: whoever panicked while holding it cannot have left it half written.
         self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
@@ -96,11 +104,12 @@ pub(super) struct Out {
     shared: Arc<Shared>,
     seen_changes: u64,
     is_out: bool,
+    window: Window,
 }
 
 impl Out {
     pub fn new(addresses: [IpAddr; 2], tun: Arc<OwnedFd>, path: Path, shared: Arc<Shared>) -> Self {
-        Self { addresses, tun, path, shared, seen_changes: 0, is_out: false }
+        Self { addresses, tun, path, shared, seen_changes: 0, is_out: false, window: Window::default() }
     }
 
     fn refresh(&mut self) {
@@ -139,6 +148,8 @@ impl Out {
             } else if write(&self.tun, bytes).is_ok() {
                 self.shared.delivered_packets.fetch_add(packets, Ordering::Relaxed);
                 self.shared.delivered_bytes.fetch_add(held.wire_bytes, Ordering::Relaxed);
+                let recent_bytes = self.window.add(held.due_ns, held.wire_bytes);
+                self.shared.peak_bytes.fetch_max(recent_bytes, Ordering::Relaxed);
             } else {
                 self.shared.refused.fetch_add(packets, Ordering::Relaxed);
             }

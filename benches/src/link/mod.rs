@@ -17,6 +17,7 @@
 //! | `path`    | one direction: queue, serialisation, loss, delay, in virtual time; no I/O |
 //! | `reset`   | connections that are carried no more |
 //! | `forward` | the thread that moves packets between TUN devices through the paths |
+//! | `window`  | the most bytes in any 10 ms |
 //! | `hosts`   | making the namespaces, commands inside them |
 //! | `network` | builder, live changes, counters, teardown |
 //! | `probe`   | small senders and receivers, run inside the hosts |
@@ -46,6 +47,7 @@ mod probe;
 mod profile;
 mod reset;
 mod sys;
+mod window;
 
 pub use hosts::{Host, HostSettings};
 pub use network::{BuildError, Builder, Counters, Link, Network};
@@ -55,6 +57,7 @@ pub use profile::{
 };
 pub(crate) use sys::be_punctual;
 pub use sys::die_with_parent;
+pub use window::WINDOW;
 
 /// What a packet costs on the wire beside its IP bytes: preamble 8, Ethernet header 14, frame check sequence 4.
 pub const LINK_OVERHEAD_BYTES: u32 = 26;

@@ -230,6 +230,12 @@ impl Network {
         self.way(from, to).shared.counters()
     }
 
+    /// The most bytes that crossed this direction in any [`WINDOW`](super::WINDOW) since this was asked last, headers
+    /// included.
+    pub fn take_peak(&self, from: &str, to: &str) -> u64 {
+        self.way(from, to).shared.take_peak()
+    }
+
     /// Bytes that crossed the network in any direction, headers included.
     pub fn wire_bytes(&self) -> u64 {
         self.ways.iter().map(|way| way.shared.counters().bytes).sum()

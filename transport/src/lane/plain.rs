@@ -199,9 +199,6 @@ impl Lane {
                         Ok(bytes) => {
                             tx.advance(bytes);
                             self.bond.link.sent(bytes);
-                            if tx.is_limited() && tx.is_empty() {
-                                return Turn::Again;
-                            }
                         }
                         Err(Errno::EAGAIN) => self.writable = false,
                         Err(Errno::EINTR) => {}

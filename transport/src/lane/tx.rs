@@ -106,11 +106,6 @@ impl TxLane {
         self.pace = slice.pace;
     }
 
-    /// A limit has a say in when its frames leave: between two of them it is the other lanes' turn.
-    pub fn is_limited(&self) -> bool {
-        self.pace.is_some()
-    }
-
     /// The frame before is gone.
     pub fn is_empty(&self) -> bool {
         self.sent == self.end

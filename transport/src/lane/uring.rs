@@ -43,23 +43,19 @@ pub fn run(inbox: &Inbox, mut ring: Ring) -> io::Result<()> {
     let mut lanes: Vec<Option<Lane>> = Vec::new();
     let mut completed = Vec::new();
     let mut stopping = false;
-    let mut first = 0;
     ring.poll_readable(WAKE, inbox.waker.as_fd());
     loop {
         let mut hungry = false;
         let mut wake_at: Option<Instant> = None;
-        // Not always the same lane first: under a limit the first takes what there is.
-        let (count, from) = (lanes.len(), first);
-        first = (first + 1) % count.max(1);
-        for slot in (0..count).map(|n| (from + n) % count) {
-            let Some(lane) = &mut lanes[slot] else { continue };
+        for (slot, entry) in lanes.iter_mut().enumerate() {
+            let Some(lane) = entry else { continue };
             if let Some(what) = &lane.closing
                 && !lane.busy
                 && !lane.watched
             {
                 lane.core.dropped(&lane.bond);
                 lane.bond.lane_down(lane.core.id(), lane.core.epoch(), what);
-                lanes[slot] = None;
+                *entry = None;
             } else if !lane.over && lane.closing.is_none() {
                 match lane.start(slot as u64, &mut ring) {
                     Started::WithKernel => {}

@@ -1,0 +1,219 @@
+//! The transport's limits, as the link sees them: every byte that crosses counts, whoever sent it.
+//!
+//! Needs root: threads of this process enter the hosts.
+
+#![allow(clippy::unwrap_used, reason = "a test's helper may fail the test")]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use hikyaku_lab::link::{Link, Network, Profile, WINDOW};
+use hikyaku_transport::*;
+
+const CHUNK_BYTES: usize = 256 << 10;
+const ATTEMPTS: usize = 5;
+
+/// The machine's network belongs to one test at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Applies whatever comes, at once.
+struct Sink(OnceLock<RxSession>);
+
+impl RxEvents for Sink {
+    fn chunk(&self, seq: u64, _: u64, payload: Vec<u8>) {
+        self.0.wait().applied(seq, payload.len() as u64);
+    }
+    fn message(&self, _: Vec<u8>) {}
+    fn lost(&self, _: Lost) {}
+    fn closed(&self, _: u16, _: String) {}
+}
+
+struct Door;
+
+impl Acceptor for Door {
+    fn open(&self, _: &PeerName, _: Vec<u8>, incoming: Incoming) {
+        let sink = Arc::new(Sink(OnceLock::new()));
+        let session = incoming.accept(Vec::new(), 128 << 20, sink.clone()).unwrap();
+        drop(sink.0.set(session));
+    }
+}
+
+/// A session that always has something to send.
+#[derive(Default)]
+struct Source {
+    tx: OnceLock<TxSession>,
+    seq: AtomicU64,
+    payload: OnceLock<Payload>,
+}
+
+impl Source {
+    fn fill(&self) {
+        let (Some(tx), Some(payload)) = (self.tx.get(), self.payload.get()) else { return };
+        while tx.unsent_bytes() < 4 << 20 {
+            let seq = self.seq.fetch_add(1, Ordering::Relaxed) + 1;
+            // Two fill at once: the later number may have been first.
+            let _ = tx.send(Chunk { seq, after: 0, payload: payload.clone() });
+        }
+    }
+}
+
+impl TxEvents for Source {
+    fn acked(&self, _: u64, _: &[(u64, u64)]) {}
+    fn room(&self) {}
+    fn message(&self, _: Vec<u8>) {}
+    fn lost(&self, _: Lost) {}
+    fn closed(&self, _: u16, _: String) {}
+}
+
+/// Two nodes on either side of a link, and sessions that fill it.
+struct Pour {
+    network: Network,
+    link: hikyaku_transport::Link,
+    sources: Vec<Arc<Source>>,
+    source: Node,
+    _destination: Node,
+}
+
+impl Pour {
+    fn over(profile: &str, io: Io, sessions: usize, limit: Option<u64>) -> Pour {
+        let network = Link::builder().profile(Profile::named(profile).unwrap()).build().unwrap();
+        let keys = [(); 2].map(|()| StaticKey::generate().unwrap());
+        let peer = |key: &StaticKey, addresses: Vec<String>| Peer {
+            name: "other".into(),
+            may_send: addresses.is_empty(),
+            may_receive: !addresses.is_empty(),
+            addresses,
+            public_key: key.public(),
+        };
+        let mut config = NodeConfig::new(keys[1].clone());
+        config.io = io;
+        config.listen = vec![format!("{}:4707", network.host("b").ip4()).parse().unwrap()];
+        config.peers = vec![peer(&keys[0], vec![])];
+        let start = |host: &str, config: NodeConfig| {
+            network.host(host).within(|| Node::start(config, Arc::new(Door)).unwrap()).unwrap()
+        };
+        let destination = start("b", config);
+        let mut config = NodeConfig::new(keys[0].clone());
+        config.io = io;
+        config.peers = vec![peer(&keys[1], vec![destination.addresses()[0].to_string()])];
+        let source = start("a", config);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let link = runtime.block_on(source.link(&"other".into())).unwrap();
+        let mut noise = vec![0; CHUNK_BYTES];
+        noise.iter_mut().enumerate().for_each(|(i, byte)| *byte = ((i * i) >> 7) as u8);
+        let payload = Payload::from(noise);
+        let mut sources = Vec::new();
+        for n in 0..sessions {
+            let events = Arc::new(Source::default());
+            let id = SessionId([n as u8 + 1; 16]);
+            let (tx, _) = runtime.block_on(link.open(id, Vec::new(), events.clone())).unwrap();
+            tx.set_limit(limit);
+            drop((events.tx.set(tx), events.payload.set(payload.clone())));
+            sources.push(events);
+        }
+        Pour { network, link, sources, source, _destination: destination }
+    }
+
+    fn tx(&self, n: usize) -> &TxSession {
+        self.sources[n].tx.get().unwrap()
+    }
+
+    /// Keeps all sessions filled for so long. Bytes per second that crossed the link, and the peak as a rate.
+    fn run(&self, lasts: Duration) -> (f64, f64) {
+        self.network.take_peak("a", "b");
+        let before = self.network.counters_of("a", "b").bytes;
+        let start = Instant::now();
+        while start.elapsed() < lasts {
+            self.sources.iter().for_each(|source| source.fill());
+            thread::sleep(Duration::from_millis(5));
+        }
+        let rate = (self.network.counters_of("a", "b").bytes - before) as f64 / start.elapsed().as_secs_f64();
+        (rate, self.network.take_peak("a", "b") as f64 / WINDOW.as_secs_f64())
+    }
+}
+
+fn seconds(s: f64) -> Duration {
+    Duration::from_secs_f64(s)
+}
+
+/// Measures again when somebody else's work on the machine got in between.
+#[track_caller]
+fn eventually(what: &str, mut measure: impl FnMut() -> Result<(), String>) {
+    let failed: Vec<_> = (0..ATTEMPTS).map_while(|_| measure().err()).collect();
+    assert!(failed.len() < ATTEMPTS, "{what}: {failed:?}");
+}
+
+fn kept(pour: &Pour, lasts: f64, limit: u64) -> Result<(), String> {
+    let (rate, peak) = pour.run(seconds(lasts));
+    let (rate, peak) = (rate / limit as f64, peak / limit as f64);
+    println!("{:>6.0} Mbit/s: {rate:.3} of it, peak {peak:.2}", limit as f64 * 8e-6);
+    if (0.95..=1.05).contains(&rate) && peak <= 2.0 {
+        return Ok(());
+    }
+    Err(format!("{rate:.3} of {limit} B/s, at its peak {peak:.2} of it"))
+}
+
+#[test]
+fn a_sessions_limit_is_kept_smoothly_and_changes_while_running() {
+    let _alone = alone();
+    for (profile, io) in [("jgn", Io::Uring), ("us", Io::Plain)] {
+        println!("{profile} {io:?}");
+        let pour = Pour::over(profile, io, 1, Some(12_500_000));
+        pour.run(seconds(3.0));
+        for mbit in [100, 400, 50, 10] {
+            let limit = mbit * 125_000;
+            pour.tx(0).set_limit(Some(limit));
+            // What crosses already is of the limit before; lanes that had little to do find their window again.
+            pour.run(seconds(2.0));
+            eventually(&format!("{profile}, {mbit} Mbit/s"), || kept(&pour, 3.0, limit));
+        }
+    }
+}
+
+#[test]
+fn ten_sessions_share_a_link_and_keep_its_limit() {
+    let _alone = alone();
+    for limit in [None, Some(50_000_000)] {
+        let pour = Pour::over("jgn", Io::Auto, 10, None);
+        pour.link.set_limit(limit);
+        pour.run(seconds(3.0));
+        eventually("a tenth each", || {
+            let before: Vec<_> = (0..10).map(|n| pour.tx(n).stats().delivered_bytes).collect();
+            match limit {
+                Some(limit) => kept(&pour, 5.0, limit)?,
+                None => drop(pour.run(seconds(5.0))),
+            }
+            let got: Vec<_> =
+                (0..10).map(|n| (pour.tx(n).stats().delivered_bytes - before[n]) as f64).collect();
+            let mean = got.iter().sum::<f64>() / 10.0;
+            let shares: Vec<_> = got.iter().map(|bytes| bytes / mean).collect();
+            println!("{shares:.2?}");
+            let fair = shares.iter().all(|share| (0.8..=1.2).contains(share));
+            if fair { Ok(()) } else { Err(format!("{shares:.2?}")) }
+        });
+    }
+}
+
+#[test]
+fn the_hosts_limit_holds_for_limited_and_unlimited_sessions_together() {
+    let _alone = alone();
+    let pour = Pour::over("jgn", Io::Auto, 3, None);
+    pour.tx(0).set_limit(Some(1_250_000));
+    pour.tx(1).set_priority(Priority::High);
+    pour.source.set_limit(Some(25_000_000));
+    pour.run(seconds(2.0));
+    eventually("the host's", || {
+        let before: Vec<_> = (0..3).map(|n| pour.tx(n).stats().delivered_bytes).collect();
+        kept(&pour, 4.0, 25_000_000)?;
+        let rate = |n: usize| (pour.tx(n).stats().delivered_bytes - before[n]) as f64 / 4.0;
+        let rates = [rate(0) / 1.18e6, rate(1) / rate(2)];
+        println!("{rates:.2?}");
+        let right = (0.85..1.1).contains(&rates[0]) && (3.2..4.8).contains(&rates[1]);
+        if right { Ok(()) } else { Err(format!("limited {:.2}, high to normal {:.2}", rates[0], rates[1])) }
+    });
+}
