@@ -4,13 +4,15 @@
 //! another bond, with another secret. So everything that depends on keys or connections is here, and nothing else is.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use tokio::sync::Notify;
 
 use crate::error::Lost;
 use crate::lane::rx::Progress;
+use crate::lane_stats::LaneStats;
 use crate::link::{LinkCore, Role, lock};
 use crate::names::{Epoch, LaneId};
 use crate::outbox::Outbox;
@@ -37,6 +39,8 @@ struct Lane {
     epoch: Epoch,
     up: bool,
     progress: Arc<Progress>,
+    /// Its thread's, to be asked how it does.
+    socket: Weak<OwnedFd>,
 }
 
 impl Bond {
@@ -96,15 +100,16 @@ impl Bond {
             return None;
         }
         let progress = Arc::<Progress>::default();
-        let old = lanes.insert(lane, Lane { epoch, up: true, progress: progress.clone() });
+        let known = Lane { epoch, up: true, progress: progress.clone(), socket: Weak::new() };
+        let old = lanes.insert(lane, known);
         Some((progress, old.filter(|old| old.up).map(|old| old.epoch)))
     }
 
     /// Initiator: the epoch of the lane's next connection. Each is given once.
     pub fn next_epoch(&self, lane: LaneId) -> Epoch {
         let mut lanes = lock(&self.lanes);
-        let known =
-            lanes.entry(lane).or_insert(Lane { epoch: Epoch(0), up: false, progress: Arc::default() });
+        let new = Lane { epoch: Epoch(0), up: false, progress: Arc::default(), socket: Weak::new() };
+        let known = lanes.entry(lane).or_insert(new);
         known.epoch = Epoch(known.epoch.0 + 1);
         known.epoch
     }
@@ -120,6 +125,30 @@ impl Bond {
             known.up = true;
         }
         self.lanes_changed.notify_waiters();
+    }
+
+    /// Its thread has this connection.
+    pub fn lane_has(&self, lane: LaneId, epoch: Epoch, socket: &Arc<OwnedFd>) {
+        if let Some(known) = lock(&self.lanes).get_mut(&lane).filter(|known| known.epoch == epoch) {
+            known.socket = Arc::downgrade(socket);
+        }
+    }
+
+    /// The lanes that are up, and their connections, by number.
+    pub fn sockets(&self) -> Vec<(LaneId, Epoch, Arc<OwnedFd>)> {
+        let lanes = lock(&self.lanes);
+        let up = lanes.iter().filter(|(_, lane)| lane.up);
+        let mut sockets: Vec<_> = up
+            .filter_map(|(id, lane)| lane.socket.upgrade().map(|socket| (*id, lane.epoch, socket)))
+            .collect();
+        sockets.sort_by_key(|(id, ..)| *id);
+        sockets
+    }
+
+    /// How they do.
+    pub fn lane_stats(&self) -> Vec<LaneStats> {
+        let sockets = self.sockets();
+        sockets.iter().filter_map(|(lane, epoch, socket)| LaneStats::read(*lane, *epoch, socket)).collect()
     }
 
     /// Waits until so many lanes are up.

@@ -193,7 +193,7 @@ async fn introduce(
     if !hello::is_accepted(&bond.secret, &bond.id, lane, epoch, &answer) {
         return Err("its answer failed authentication".into());
     }
-    let socket = stream.into_std().map_err(|error| error.to_string())?.into();
+    let socket = stream.into_std().map_err(|error| error.to_string())?;
     bond.lane_up(lane, epoch);
     let core = Core::Tx(TxLane::new(lane, epoch, link.queue.new_carrier(), sealer));
     Ok(NewLane { bond: bond.clone(), socket, core })

@@ -36,7 +36,9 @@ mod incoming;
 mod keep;
 mod key;
 mod lane;
+mod lane_stats;
 mod lanes;
+mod limit;
 mod link;
 mod listen;
 mod meter;
@@ -66,6 +68,8 @@ pub use error::{AcceptError, LinkError, Lost, MessageError, OpenError, SendError
 pub use events::{Acceptor, RxEvents, TxEvents};
 pub use incoming::Incoming;
 pub use key::{KeyError, PublicKey, StaticKey};
+pub use lane_stats::LaneStats;
+pub use limit::{Limit, Reading, what_limits};
 pub use names::{Epoch, LaneId, PeerName, SessionId};
 pub use node::{Link, Node};
 pub use schedule::Priority;

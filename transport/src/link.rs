@@ -25,6 +25,8 @@ use crate::bond::Bond;
 use crate::config::{Limits, NodeConfig, Timeouts};
 use crate::error::{Lost, MessageError, OpenError};
 use crate::events::{RxEvents, TxEvents};
+use crate::lane::engine::ThreadTimes;
+use crate::limit::Reading;
 use crate::meter::RttMeter;
 use crate::names::{PeerName, SessionId};
 use crate::queue::TxQueue;
@@ -68,6 +70,8 @@ pub struct LinkCore {
     lane_bytes_sent: AtomicU64,
     stuck_frames: AtomicU32,
     rtt: Mutex<RttMeter>,
+    /// Of the node's lane threads.
+    pub thread_times: OnceLock<Arc<ThreadTimes>>,
     ended: OnceLock<Lost>,
 }
 
@@ -123,6 +127,7 @@ impl LinkCore {
             lane_bytes_sent: AtomicU64::new(0),
             stuck_frames: AtomicU32::new(0),
             rtt: Mutex::default(),
+            thread_times: OnceLock::new(),
             ended: OnceLock::new(),
         }
     }
@@ -592,6 +597,21 @@ impl LinkCore {
     pub fn pong(&self, sent_us: u64) {
         let rtt = std::time::Duration::from_micros(self.now_us().saturating_sub(sent_us));
         lock(&self.rtt).sample(rtt);
+    }
+
+    pub fn reading(&self) -> Reading {
+        let rtt = *lock(&self.rtt);
+        let (unsent_bytes, waits_for_credit, limit_bytes_per_s) = self.queue.pressure();
+        Reading {
+            at: Instant::now(),
+            lanes: self.bond().map_or_else(Vec::new, |bond| bond.lane_stats()),
+            threads: self.thread_times.get().map_or_else(Vec::new, |times| times.read()),
+            rtt: rtt.smoothed,
+            min_rtt: rtt.min,
+            unsent_bytes,
+            waits_for_credit,
+            limit_bytes_per_s,
+        }
     }
 
     pub fn stats(&self) -> LinkStats {

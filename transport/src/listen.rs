@@ -234,7 +234,7 @@ async fn lane(
     socket::prepare_lane(&stream, &shared.config.sockets)?;
     stream.write_all(&hello::accepted(&bond.secret, &bond.id, lane, epoch)).await?;
     let core = RxLane::new(lane, epoch, opener, bond.link.agreed.chunk_bytes_max, progress);
-    let socket = stream.into_std()?.into();
+    let socket = stream.into_std()?;
     tracing::debug!(peer = %bond.link.peer, %lane, %from, "lane up");
     if !bond.is_over() {
         shared.lanes.add(NewLane { bond, socket, core: Core::Rx(core) });

@@ -21,6 +21,8 @@ use crate::events::{Acceptor, TxEvents};
 use crate::gate::Gate;
 use crate::key::PublicKey;
 use crate::lane::engine::LaneEngine;
+use crate::lane_stats::LaneStats;
+use crate::limit::Reading;
 use crate::link::LinkCore;
 use crate::listen;
 use crate::names::{PeerName, SessionId};
@@ -249,6 +251,7 @@ impl Shared {
 
     pub fn remember(&self, link: &Arc<LinkCore>) {
         link.queue.join_host(self.limit.clone());
+        let _ = link.thread_times.set(self.lanes.times());
         let mut all = lock(&self.all);
         all.retain(|link| link.strong_count() > 0);
         all.push(Arc::downgrade(link));
@@ -299,6 +302,16 @@ impl Link {
 
     pub fn stats(&self) -> LinkStats {
         self.0.stats()
+    }
+
+    /// How each of its lanes does, by the kernel's account. Empty: it is down.
+    pub fn lanes(&self) -> Vec<LaneStats> {
+        self.0.bond().map_or_else(Vec::new, |bond| bond.lane_stats())
+    }
+
+    /// All that is known of it now; two of them say [what limits](crate::what_limits) its rate.
+    pub fn reading(&self) -> Reading {
+        self.0.reading()
     }
 
     /// Why the link ended, if it has.

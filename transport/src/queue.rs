@@ -344,6 +344,16 @@ impl TxQueue {
         })
     }
 
+    /// Payload that waits for a lane; whether all that waits waits for credit; the least limit of the link, the host
+    /// and, if each has one, of the sessions together.
+    pub fn pressure(&self) -> (u64, bool, Option<u64>) {
+        let state = self.lock();
+        let unsent = state.sessions.values().map(|account| account.unsent_bytes + account.again_bytes).sum();
+        let mut waiting = state.sessions.values().filter(|account| account.has_some()).peekable();
+        let waits_for_credit = waiting.peek().is_some() && waiting.all(|account| !account.may_send());
+        (unsent, waits_for_credit, least(state.limits_of_all(), state.throttle.shared_rate()))
+    }
+
     /// Hungry lanes look again.
     pub fn wake(&self) {
         for waker in self.wakers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
@@ -357,6 +367,16 @@ impl TxQueue {
 }
 
 impl State {
+    /// What the sessions may send together. `None`: one of them has no limit, or there is none.
+    fn limits_of_all(&self) -> Option<u64> {
+        if self.sessions.is_empty() {
+            return None;
+        }
+        self.sessions
+            .values()
+            .try_fold(0, |sum: u64, account| Some(sum.saturating_add(account.limit.rate()?)))
+    }
+
     fn slice(&mut self, carrier: Carrier, session: u32, left: usize, now: Instant) -> Slice {
         let limited = self.sessions.get(&session).is_some_and(|account| account.limit.rate().is_some());
         let limits = limited.then(|| {

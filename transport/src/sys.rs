@@ -1,4 +1,4 @@
-//! Everything unsafe of this crate: receiving into memory that is not initialised, one socket option, a setting of the
+//! Everything unsafe of this crate: receiving into memory that is not initialised, some socket options, a setting of the
 //! allocator, wiping other crates' keys, and the ring that keeps buffers alive while the kernel uses them. All are safe to call.
 
 #![allow(unsafe_code)]
@@ -41,6 +41,73 @@ pub fn set_notsent_low(socket: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
         )
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// What the kernel says of a TCP connection: the beginning of its `struct tcp_info` (linux/tcp.h), which only ever grows.
+/// Fields that a kernel does not know stay 0.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct RawTcpInfo {
+    pub states: [u8; 8],
+    pub rto_us: u32,
+    pub ato_us: u32,
+    pub snd_mss: u32,
+    pub rcv_mss: u32,
+    pub unacked: u32,
+    pub sacked: u32,
+    pub lost: u32,
+    pub retrans: u32,
+    pub fackets: u32,
+    pub since_ms: [u32; 4],
+    pub pmtu: u32,
+    pub rcv_ssthresh: u32,
+    pub rtt_us: u32,
+    pub rttvar_us: u32,
+    pub snd_ssthresh: u32,
+    pub snd_cwnd: u32,
+    pub advmss: u32,
+    pub reordering: u32,
+    pub rcv_rtt_us: u32,
+    pub rcv_space: u32,
+    pub total_retrans: u32,
+    pub pacing_rate: u64,
+    pub max_pacing_rate: u64,
+    pub bytes_acked: u64,
+    pub bytes_received: u64,
+    pub segs_out: u32,
+    pub segs_in: u32,
+    pub notsent_bytes: u32,
+    pub min_rtt_us: u32,
+    pub data_segs_in: u32,
+    pub data_segs_out: u32,
+    pub delivery_rate: u64,
+    pub busy_us: u64,
+    pub rwnd_limited_us: u64,
+    pub sndbuf_limited_us: u64,
+    pub delivered: u32,
+    pub delivered_ce: u32,
+    pub bytes_sent: u64,
+    pub bytes_retrans: u64,
+    pub dsack_dups: u32,
+    pub reord_seen: u32,
+    pub rcv_ooopack: u32,
+    pub snd_wnd: u32,
+}
+
+pub fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<RawTcpInfo> {
+    let mut info = RawTcpInfo::default();
+    let mut length = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to `info`, which is plain numbers and lives across the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(info) } else { Err(io::Error::last_os_error()) }
 }
 
 /// `SO_MAX_PACING_RATE`. `None`: as fast as congestion control lets it.

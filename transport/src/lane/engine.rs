@@ -1,8 +1,9 @@
 //! The threads that drive lanes.
 
+use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::rx::RxLane;
 use super::tx::TxLane;
@@ -17,6 +18,7 @@ use crate::sys::{Ring, set_pacing};
 /// A node's lane threads. They end when it is dropped.
 pub struct LaneEngine {
     threads: Vec<Arc<Inbox>>,
+    times: Arc<ThreadTimes>,
     io: Io,
 }
 
@@ -28,7 +30,7 @@ pub struct Inbox {
 }
 
 pub enum Command {
-    Add(NewLane),
+    Add(OwnLane),
     /// Drops every lane of this bond.
     Close(Arc<Bond>),
     /// Drops this one, if it is still of this epoch.
@@ -51,8 +53,43 @@ impl Command {
 
 pub struct NewLane {
     pub bond: Arc<Bond>,
-    /// Non-blocking, its hello done.
-    pub socket: OwnedFd,
+    /// Its hello is done.
+    pub socket: TcpStream,
+    pub core: Core,
+}
+
+/// How much of their time the threads need.
+#[derive(Default)]
+pub struct ThreadTimes {
+    /// The threads, as the kernel names them.
+    tasks: Mutex<Vec<String>>,
+}
+
+impl ThreadTimes {
+    /// Time that each ran or waited for a CPU. A kernel that does not count this says 0.
+    pub fn read(&self) -> Vec<Duration> {
+        let time = |task: &String| {
+            let text =
+                std::fs::read_to_string(format!("/proc/self/task/{task}/schedstat")).unwrap_or_default();
+            text.split_whitespace().take(2).filter_map(|ns| ns.parse().ok()).map(Duration::from_nanos).sum()
+        };
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).iter().map(time).collect()
+    }
+
+    /// The calling thread is one of them.
+    fn count_me(&self) {
+        // "<process>/task/<thread>"
+        let Ok(path) = std::fs::read_link("/proc/thread-self") else { return };
+        let Some(task) = path.file_name().and_then(|name| name.to_str()) else { return };
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(task.to_owned());
+    }
+}
+
+/// A lane as its thread gets it.
+pub struct OwnLane {
+    pub bond: Arc<Bond>,
+    /// Non-blocking; blocking for io_uring, which would answer "try again" instead of waiting by itself.
+    pub socket: Arc<OwnedFd>,
     pub core: Core,
 }
 
@@ -99,14 +136,17 @@ impl LaneEngine {
                 Io::Plain
             }
         };
-        let mut engine = Self { threads: Vec::new(), io };
+        let mut engine = Self { threads: Vec::new(), times: Arc::default(), io };
         for n in 0..threads {
             let waker = Arc::new(Waker::new().map_err(StartError::Threads)?);
             let inbox = Arc::new(Inbox { waker, commands: Mutex::default(), clock });
-            let theirs = inbox.clone();
+            let (theirs, times) = (inbox.clone(), engine.times.clone());
             std::thread::Builder::new()
                 .name(format!("hikyaku-lane-{n}"))
-                .spawn(move || run(io, theirs))
+                .spawn(move || {
+                    times.count_me();
+                    run(io, theirs);
+                })
                 .map_err(StartError::Threads)?;
             engine.threads.push(inbox);
         }
@@ -119,9 +159,21 @@ impl LaneEngine {
     }
 
     pub fn add(&self, lane: NewLane) {
-        let thread = self.thread(lane.core.id());
-        lane.bond.link.queue.add_waker(thread.waker.clone());
-        thread.tell(Command::Add(lane));
+        let NewLane { bond, socket, core } = lane;
+        if self.io == Io::Uring
+            && let Err(error) = socket.set_nonblocking(false)
+        {
+            return bond.lane_down(core.id(), core.epoch(), &error.to_string());
+        }
+        let socket = Arc::new(socket.into());
+        bond.lane_has(core.id(), core.epoch(), &socket);
+        let thread = self.thread(core.id());
+        bond.link.queue.add_waker(thread.waker.clone());
+        thread.tell(Command::Add(OwnLane { bond, socket, core }));
+    }
+
+    pub fn times(&self) -> Arc<ThreadTimes> {
+        self.times.clone()
     }
 
     pub fn close(&self, bond: &Arc<Bond>) {

@@ -23,7 +23,7 @@ const WAKE: u64 = u64::MAX;
 
 struct Lane {
     bond: Arc<Bond>,
-    socket: OwnedFd,
+    socket: Arc<OwnedFd>,
     core: Core,
     readable: bool,
     writable: bool,

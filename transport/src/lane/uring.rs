@@ -102,15 +102,9 @@ fn obey(inbox: &Inbox, lanes: &mut Vec<Option<Lane>>) -> bool {
     for command in inbox.take() {
         match command {
             Command::Add(new) => {
-                // On a non-blocking socket the kernel would answer "try again" instead of waiting by itself.
-                let socket = std::net::TcpStream::from(new.socket);
-                if let Err(error) = socket.set_nonblocking(false) {
-                    new.bond.lane_down(new.core.id(), new.core.epoch(), &error.to_string());
-                    continue;
-                }
                 let lane = Lane {
                     bond: new.bond,
-                    socket: Arc::new(socket.into()),
+                    socket: new.socket,
                     core: new.core,
                     pacing: Pacing::default(),
                     busy: false,
