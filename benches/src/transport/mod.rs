@@ -20,7 +20,7 @@
 //! | `verdict` | criteria, medians, spreads |
 //! | `course` | how long, how often |
 //! | `goodput` | parts `goodput`, `lan`, `lossy` |
-//! | `memory`, `cores`, `ten`, `kills` | the part of that name |
+//! | `warmup`, `memory`, `cores`, `ten`, `kills` | the part of that name |
 
 mod cores;
 mod course;
@@ -35,6 +35,7 @@ mod rows;
 mod series;
 mod ten;
 mod verdict;
+mod warmup;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -56,7 +57,7 @@ pub struct TransportArgs {
     /// These parts alone
     #[arg(long, value_delimiter = ',', value_enum)]
     only: Vec<Part>,
-    /// The links of the parts `goodput` and `memory`
+    /// The links of the parts `goodput`, `warmup` and `memory`
     #[arg(long, value_delimiter = ',', default_value = "jgn,us,eu")]
     link: Vec<String>,
     /// Runs of everything; medians count
@@ -88,6 +89,8 @@ enum Part {
     Lan,
     /// The same on a link that loses packets
     Lossy,
+    /// How soon a session goes at the rate of the path
+    Warmup,
     /// What a link costs its ends in memory
     Memory,
     /// GB/s of one core
@@ -138,6 +141,7 @@ fn measure(part: Part, args: &TransportArgs, course: &Course) -> anyhow::Result<
         Part::Goodput => goodput::goodput(&args.link, course),
         Part::Lan => goodput::lan(course),
         Part::Lossy => goodput::lossy(course),
+        Part::Warmup => warmup::warmup(&args.link, course),
         Part::Memory => memory::memory(&args.link, course),
         Part::Cores => cores::cores(course),
         Part::Ten => ten::ten(course),

@@ -92,7 +92,8 @@ impl Pair {
                 Duration::from_secs_f64(all / (bytes_per_s * SLOWEST))
             }
         };
-        Ok(Pair { receiver, sender: start(Role::Send, 1)?, limit: needed + PATIENCE })
+        let limit = needed + manner.preparation + PATIENCE;
+        Ok(Pair { receiver, sender: start(Role::Send, 1)?, limit })
     }
 
     pub fn receiver_id(&mut self) -> u32 {

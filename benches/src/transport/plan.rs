@@ -34,6 +34,8 @@ pub struct Manner {
     pub amount: Amount,
     /// Sessions that are open at once on the one link.
     pub sessions: u8,
+    /// From the last session's opening to the first chunk.
+    pub preparation: Duration,
     /// Of the first session: bytes per second on the wire.
     pub limit_bytes_per_s: Option<u64>,
     /// Leave the sockets' buffers to the kernel's autotuning.
@@ -57,6 +59,7 @@ impl Default for Manner {
         Self {
             amount: Amount::Time(Duration::from_secs(8)),
             sessions: 1,
+            preparation: Duration::ZERO,
             limit_bytes_per_s: None,
             autotune: false,
             congestion: None,

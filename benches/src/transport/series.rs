@@ -74,9 +74,14 @@ impl Series {
 
     /// Of each whole second; what came in the last, begun one is left out.
     pub fn per_second(&self) -> Vec<u64> {
-        (0..self.last().as_secs())
-            .map(|second| self.between(Duration::from_secs(second), Duration::from_secs(second + 1)))
-            .collect()
+        self.per_second_from(Duration::ZERO)
+    }
+
+    /// The same, counted from a time on.
+    pub fn per_second_from(&self, start: Duration) -> Vec<u64> {
+        const SECOND: Duration = Duration::from_secs(1);
+        let seconds = self.last().saturating_sub(start).as_secs() as u32;
+        (0..seconds).map(|n| start + SECOND * n).map(|from| self.between(from, from + SECOND)).collect()
     }
 
     /// By when so many bytes had come, within a bin by its share.

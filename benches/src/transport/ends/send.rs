@@ -45,6 +45,8 @@ pub fn send(plan: &Plan) -> anyhow::Result<()> {
         first.session.set_limit(manner.limit_bytes_per_s);
     }
 
+    // What a daemon spends on QEMU; there is nothing to be awaited here.
+    thread::sleep(manner.preparation);
     let first_chunk_ns = now_ns();
     let hashes = thread::scope(|scope| {
         let running: Vec<_> = sessions.iter().map(|one| scope.spawn(|| one.pour(manner))).collect();
