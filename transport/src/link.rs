@@ -150,6 +150,8 @@ impl LinkCore {
         state.down = None;
         state.bonds += 1;
         drop(state);
+        // It may be another path.
+        *lock(&self.rtt) = RttMeter::default();
         self.changed.notify_waiters();
         true
     }

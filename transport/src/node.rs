@@ -192,18 +192,20 @@ impl Shared {
         if !slot.peer.may_receive {
             return Err(LinkError::NotAllowedHere(name.clone()));
         }
-        let mut current = slot.link.lock().await;
-        if let Some(link) = &*current
-            && link.ended().is_none()
-        {
-            // While it is down its keeper dials; nobody else does.
+        let known = slot.link.lock().await.clone();
+        if let Some(link) = known.filter(|link| link.ended().is_none()) {
+            // While it is down its keeper dials; nobody else does. Whoever else asks waits beside us.
             let bound = self.config.timeouts.connect + self.config.timeouts.handshake;
             if tokio::time::timeout(bound, link.up()).await.is_err() {
                 return Err(link.why_down().unwrap_or(Lost::Stopped).into());
             }
             if link.ended().is_none() {
-                return Ok(link.clone());
+                return Ok(link);
             }
+        }
+        let mut current = slot.link.lock().await;
+        if let Some(link) = current.as_ref().filter(|link| link.ended().is_none()) {
+            return Ok(link.clone());
         }
         *current = None;
         let link = dial::link(self, &slot.peer).await?;
