@@ -6,15 +6,19 @@
 //! out; it is dialled again then, and speaks at once.
 //!
 //! Invariants: at most `most` connections wait, at most `most_per_address` of them from one IPv4 address or IPv6 /64; at most
-//! one connection per key is vouched for.
+//! [`VOUCHED_PER_KEY`] connections per key are vouched for.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
 use crate::key::PublicKey;
+
+/// A peer that reaches for a link again has some connections on their way, and goes on with the first that answers. All of
+/// them may come at once, after an outage: the next must not drive out the one that the peer goes on with.
+const VOUCHED_PER_KEY: usize = 8;
 
 pub struct Gate {
     inside: Mutex<Inside>,
@@ -29,7 +33,8 @@ struct Inside {
     waiting: BTreeMap<u64, Waiting>,
     /// Only addresses that have connections waiting.
     by_address: HashMap<IpAddr, BTreeSet<u64>>,
-    vouched: HashMap<PublicKey, (u64, Arc<Notify>)>,
+    /// The latest last.
+    vouched: HashMap<PublicKey, VecDeque<(u64, Arc<Notify>)>>,
 }
 
 struct Waiting {
@@ -98,7 +103,7 @@ impl Ticket {
     }
 
     /// The connection has shown what only the holder of `key` can have made just now. From here on only the same key's
-    /// next connection takes its place.
+    /// later connections take its place.
     pub fn vouch(&mut self, key: PublicKey) {
         let mut inside = self.gate.lock();
         // Driven out at the same moment: it stays so.
@@ -106,8 +111,12 @@ impl Ticket {
             return;
         }
         self.vouched_for = Some(key);
-        if let Some((_, older)) = inside.vouched.insert(key, (self.place, self.leave.clone())) {
-            older.notify_one();
+        let own = inside.vouched.entry(key).or_default();
+        own.push_back((self.place, self.leave.clone()));
+        if own.len() > VOUCHED_PER_KEY
+            && let Some((_, oldest)) = own.pop_front()
+        {
+            oldest.notify_one();
         }
     }
 }
@@ -117,9 +126,12 @@ impl Drop for Ticket {
         let mut inside = self.gate.lock();
         inside.take_out(self.place);
         if let Some(key) = self.vouched_for
-            && inside.vouched.get(&key).is_some_and(|(place, _)| *place == self.place)
+            && let Some(own) = inside.vouched.get_mut(&key)
         {
-            inside.vouched.remove(&key);
+            own.retain(|(place, _)| *place != self.place);
+            if own.is_empty() {
+                inside.vouched.remove(&key);
+            }
         }
     }
 }
@@ -196,9 +208,15 @@ mod tests {
         let mut other = gate.enter(ip("192.0.2.1"));
         other.vouch(key(2));
         assert!(!has_to_leave(&peer));
-        let mut again = gate.enter(ip("192.0.2.1"));
-        again.vouch(key(1));
-        assert!(has_to_leave(&peer) && !has_to_leave(&again) && !has_to_leave(&other));
+        let vouched_again = || {
+            let mut again = gate.enter(ip("192.0.2.1"));
+            again.vouch(key(1));
+            again
+        };
+        let mut again: Vec<_> = (1..VOUCHED_PER_KEY).map(|_| vouched_again()).collect();
+        assert!(!has_to_leave(&peer), "not yet so many");
+        again.push(vouched_again());
+        assert!(has_to_leave(&peer) && !again.iter().any(has_to_leave) && !has_to_leave(&other));
         // What the older one leaves behind is not the newer one's.
         drop(peer);
         assert_eq!(gate.lock().vouched.len(), 2);
