@@ -68,6 +68,9 @@ pub struct Peer {
     /// What this peer may do with us. Default: nothing.
     #[serde(default)]
     pub allow: Vec<Allow>,
+    /// What all migrations to this peer send together at most, bytes per second on the wire. Default: no limit.
+    #[serde(default, rename = "limit", deserialize_with = "limit")]
+    pub limit_bytes_per_s: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -112,6 +115,9 @@ pub struct Link {
     /// Silence on the control connection after which the link counts as lost. Default 10 s.
     #[serde(deserialize_with = "duration")]
     pub dead_after: Duration,
+    /// What this host sends at most, all migrations together, bytes per second on the wire. Default: no limit.
+    #[serde(rename = "limit", deserialize_with = "limit")]
+    pub limit_bytes_per_s: Option<u64>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -146,6 +152,7 @@ impl Default for Link {
             congestion: None,
             connect_timeout: Duration::from_secs(10),
             dead_after: Duration::from_secs(10),
+            limit_bytes_per_s: None,
         }
     }
 }
@@ -249,6 +256,11 @@ fn bytes<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
     units::parse_bytes(&text).map_err(serde::de::Error::custom)
 }
 
+fn limit<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
+    let text = String::deserialize(d)?;
+    units::parse_limit(&text).map(Some).map_err(serde::de::Error::custom)
+}
+
 fn duration<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(d)?;
     units::parse_duration(&text).map_err(serde::de::Error::custom)
@@ -295,6 +307,18 @@ mod tests {
         assert_eq!(config.guest.closing_timeout, Duration::from_millis(500));
         let error = parse(&(peer("osaka") + &peer("osaka"))).unwrap_err();
         assert!(error.contains("twice"), "{error}");
+    }
+
+    #[test]
+    fn limits_are_of_the_host_and_of_peers_and_a_wrong_one_is_an_error_with_its_line() {
+        let text = format!("[link]\nlimit = \"1gbit\"\n{}limit = \"500mbit\"\n", peer("osaka"));
+        let config = parse(&text).unwrap();
+        assert_eq!(config.link.limit_bytes_per_s, Some(125_000_000));
+        assert_eq!(config.peers[0].limit_bytes_per_s, Some(62_500_000));
+        for wrong in ["500", "500 parsecs", "1kbit"] {
+            let error = parse(&format!("[link]\nlanes = 4\nlimit = \"{wrong}\"\n")).unwrap_err();
+            assert!(error.contains("line 3") && error.contains("mbit"), "{error}");
+        }
     }
 
     #[test]

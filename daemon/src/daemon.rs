@@ -10,6 +10,7 @@ use crate::protocol::{self, Hello, PROTOCOL, Refusal};
 use crate::records::Records;
 use crate::registry::Registry;
 use crate::source;
+use crate::units::LIMIT_BYTES_PER_S_MIN;
 use crate::workers::Workers;
 use hikyaku_transport::{Acceptor, Incoming, Lost, Node, PeerName, RxEvents};
 use std::cell::RefCell;
@@ -47,9 +48,11 @@ impl Daemon {
     /// Begins to move a guest. `Err`: nothing was begun.
     pub fn migrate(self: &Rc<Self>, arguments: MigrateArguments) -> Result<Id, Outcome> {
         check_name(&arguments.guest)?;
+        check_limit(arguments.limit_bytes_per_s)?;
         let id = Id::random();
         let (guest, to) = (&arguments.guest, Some(arguments.to.as_str()));
         let entry = self.registry.enter(id, guest, Role::Source, to, Phase::Preparing)?;
+        entry.set_sharing(Some(arguments.limit_bytes_per_s), Some(arguments.priority))?;
         let daemon = self.clone();
         tokio::task::spawn_local(async move {
             source::run(daemon.clone(), entry, arguments).await;
@@ -191,6 +194,15 @@ impl RxEvents for Deaf {
     fn message(&self, _message: Vec<u8>) {}
     fn lost(&self, _lost: Lost) {}
     fn closed(&self, _code: u16, _text: String) {}
+}
+
+/// The command has said it already; programs have not read it.
+pub fn check_limit(bytes_per_s: Option<u64>) -> Result<(), Outcome> {
+    if bytes_per_s.is_none_or(|limit| limit >= LIMIT_BYTES_PER_S_MIN) {
+        return Ok(());
+    }
+    let desc = format!("a limit is at least {LIMIT_BYTES_PER_S_MIN} bytes per second (2mbit)");
+    Err(Outcome::new(Ending::Usage, Whereabouts::Untouched, desc))
 }
 
 fn check_name(guest: &str) -> Result<(), Outcome> {

@@ -2,7 +2,7 @@
 //!
 //! It tells; it decides nothing. Each migration changes only its own [`Entry`].
 
-use crate::api::wire::{Event, EventKind, Numbers, Role, SCHEMA, Status, StopTimes};
+use crate::api::wire::{Event, EventKind, Numbers, Priority, Role, SCHEMA, Sharing, Status, StopTimes};
 use crate::id::Id;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::Phase;
@@ -29,6 +29,8 @@ pub struct Entry {
     begun: Instant,
     state: Mutex<State>,
     cancel: watch::Sender<bool>,
+    /// And whether it is urgent just now.
+    sharing: watch::Sender<(Sharing, bool)>,
     events: broadcast::Sender<Event>,
 }
 
@@ -91,6 +93,7 @@ impl Registry {
             begun: Instant::now(),
             state: Mutex::new(state),
             cancel: watch::channel(false).0,
+            sharing: watch::channel(Default::default()).0,
             events: self.events.clone(),
         });
         entries.push(entry.clone());
@@ -201,7 +204,43 @@ impl Entry {
             numbers: state.numbers,
             stop: state.stop,
             outcome: state.outcome,
+            sharing: (self.role == Role::Source).then(|| self.sharing().0),
         }
+    }
+
+    /// Changes how it shares the link, from now on. `None` leaves it as it is.
+    pub fn set_sharing(
+        &self,
+        limit_bytes_per_s: Option<Option<u64>>,
+        priority: Option<Priority>,
+    ) -> Result<(), Outcome> {
+        let phase = self.phase();
+        if phase.is_final() {
+            return Err(usage(format!("migration {} has already ended: {phase}", self.id.short())));
+        }
+        if self.role == Role::Destination {
+            let desc = format!("migration {} comes here: its source decides how fast", self.id.short());
+            return Err(usage(desc).advise("Set it there"));
+        }
+        self.sharing.send_modify(|(sharing, _)| {
+            sharing.limit_bytes_per_s = limit_bytes_per_s.unwrap_or(sharing.limit_bytes_per_s);
+            sharing.priority = priority.unwrap_or(sharing.priority);
+        });
+        self.publish(EventKind::Progress);
+        Ok(())
+    }
+
+    /// A guest stands still for it, or no longer.
+    pub fn set_urgent(&self, urgent: bool) {
+        self.sharing.send_modify(|(_, is_urgent)| *is_urgent = urgent);
+    }
+
+    pub fn sharing(&self) -> (Sharing, bool) {
+        *self.sharing.borrow()
+    }
+
+    pub fn sharing_changes(&self) -> watch::Receiver<(Sharing, bool)> {
+        self.sharing.subscribe()
     }
 
     /// Asks the migration to end; it does so at its next step that can be undone.
@@ -289,6 +328,21 @@ mod tests {
         }
         assert!(entry.cancel().unwrap_err().desc.contains("too late"));
         assert!(!entry.is_cancelled());
+    }
+
+    #[test]
+    fn what_is_not_set_stays_and_the_ended_cannot_be_set() {
+        let registry = Registry::default();
+        let entry = entered(&registry, "web").unwrap();
+        entry.set_sharing(Some(Some(1_000_000)), None).unwrap();
+        entry.set_urgent(true);
+        entry.set_sharing(None, Some(Priority::Low)).unwrap();
+        let sharing = Sharing { limit_bytes_per_s: Some(1_000_000), priority: Priority::Low };
+        assert_eq!((entry.sharing(), entry.status().sharing), ((sharing, true), Some(sharing)));
+        entry.set_sharing(Some(None), None).unwrap();
+        assert_eq!(entry.sharing().0.limit_bytes_per_s, None);
+        entry.finish(Phase::Failed, Outcome::new(Ending::Failed, Whereabouts::RunsAtSource, "x"));
+        assert!(entry.set_sharing(Some(None), None).is_err());
     }
 
     #[test]

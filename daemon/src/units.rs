@@ -11,6 +11,35 @@ pub enum UnitError {
     Duration(String),
     #[error("\"{0}\" is not a size: write a number and KiB, MiB, GiB (or kB, MB, GB), as in 256MiB")]
     Bytes(String),
+    #[error("\"{0}\" is not a rate: write a number and kbit, mbit or gbit (per second), as in 500mbit")]
+    Rate(String),
+    #[error(
+        "\"{0}\" is too low a limit: at least 2mbit, or a stopped guest would wait too long for a single chunk"
+    )]
+    LowRate(String),
+}
+
+/// A chunk of 288 KiB has to cross within a stopped guest's patience (`guest.closing_timeout`, 2 s).
+pub const LIMIT_BYTES_PER_S_MIN: u64 = 250_000;
+
+/// A limit, in bytes per second.
+pub fn parse_limit(text: &str) -> Result<u64, UnitError> {
+    let bad = || UnitError::Rate(text.to_owned());
+    let (number, unit) = split(text).ok_or_else(bad)?;
+    let bits = match unit.to_ascii_lowercase().as_str() {
+        "kbit" => 1e3,
+        "mbit" => 1e6,
+        "gbit" => 1e9,
+        _ => return Err(bad()),
+    };
+    let bytes_per_s = number * bits / 8.0;
+    if !bytes_per_s.is_finite() || bytes_per_s > 1e15 {
+        return Err(bad());
+    }
+    if bytes_per_s < LIMIT_BYTES_PER_S_MIN as f64 {
+        return Err(UnitError::LowRate(text.to_owned()));
+    }
+    Ok(bytes_per_s as u64)
 }
 
 pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
@@ -108,6 +137,17 @@ mod tests {
         assert_eq!(parse_bytes("256MiB"), Ok(256 << 20));
         assert_eq!(parse_bytes("1000"), Ok(1000));
         assert_eq!(parse_bytes("1.5 GB"), Ok(1_500_000_000));
+    }
+
+    #[test]
+    fn limits_are_in_bits_and_not_too_low() {
+        assert_eq!(parse_limit("500mbit"), Ok(62_500_000));
+        assert_eq!(parse_limit("1.5 Gbit"), Ok(187_500_000));
+        assert_eq!(parse_limit("2000kbit"), Ok(LIMIT_BYTES_PER_S_MIN));
+        for text in ["", "500", "500MB", "-1mbit", "mbit", "1e9gbit", "99999999999999gbit"] {
+            assert!(matches!(parse_limit(text), Err(UnitError::Rate(_))), "{text}");
+        }
+        assert!(parse_limit("1mbit").unwrap_err().to_string().contains("2mbit"));
     }
 
     #[test]

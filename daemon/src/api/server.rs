@@ -3,7 +3,7 @@
 use super::wire::{
     Command, ErrorBody, Greeting, GreetingBody, MAX_LINE_BYTES, Reply, Request, SCHEMA, Started,
 };
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, check_limit};
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use serde::Serialize;
 use serde_json::Value;
@@ -66,7 +66,7 @@ async fn connection(stream: UnixStream, daemon: Rc<Daemon>) -> io::Result<()> {
     let greeting = GreetingBody {
         version: env!("CARGO_PKG_VERSION").into(),
         schema: SCHEMA,
-        capabilities: vec!["migrate".into(), "receive".into(), "events".into()],
+        capabilities: vec!["migrate".into(), "receive".into(), "events".into(), "set".into()],
     };
     send(&mut write, &Greeting { hikyaku: greeting }).await?;
     loop {
@@ -118,6 +118,13 @@ async fn execute(daemon: &Rc<Daemon>, command: Command, uid: u32) -> Result<Valu
             tracing::info!(uid, which = %which.id, "asked to cancel");
             daemon.registry.find(&which.id)?.cancel()?;
             Ok(Value::Object(Default::default()))
+        }
+        Command::Set(arguments) => {
+            tracing::info!(uid, which = %arguments.id, "asked to change how it shares the link");
+            check_limit(arguments.limit_bytes_per_s.flatten())?;
+            let entry = daemon.registry.find(&arguments.id)?;
+            entry.set_sharing(arguments.limit_bytes_per_s, arguments.priority)?;
+            Ok(json(&entry.status()))
         }
         Command::Subscribe => Ok(Value::Null),
     }

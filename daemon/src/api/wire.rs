@@ -41,6 +41,7 @@ pub enum Command {
     List,
     Status(Which),
     Cancel(Which),
+    Set(SetArguments),
     Subscribe,
 }
 
@@ -65,6 +66,49 @@ pub struct MigrateArguments {
     pub raw: bool,
     #[serde(default)]
     pub delta: Delta,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_bytes_per_s: Option<u64>,
+    #[serde(default)]
+    pub priority: Priority,
+}
+
+/// How a migration shares the link with others.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sharing {
+    /// On the wire; `None`: only the peer's and the host's limits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_bytes_per_s: Option<u64>,
+    #[serde(default)]
+    pub priority: Priority,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Priority {
+    /// A quarter of what a normal one gets.
+    Low,
+    #[default]
+    Normal,
+    /// Four times what a normal one gets.
+    High,
+}
+
+/// What is left out stays as it is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetArguments {
+    /// As in [`Which`].
+    pub id: String,
+    /// `null`: no limit.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub limit_bytes_per_s: Option<Option<u64>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<Priority>,
+}
+
+/// Tells `null` from what is left out.
+fn given<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<Option<u64>>, D::Error> {
+    Option::deserialize(d).map(Some)
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -197,6 +241,9 @@ pub struct Status {
     pub stop: Option<StopTimes>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
+    /// At the source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sharing: Option<Sharing>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -253,6 +300,21 @@ mod tests {
         assert_eq!(request.id, Some(Value::from(1)));
         let list: Request = serde_json::from_str(r#"{"execute": "list"}"#).unwrap();
         assert!(matches!(list.command, Command::List));
+    }
+
+    #[test]
+    fn no_limit_is_told_from_a_limit_that_stays() {
+        let set = |arguments: &str| {
+            let line = format!(r#"{{"execute": "set", "arguments": {arguments}}}"#);
+            let request: Request = serde_json::from_str(&line).unwrap();
+            // And as the command writes it.
+            let again = serde_json::from_str(&serde_json::to_string(&request).unwrap()).unwrap();
+            let Request { command: Command::Set(set), .. } = again else { panic!("{request:?}") };
+            (set.limit_bytes_per_s, set.priority)
+        };
+        assert_eq!(set(r#"{"id": "w", "priority": "low"}"#), (None, Some(Priority::Low)));
+        assert_eq!(set(r#"{"id": "w", "limit_bytes_per_s": null}"#), (Some(None), None));
+        assert_eq!(set(r#"{"id": "w", "limit_bytes_per_s": 9000000}"#), (Some(Some(9_000_000)), None));
     }
 
     #[test]

@@ -74,6 +74,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     runtime::block_on(uring, async move {
         let (at_door, knocks) = unbounded_channel();
         let node = Node::start(node, Arc::new(Door(at_door)))?;
+        node.set_limit(config.link.limit_bytes_per_s);
         for address in node.addresses() {
             tracing::info!(%address, "peers reach this daemon here");
         }

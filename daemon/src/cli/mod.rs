@@ -7,8 +7,8 @@ mod table;
 
 use crate::api::client::{Client, ClientError};
 use crate::api::wire::{
-    Command, Delta, MigrateArguments, OnDeadline, Policy, ReceiveArguments, Started, Status, Switchover,
-    Which,
+    Command, Delta, MigrateArguments, OnDeadline, Policy, Priority, ReceiveArguments, SetArguments, Started,
+    Status, Switchover, Which,
 };
 use crate::config::Config;
 use crate::id::Id;
@@ -85,6 +85,12 @@ enum Verb {
         /// Send pages that were sent before as deltas.
         #[arg(long, value_enum, default_value = "off", hide = true)]
         delta: Delta,
+        /// What it sends at most, headers included, such as 500mbit.
+        #[arg(long, value_name = "RATE", value_parser = units::parse_limit)]
+        limit: Option<u64>,
+        /// Its share beside other migrations to the same peer.
+        #[arg(long, value_enum, default_value = "normal")]
+        priority: Priority,
         /// Return once the migration has been accepted; it goes on in the daemon.
         #[arg(long)]
         detach: bool,
@@ -97,6 +103,17 @@ enum Verb {
     Watch { id: String },
     /// End a migration; the guest stays where it is
     Cancel { id: String },
+    /// Change how a running migration shares the link; at its source
+    #[command(group(clap::ArgGroup::new("what").required(true).multiple(true)))]
+    Set {
+        id: String,
+        /// What it sends at most, headers included, such as 500mbit, or none.
+        #[arg(long, value_name = "RATE", value_parser = limit_or_none, group = "what")]
+        limit: Option<Limit>,
+        /// Its share beside other migrations to the same peer.
+        #[arg(long, value_enum, group = "what")]
+        priority: Option<Priority>,
+    },
     /// Make a key for this host and print its public half
     Keygen {
         #[arg(long, value_name = "FILE")]
@@ -185,6 +202,8 @@ fn run(cli: &Cli) -> Result<Ending, CliError> {
             switchover,
             raw,
             delta,
+            limit,
+            priority,
             detach,
         } => {
             let arguments = MigrateArguments {
@@ -198,6 +217,8 @@ fn run(cli: &Cli) -> Result<Ending, CliError> {
                 switchover: *switchover,
                 raw: *raw,
                 delta: *delta,
+                limit_bytes_per_s: *limit,
+                priority: *priority,
             };
             start(cli, Command::Migrate(arguments), *detach)
         }
@@ -229,6 +250,16 @@ fn run(cli: &Cli) -> Result<Ending, CliError> {
             if !cli.json {
                 println!("cancelling; the guest stays where it is");
             }
+            Ok(Ending::Moved)
+        }
+        Verb::Set { id, limit, priority } => {
+            let arguments = SetArguments {
+                id: id.clone(),
+                limit_bytes_per_s: limit.map(|limit| limit.0),
+                priority: *priority,
+            };
+            let status = Client::connect(&cli.api)?.execute(Command::Set(arguments))?;
+            table::status(&status, cli.json)?;
             Ok(Ending::Moved)
         }
         Verb::Keygen { out } => Ok(keys::generate(out, cli.json)?),
@@ -269,6 +300,17 @@ fn say_id(id: Id, json: bool) {
         println!("{}", serde_json::json!({ "id": id }));
     } else {
         println!("{id}");
+    }
+}
+
+/// Bytes per second, or no limit.
+#[derive(Debug, Clone, Copy)]
+struct Limit(Option<u64>);
+
+fn limit_or_none(text: &str) -> Result<Limit, units::UnitError> {
+    match text {
+        "none" => Ok(Limit(None)),
+        _ => units::parse_limit(text).map(|rate| Limit(Some(rate))),
     }
 }
 

@@ -78,6 +78,13 @@ pub fn status(status: &Status, json: bool) -> io::Result<()> {
             writeln!(out, "stop        {} if it were now", Span(Duration::from_millis(n.predicted_stop_ms)))?;
         }
     }
+    if let Some(sharing) = &status.sharing {
+        match sharing.limit_bytes_per_s {
+            Some(limit) => write!(out, "sharing     at most {}", BitRate(limit as f64))?,
+            None => write!(out, "sharing     no limit of its own")?,
+        }
+        writeln!(out, ", priority {}", format!("{:?}", sharing.priority).to_lowercase())?;
+    }
     if let Some(outcome) = &status.outcome {
         writeln!(out, "outcome     {outcome}")?;
     }

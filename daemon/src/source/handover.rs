@@ -19,6 +19,7 @@ impl Migration {
         self.stopped = true;
         self.daemon.records.write(&self.record(records::Phase::Stopped)).await?;
         let at = Instant::now();
+        self.sharing.hurry(true);
         self.inbox.push(ToPump::Allowance(None));
         self.progress.moved(at);
         let (guest, timeout) = (self.guest.clone(), self.daemon.config.guest.load_timeout);

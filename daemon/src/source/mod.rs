@@ -19,6 +19,7 @@ mod intake;
 mod options;
 mod pump;
 mod return_path;
+mod sharing;
 
 pub use error::SourceError;
 pub use guest::{GuestError, continue_guest, facts};
@@ -56,6 +57,7 @@ struct Migration {
     arguments: MigrateArguments,
     guest: Rc<SourceGuest>,
     session: TxSession,
+    sharing: sharing::Follower,
     welcome: Welcome,
     inbox: Arc<Inbox<ToPump>>,
     from_pump: UnboundedReceiver<FromPump>,
@@ -95,6 +97,8 @@ impl Migration {
                 .await
                 .map_err(SourceError::Qmp)?;
             let link = daemon.node.link(&PeerName::from(arguments.to.as_str())).await?;
+            // A link that was made anew knows no limit yet.
+            link.set_limit(config.peer(&arguments.to).and_then(|peer| peer.limit_bytes_per_s));
             let inbox = Arc::new(Inbox::new().map_err(SourceError::Resources)?);
             let (events, mailbox) = PeerEvents::new(inbox.clone());
             let hello = Hello::Migrate(Migrate {
@@ -115,6 +119,7 @@ impl Migration {
             () = entry.cancelled() => return Err(SourceError::Cancelled),
         };
 
+        let sharing = sharing::Follower::start(session.clone(), entry.clone());
         let (to_controller, from_pump) = unbounded_channel();
         let begun = guest.begin().await.map_err(SourceError::from).and_then(|qemu| {
             let pump = Pump {
@@ -146,6 +151,7 @@ impl Migration {
             ram_ended: false,
             guest: Rc::new(guest),
             session,
+            sharing,
             may_stop: !welcome.sends_ack,
             welcome,
             inbox,
@@ -210,6 +216,7 @@ impl Migration {
 
     /// The destination refused after GO: the guest is ours again.
     async fn take_back(mut self, why: String) {
+        self.sharing.hurry(false);
         self.end_pump().await;
         let guest = self.return_guest().await;
         let outcome =
@@ -220,6 +227,7 @@ impl Migration {
 
     /// Something failed before GO left. The guest was always ours, and is as it was before.
     async fn give_back(mut self, error: SourceError) {
+        self.sharing.hurry(false);
         let code = match &error {
             SourceError::Cancelled => Refusal::Cancelled,
             _ => Refusal::Other,
