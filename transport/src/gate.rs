@@ -17,8 +17,9 @@ use tokio::sync::Notify;
 use crate::key::PublicKey;
 
 /// A peer that reaches for a link again has some connections on their way, and goes on with the first that answers. All of
-/// them may come at once, after an outage: the next must not drive out the one that the peer goes on with.
-const VOUCHED_PER_KEY: usize = 8;
+/// them may come at once, after an outage: the next must not drive out the one that the peer goes on with. More than
+/// `keep::ATTEMPTS_AT_ONCE`.
+const VOUCHED_PER_KEY: usize = 16;
 
 pub struct Gate {
     inside: Mutex<Inside>,

@@ -19,8 +19,13 @@ use crate::noise::{self, Records};
 use crate::seal::LinkSecret;
 use crate::wire::control::Started;
 
-/// Attempts to reach the peer that run at once. More would only wait behind the first.
-const ATTEMPTS_AT_ONCE: usize = 4;
+/// Attempts to reach the peer that run at once. What is answered is answered within [`ATTEMPT_CONNECTS_FOR`]; the others wait
+/// for a handshake with a peer that took the connection and says nothing, such as one that is stopped.
+const ATTEMPTS_AT_ONCE: usize = 12;
+/// The first packet of a connection that is lost is repeated by TCP after 1, 3, 7 s: too late for a path that is back. So
+/// attempts are short, twice the round trip of the longest path there is, and overlap: with `redial_most` between them,
+/// the path is tried that often for as long as it is out.
+const ATTEMPT_CONNECTS_FOR: Duration = Duration::from_secs(2);
 
 /// Runs a link from its first bond to its end.
 pub async fn run(shared: Arc<Shared>, peer: Peer, mut bond: Arc<Bond>, mut records: Records, mut way: Way) {
@@ -103,8 +108,9 @@ async fn reach(shared: Arc<Shared>, peer: Peer, attempt: usize) -> Result<Reache
     let paths = resolve(&shared, &peer, &mut tried).await;
     let unreachable = |tried| LinkError::Unreachable { peer: peer.name.clone(), tried };
     let Some(&address) = paths.get(attempt % paths.len().max(1)) else { return Err(unreachable(tried)) };
-    let stream = connect(&shared, address, false)
+    let stream = timeout(ATTEMPT_CONNECTS_FOR, connect(&shared, address, false))
         .await
+        .unwrap_or_else(|_| Err(format!("no answer within {} s", ATTEMPT_CONNECTS_FOR.as_secs())))
         .map_err(|what| unreachable(vec![(address.to_string(), what)]))?;
     let after = shared.config.timeouts.handshake;
     match timeout(after, noise::initiate(stream, &shared.config.key, &peer.public_key, shared.suites)).await {
