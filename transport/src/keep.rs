@@ -63,6 +63,7 @@ async fn again(
     let mut pauses = Pauses::new(&link.timeouts);
     let mut attempts = JoinSet::new();
     let mut started: usize = 0;
+    let mut next = Instant::now();
     loop {
         if link.ended().is_some() || !link.holds_anything() {
             return Err(why);
@@ -70,13 +71,18 @@ async fn again(
         if Instant::now() >= until {
             return Err(Lost::Outage { why: Box::new(why), waited: link.timeouts.link });
         }
-        if attempts.len() < ATTEMPTS_AT_ONCE {
+        let one_more = attempts.len() < ATTEMPTS_AT_ONCE;
+        if one_more && Instant::now() >= next {
             attempts.spawn(reach(shared.clone(), peer.clone(), started));
             started += 1;
+            // Whatever becomes of it: a refusal comes at once, the next question does not.
+            next = Instant::now() + pauses.next();
         }
         let reached = tokio::select! {
-            () = pauses.wait() => continue,
+            () = tokio::time::sleep_until(next), if one_more => continue,
             Some(reached) = attempts.join_next() => reached,
+            // With nothing under way `one_more` holds.
+            else => continue,
         };
         match reached {
             Ok(Ok(reached)) => {
@@ -90,8 +96,6 @@ async fn again(
             Ok(Err(error)) => tracing::debug!(peer = %peer.name, %error, "not yet back"),
             Err(_) => {}
         }
-        // A refusal comes at once; the next question does not.
-        pauses.wait().await;
     }
 }
 
