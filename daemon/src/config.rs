@@ -112,12 +112,17 @@ pub struct Link {
     /// How long connecting and the handshake may take. Default 10 s.
     #[serde(deserialize_with = "duration")]
     pub connect_timeout: Duration,
-    /// Silence on the control connection after which the link counts as lost. Default 10 s.
+    /// Silence on the control connection after which the link is down and the peer is dialled again. Must exceed 2 s.
+    /// Default 4 s: forty missing pings.
     #[serde(deserialize_with = "duration")]
     pub dead_after: Duration,
     /// What this host sends at most, all migrations together, bytes per second on the wire. Default: no limit.
     #[serde(rename = "limit", deserialize_with = "limit")]
     pub limit_bytes_per_s: Option<u64>,
+    /// How long a link that is down is sought before what travels on it is given up: guests run on at the source
+    /// meanwhile. 0: a link that is down is lost. Default 10 min: longer than a router's reboot.
+    #[serde(deserialize_with = "duration_or_off")]
+    pub timeout: Duration,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -151,7 +156,8 @@ impl Default for Link {
             lanes: 8,
             congestion: None,
             connect_timeout: Duration::from_secs(10),
-            dead_after: Duration::from_secs(10),
+            dead_after: Duration::from_secs(4),
+            timeout: Duration::from_secs(600),
             limit_bytes_per_s: None,
         }
     }
@@ -266,6 +272,15 @@ fn duration<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
     units::parse_duration(&text).map_err(serde::de::Error::custom)
 }
 
+/// As [`duration`]; a plain `"0"` needs no unit.
+fn duration_or_off<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(d)?;
+    if text.trim() == "0" {
+        return Ok(Duration::ZERO);
+    }
+    units::parse_duration(&text).map_err(serde::de::Error::custom)
+}
+
 fn public_key<'de, D: Deserializer<'de>>(d: D) -> Result<PublicKey, D::Error> {
     let text = String::deserialize(d)?;
     text.parse().map_err(serde::de::Error::custom)
@@ -305,6 +320,9 @@ mod tests {
         let config = parse("[memory]\nstaging = \"64MiB\"\n[guest]\nclosing_timeout = \"500ms\"\n").unwrap();
         assert_eq!(config.memory.staging, 64 << 20);
         assert_eq!(config.guest.closing_timeout, Duration::from_millis(500));
+        let config = parse("[link]\ntimeout = \"90s\"\n").unwrap();
+        assert_eq!(config.link.timeout, Duration::from_secs(90));
+        assert_eq!(parse("[link]\ntimeout = \"0\"\n").unwrap().link.timeout, Duration::ZERO);
         let error = parse(&(peer("osaka") + &peer("osaka"))).unwrap_err();
         assert!(error.contains("twice"), "{error}");
     }

@@ -26,6 +26,7 @@ pub mod id;
 pub mod inbox;
 pub mod keyfile;
 mod mailbox;
+mod outage;
 pub mod outcome;
 pub mod ownership;
 pub mod pages;

@@ -13,6 +13,9 @@ const MAX_WAITING: usize = 256;
 #[derive(Debug)]
 pub enum FromPeer {
     Message(Vec<u8>),
+    /// The peer is not reached just now; the session lives on.
+    LinkDown(Lost),
+    LinkUp,
     Lost(Lost),
     Closed {
         code: u16,
@@ -53,6 +56,14 @@ impl Slot {
         }
     }
 
+    pub fn link_down(&self, why: Lost) {
+        self.put(FromPeer::LinkDown(why));
+    }
+
+    pub fn link_up(&self) {
+        self.put(FromPeer::LinkUp);
+    }
+
     pub fn lost(&self, lost: Lost) {
         self.put(FromPeer::Lost(lost));
     }
@@ -74,13 +85,28 @@ impl Mailbox {
             return std::future::pending().await;
         }
         let what = self.from.recv().await;
+        self.took(what.as_ref());
+        what
+    }
+
+    /// What is there already. None: nothing, or the session has ended before.
+    pub fn waiting(&mut self) -> Option<FromPeer> {
+        if self.over {
+            return None;
+        }
+        let what = self.from.try_recv().ok()?;
+        self.took(Some(&what));
+        Some(what)
+    }
+
+    fn took(&mut self, what: Option<&FromPeer>) {
         match what {
             Some(FromPeer::Message(_)) => {
                 self.waiting.fetch_sub(1, Ordering::Relaxed);
             }
+            Some(FromPeer::LinkDown(_) | FromPeer::LinkUp) => {}
             _ => self.over = true,
         }
-        what
     }
 }
 
@@ -98,6 +124,19 @@ mod tests {
         assert!(matches!(mailbox.next().await, Some(FromPeer::Flood)));
         let more = tokio::time::timeout(std::time::Duration::from_millis(10), mailbox.next()).await;
         assert!(more.is_err(), "after the end it waits");
+    }
+
+    #[tokio::test]
+    async fn an_outage_is_not_the_end() {
+        let (slot, mut mailbox) = mailbox();
+        slot.link_down(Lost::Stopped);
+        slot.message(vec![1]);
+        slot.link_up();
+        slot.lost(Lost::Stopped);
+        assert!(matches!(mailbox.next().await, Some(FromPeer::LinkDown(_))));
+        assert!(matches!(mailbox.next().await, Some(FromPeer::Message(_))));
+        assert!(matches!(mailbox.next().await, Some(FromPeer::LinkUp)));
+        assert!(matches!(mailbox.next().await, Some(FromPeer::Lost(_))));
     }
 
     #[tokio::test]

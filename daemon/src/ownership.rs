@@ -57,8 +57,8 @@ impl Phase {
             Preparing => matches!(next, Copying | Failed),
             Copying => matches!(next, LinkLost | Stopped | Failed),
             LinkLost => matches!(next, Copying | Filling | Failed | Refused),
-            // Back to Copying: the guest was continued, because the link did not come back in time.
-            Stopped => matches!(next, Copying | Ceded | Failed),
+            // Not back to Copying: QEMU's stream has come to its end, and another one needs another session.
+            Stopped => matches!(next, Ceded | Failed),
             Ceded => matches!(next, Moved | Resumed),
             Armed => matches!(next, Filling | Refused),
             Filling => matches!(next, LinkLost | Loading | Refused),
@@ -134,6 +134,18 @@ mod tests {
         }
         for phase in [Armed, Filling, LinkLost, Loading, Starting] {
             assert!(phase.may_become(Refused), "{phase}");
+        }
+    }
+
+    #[test]
+    fn an_outage_is_left_the_way_it_was_entered_or_for_good() {
+        for copying in [Copying, Filling] {
+            assert!(copying.may_become(LinkLost) && LinkLost.may_become(copying));
+        }
+        assert!(ALL.into_iter().filter(|p| p.may_become(LinkLost)).eq([Copying, Filling]));
+        // A guest is not stopped, let go or started while the other side cannot be reached.
+        for step in [Stopped, Ceded, Moved, Loading, Starting, Running] {
+            assert!(!LinkLost.may_become(step), "{step}");
         }
     }
 

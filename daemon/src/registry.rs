@@ -2,12 +2,12 @@
 //!
 //! It tells; it decides nothing. Each migration changes only its own [`Entry`].
 
-use crate::api::wire::{Event, EventKind, Numbers, Priority, Role, SCHEMA, Sharing, Status, StopTimes};
+use crate::api::wire::{self, Event, EventKind, Numbers, Priority, Role, SCHEMA, Sharing, Status, StopTimes};
 use crate::id::Id;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::Phase;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{broadcast, watch};
 
 /// Finished migrations that are still shown.
@@ -39,9 +39,19 @@ struct State {
     phase: Phase,
     peer: Option<String>,
     numbers: Numbers,
+    outage: Option<Outage>,
     stop: Option<StopTimes>,
     outcome: Option<Outcome>,
     ended: Option<Instant>,
+}
+
+#[derive(Debug, Clone)]
+struct Outage {
+    why: String,
+    since: Instant,
+    over: Option<Instant>,
+    timeout: Duration,
+    count: u32,
 }
 
 impl Default for Registry {
@@ -82,6 +92,7 @@ impl Registry {
             phase,
             peer: peer.map(str::to_owned),
             numbers: Numbers::default(),
+            outage: None,
             stop: None,
             outcome: None,
             ended: None,
@@ -170,6 +181,27 @@ impl Entry {
         self.publish(EventKind::Progress);
     }
 
+    /// The peer is not reached any more; it is sought for `timeout`.
+    pub fn link_down(&self, why: &str, timeout: Duration) {
+        let mut state = lock(&self.state);
+        let count = state.outage.as_ref().map_or(0, |outage| outage.count) + 1;
+        let why = why.to_owned();
+        state.outage = Some(Outage { why, since: Instant::now(), over: None, timeout, count });
+        drop(state);
+        self.publish(EventKind::LinkDown);
+    }
+
+    /// It is reached again.
+    pub fn link_up(&self) {
+        let mut state = lock(&self.state);
+        let Some(outage) = state.outage.as_mut().filter(|outage| outage.over.is_none()) else { return };
+        outage.over = Some(Instant::now());
+        let lasted_s = outage.since.elapsed().as_secs_f64();
+        drop(state);
+        tracing::info!(id = %self.id.short(), guest = %self.guest, lasted_s, "the link is back");
+        self.publish(EventKind::LinkUp);
+    }
+
     pub fn set_stop(&self, stop: StopTimes) {
         lock(&self.state).stop = Some(stop);
     }
@@ -194,6 +226,8 @@ impl Entry {
     pub fn status(&self) -> Status {
         let state = lock(&self.state).clone();
         let elapsed = state.ended.unwrap_or_else(Instant::now) - self.begun;
+        // With the migration ends the search.
+        let outage = state.outage.filter(|outage| outage.over.is_some() || state.ended.is_none());
         Status {
             id: self.id,
             guest: self.guest.clone(),
@@ -202,6 +236,13 @@ impl Entry {
             phase: state.phase,
             elapsed_ms: elapsed.as_millis() as u64,
             numbers: state.numbers,
+            link: outage.map(|outage| wire::Outage {
+                down: outage.over.is_none(),
+                for_ms: (outage.over.unwrap_or_else(Instant::now) - outage.since).as_millis() as u64,
+                timeout_ms: outage.timeout.as_millis() as u64,
+                count: outage.count,
+                why: outage.why,
+            }),
             stop: state.stop,
             outcome: state.outcome,
             sharing: (self.role == Role::Source).then(|| self.sharing().0),
@@ -343,6 +384,29 @@ mod tests {
         assert_eq!(entry.sharing().0.limit_bytes_per_s, None);
         entry.finish(Phase::Failed, Outcome::new(Ending::Failed, Whereabouts::RunsAtSource, "x"));
         assert!(entry.set_sharing(Some(None), None).is_err());
+    }
+
+    #[test]
+    fn an_outage_is_told_while_it_lasts_and_when_it_is_over() {
+        let registry = Registry::default();
+        let mut events = registry.subscribe();
+        let entry = entered(&registry, "web").unwrap();
+        entry.link_up();
+        entry.link_down("nothing came", Duration::from_secs(600));
+        let link = entry.status().link.unwrap();
+        assert_eq!((link.down, link.why.as_str(), link.timeout_ms), (true, "nothing came", 600_000));
+        entry.link_up();
+        entry.link_down("closed", Duration::from_secs(600));
+        entry.link_up();
+        let link = entry.status().link.unwrap();
+        assert_eq!((link.down, link.count), (false, 2));
+        let told: Vec<_> = std::iter::from_fn(|| events.try_recv().ok()).map(|event| event.event).collect();
+        use EventKind::{LinkDown, LinkUp, Phase};
+        assert_eq!(told, [Phase, LinkDown, LinkUp, LinkDown, LinkUp]);
+        // Nobody seeks the peer of a migration that has ended.
+        entry.link_down("closed", Duration::from_secs(600));
+        entry.finish(super::Phase::Failed, Outcome::new(Ending::Failed, Whereabouts::RunsAtSource, "x"));
+        assert_eq!(entry.status().link, None);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use hikyaku_lab::guest::{GuestSpec, Load, Qemu, RamImage, Timeline};
 use hikyaku_lab::link::{self, Network};
 use tempfile::TempDir;
 
-use crate::command::Output;
+use crate::command::{Output, Running};
 use crate::linux::{self, LinuxGuest};
 use crate::machine::{QemuBinary, Version};
 use crate::site::{self, Pair, Settings, Site};
@@ -263,9 +263,20 @@ impl Rig {
     }
 
     pub fn migrate_live_armed(&mut self, flags: &[&str]) {
+        self.migrate_disturbed(flags, |_, _| {});
+    }
+
+    /// The same, with something done on the way; how long the move took.
+    pub fn migrate_disturbed(
+        &mut self,
+        flags: &[&str],
+        disturb: impl FnOnce(&mut Rig, &Running),
+    ) -> (Duration, Output) {
         let began = Instant::now();
         let wire_before_bytes = self.network.wire_bytes();
-        let output = self.migrate(flags).expect_code(0);
+        let command = self.migrate_beside(flags);
+        disturb(self, &command);
+        let output = command.wait(MIGRATE_LIMIT).expect_code(0);
         let total = began.elapsed();
         let destination = self.destination.as_mut().expect("the rig is armed");
         assert_eq!(destination.status().expect("QMP"), "running", "at the destination; {output}");
@@ -290,15 +301,30 @@ impl Rig {
             self.destination_site().rss_peak_bytes() >> 20,
         );
         self.destination_site().hikyaku(["watch", GUEST], COMMAND_LIMIT).expect_code(0);
+        (total, output)
     }
 
     /// Moves the guest and leaves it stopped at the destination.
     pub fn migrate_paused(&mut self, flags: &[&str]) {
+        self.migrate_paused_disturbed(flags, |_, _| {});
+    }
+
+    /// The same, with something done on the way; how long the move took.
+    pub fn migrate_paused_disturbed(
+        &mut self,
+        flags: &[&str],
+        disturb: impl FnOnce(&mut Rig, &Running),
+    ) -> Duration {
         self.arm_with(&["--paused"]);
-        let output = self.migrate(flags).expect_code(0);
+        let began = Instant::now();
+        let command = self.migrate_beside(flags);
+        disturb(self, &command);
+        let output = command.wait(MIGRATE_LIMIT).expect_code(0);
+        let total = began.elapsed();
         assert_eq!(self.destination().status().expect("QMP"), "paused", "at the destination; {output}");
         assert_stopped(&mut self.source);
         assert!(self.destination().console().snapshot().heartbeats.len() <= 1, "it ran before it was let");
+        total
     }
 
     /// The arrived guest becomes the source of a move in the other direction.
@@ -312,6 +338,12 @@ impl Rig {
     #[track_caller]
     pub fn migrate_fails(&mut self, flags: &[&str], codes: &[i32]) -> Output {
         let output = self.migrate(flags);
+        self.assert_failed(&output, codes);
+        output
+    }
+
+    #[track_caller]
+    fn assert_failed(&mut self, output: &Output, codes: &[i32]) {
         assert!(
             output.code.is_some_and(|code| codes.contains(&code)),
             "exit code is none of {codes:?}; {output}"
@@ -323,29 +355,6 @@ impl Rig {
         );
         println!("exit code {}: {}", output.code.unwrap_or(-1), text.trim());
         self.assert_runs_at_source();
-        output
-    }
-
-    /// For a fault that may be survived: then the guest has arrived whole; else as [`Rig::migrate_fails`].
-    #[track_caller]
-    pub fn migrate_survives_or_fails(&mut self, flags: &[&str], codes: &[i32]) {
-        let output = self.migrate(flags);
-        if output.code == Some(0) {
-            let destination = self.destination();
-            assert_eq!(destination.status().expect("QMP"), "running", "at the destination; {output}");
-            assert_eq!(
-                destination.wait_swept(SWEEP_LIMIT).unwrap_or_else(|e| panic!("{e}")).bad,
-                0,
-                "bad pages"
-            );
-            assert_stopped(&mut self.source);
-        } else {
-            assert!(
-                output.code.is_some_and(|code| codes.contains(&code)),
-                "exit code is none of {codes:?}; {output}"
-            );
-            self.assert_runs_at_source();
-        }
     }
 
     /// The guest works at the source, and nowhere else.

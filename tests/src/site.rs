@@ -148,6 +148,12 @@ impl Site {
         matches!(self.daemon.try_wait(), Ok(None))
     }
 
+    /// To the daemon, and to nothing else.
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        let pid = nix::unistd::Pid::from_raw(self.daemon.id() as i32);
+        nix::sys::signal::kill(pid, signal).expect("the daemon is there");
+    }
+
     /// Ends the daemon as a crash would.
     pub fn kill(&mut self) {
         let _ = self.daemon.kill();

@@ -144,11 +144,11 @@ fn a_byte_flipped_on_a_lane() {
     });
 }
 
-/// Other lanes may carry on for it; if not, the move fails.
+/// Other lanes carry what it had, and it is dialled again.
 #[test]
 fn a_lane_that_ends_early() {
     let fault = Fault { on: Connections::Later, at_bytes: IN_THE_PAGES_BYTES, kind: Kind::Truncate };
-    with_fault(fault, |rig| rig.migrate_survives_or_fails(&[], &[FAILED]));
+    with_fault(fault, |rig| rig.migrate_live_armed(&[]));
 }
 
 #[test]
@@ -162,7 +162,5 @@ fn a_control_connection_that_ends_in_the_handshake() {
 #[test]
 fn a_control_connection_that_ends_during_the_move() {
     let fault = Fault { on: Connections::First, at_bytes: BEHIND_THE_HANDSHAKE_BYTES, kind: Kind::Truncate };
-    with_fault(fault, |rig| {
-        rig.migrate_fails(&[], &[FAILED, UNREACHABLE]);
-    });
+    with_fault(fault, |rig| rig.migrate_live_armed(&[]));
 }

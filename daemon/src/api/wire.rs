@@ -215,6 +215,10 @@ pub struct Event {
 pub enum EventKind {
     Progress,
     Phase,
+    /// The peer is not reached any more; it is being sought. `link` says why.
+    LinkDown,
+    /// It is reached again.
+    LinkUp,
     Finished,
 }
 
@@ -236,6 +240,9 @@ pub struct Status {
     pub elapsed_ms: u64,
     #[serde(default)]
     pub numbers: Numbers,
+    /// The outage that is on, or the last one; not there if there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<Outage>,
     /// How the stop was spent; there once the guest has been stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop: Option<StopTimes>,
@@ -244,6 +251,20 @@ pub struct Status {
     /// At the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sharing: Option<Sharing>,
+}
+
+/// A time in which the peer could not be reached.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Outage {
+    /// It lasts.
+    pub down: bool,
+    pub why: String,
+    /// So far, or in all.
+    pub for_ms: u64,
+    /// The migration is given up when it has lasted so long.
+    pub timeout_ms: u64,
+    /// Of this migration, this one included.
+    pub count: u32,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]

@@ -69,6 +69,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     node.timeouts.connect = config.link.connect_timeout;
     node.timeouts.handshake = config.link.connect_timeout;
     node.timeouts.dead_after = config.link.dead_after;
+    node.timeouts.link = config.link.timeout;
     let workers = Workers::start().context("starting the encoding threads")?;
 
     runtime::block_on(uring, async move {

@@ -32,6 +32,10 @@ impl Progress {
             self.draw(&block(status));
             return;
         }
+        if let (EventKind::LinkDown | EventKind::LinkUp, Some(words)) = (event, link_words(status)) {
+            println!("guest={} id={} {words}", status.guest, status.id.short());
+            return;
+        }
         let due = match self.last_line {
             None => true,
             Some((at, pass, phase)) => {
@@ -92,6 +96,8 @@ impl Progress {
         for line in lines {
             text.push_str(&format!("\x1b[2K{line}\n"));
         }
+        // A block that has become shorter leaves nothing behind.
+        text.push_str("\x1b[J");
         self.drawn = lines.len();
         // A terminal that went away is told by the next read of the daemon.
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
@@ -110,6 +116,9 @@ fn line(status: &Status) -> String {
     );
     if let Some(peer) = &status.peer {
         text += &format!(" peer={peer}");
+    }
+    if let Some(link) = status.link.as_ref().filter(|link| link.down) {
+        text += &format!(" link_down_ms={} link_timeout_ms={}", link.for_ms, link.timeout_ms);
     }
     if n.pages_total > 0 {
         text += &format!(
@@ -136,6 +145,7 @@ fn block(status: &Status) -> Vec<String> {
     };
     let elapsed = Span(Duration::from_millis(status.elapsed_ms));
     let mut lines = vec![format!("{}{towards}  {}  {elapsed}", status.guest, status.phase)];
+    lines.extend(link_words(status).map(|words| format!("  {words}")));
     if n.pages_total > 0 {
         const WIDTH: usize = 40;
         let share = percent(n.pages_done, n.pages_total);
@@ -160,6 +170,31 @@ fn block(status: &Status) -> Vec<String> {
         });
     }
     lines
+}
+
+/// What an outage means for the guest just now; or that it is over.
+pub(super) fn link_words(status: &Status) -> Option<String> {
+    let link = status.link.as_ref()?;
+    let seconds = link.for_ms as f64 / 1000.0;
+    if !link.down {
+        return Some(format!("link is back after {seconds:.1} s"));
+    }
+    let guest = match (status.role, status.phase) {
+        (Role::Source, Phase::Preparing | Phase::Copying | Phase::LinkLost) => "the guest runs on here",
+        (Role::Source, Phase::Stopped) => "the guest is being continued here",
+        (Role::Source, _) => "where the guest runs is in doubt",
+        (Role::Destination, Phase::Armed | Phase::Filling | Phase::LinkLost) => {
+            "not all of the guest is here"
+        }
+        (Role::Destination, _) => "all of the guest is here",
+    };
+    let peer = status.peer.as_deref().unwrap_or("the peer");
+    let effort = match status.role {
+        Role::Source => format!("trying to reach {peer} again"),
+        Role::Destination => format!("waiting for {peer}"),
+    };
+    let limit = link.timeout_ms / 1000;
+    Some(format!("link lost: {}; {guest}; {effort} (for {seconds:.0} s of {limit} s)", link.why))
 }
 
 fn percent(part: u64, whole: u64) -> f64 {

@@ -52,6 +52,9 @@ pub fn status(status: &Status, json: bool) -> io::Result<()> {
     writeln!(out, "migration   {}", status.id)?;
     writeln!(out, "guest       {} {direction} {peer}", status.guest)?;
     writeln!(out, "phase       {} for {}", status.phase, Span(Duration::from_millis(status.elapsed_ms)))?;
+    if let Some(words) = super::progress::link_words(status) {
+        writeln!(out, "link        {words}")?;
+    }
     if n.pages_total > 0 {
         writeln!(
             out,

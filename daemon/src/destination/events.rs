@@ -27,6 +27,14 @@ impl RxEvents for SourceEvents {
         self.controller.message(message);
     }
 
+    fn link_down(&self, why: Lost) {
+        self.controller.link_down(why);
+    }
+
+    fn link_up(&self) {
+        self.controller.link_up();
+    }
+
     fn lost(&self, lost: Lost) {
         self.controller.lost(lost);
     }

@@ -25,6 +25,7 @@ use crate::daemon::{Daemon, Receives};
 use crate::id::Id;
 use crate::inbox::Inbox;
 use crate::mailbox::{FromPeer, Mailbox};
+use crate::outage;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::Phase;
 use crate::protocol::{self, Migrate, PROTOCOL, Refusal, ToDestination, ToSource, Verdict, Welcome};
@@ -149,6 +150,10 @@ struct Reception {
     /// Starting, on its way to the disk.
     starting: Option<JoinHandle<Result<(), RecordError>>>,
     lost_after_go: bool,
+    /// The source is not reached just now.
+    down: bool,
+    /// All of the guest is here.
+    complete: bool,
     /// Who asks about it meanwhile is told to ask again.
     _receives: Receives,
 }
@@ -225,6 +230,8 @@ impl Reception {
             go: None,
             starting: None,
             lost_after_go: false,
+            down: false,
+            complete: false,
             _receives: receives,
         })
     }
@@ -254,7 +261,8 @@ impl Reception {
                 from = self.mailbox.next() => self.handle_source(from)?,
                 told = self.from_apply.recv() => match told {
                     Some(FromApply::Complete) => {
-                        self.entry.advance(Phase::Loading);
+                        self.complete = true;
+                        self.load();
                         if self.go.is_some() {
                             self.begin_starting();
                         }
@@ -271,20 +279,30 @@ impl Reception {
                     if over {
                         self.guest.loaded(patience).await?;
                         loaded = true;
-                        self.entry.advance(Phase::Loading);
+                        self.complete = true;
+                        self.load();
                         if self.go.is_none() {
                             self.session.message(protocol::encode(&ToSource::Ready)?)?;
                         }
                     }
                 }
                 // The guest stands: a QEMU that takes nothing more of it must not keep it standing. It arrives stopped, so
-                // it can be refused whatever becomes of that QEMU.
-                () = tokio::time::sleep(patience), if self.go.is_some() => {
+                // it can be refused whatever becomes of that QEMU. What is missing while the link is down comes with it, or
+                // the transport gives the link up.
+                () = tokio::time::sleep(patience), if self.go.is_some() && (self.complete || !self.down) => {
                     return Err(WaitingError::Slow { what: "take the guest", after: patience }.into());
                 }
             }
         }
         Ok(())
+    }
+
+    /// Nothing of the guest is missing any more, whatever the link does.
+    fn load(&self) {
+        if self.entry.phase() == Phase::LinkLost {
+            self.entry.advance(Phase::Filling);
+        }
+        self.entry.advance(Phase::Loading);
     }
 
     /// The guest is loaded and the source has let go: it is started, unless it is to stay stopped. On `Ok` that is durable;
@@ -383,6 +401,22 @@ impl Reception {
                 }
                 return Ok(());
             }
+            Some(FromPeer::LinkDown(why)) => {
+                self.down = true;
+                self.entry.link_down(&outage::words(&why), self.daemon.config.link.timeout);
+                if self.entry.phase() == Phase::Filling {
+                    self.entry.advance(Phase::LinkLost);
+                }
+                return Ok(());
+            }
+            Some(FromPeer::LinkUp) => {
+                self.down = false;
+                self.entry.link_up();
+                if self.entry.phase() == Phase::LinkLost {
+                    self.entry.advance(Phase::Filling);
+                }
+                return Ok(());
+            }
             Some(FromPeer::Lost(lost)) => DestinationError::Lost(lost),
             Some(FromPeer::Closed { code, text }) => DestinationError::Closed { code, text },
             Some(FromPeer::Flood) => DestinationError::Flood,
@@ -471,7 +505,9 @@ fn say(session: &RxSession, verdict: Verdict) {
 /// Leaves the session to the source to close, so that the verdict is not overtaken.
 async fn part(session: RxSession, mailbox: &mut Mailbox) {
     let _ = tokio::time::timeout(LAST_WORDS, async {
-        while let Some(FromPeer::Message(_)) = mailbox.next().await {}
+        while let Some(FromPeer::Message(_) | FromPeer::LinkDown(_) | FromPeer::LinkUp) = mailbox.next().await
+        {
+        }
     })
     .await;
     session.close(Refusal::Done as u16, "arrived");

@@ -23,19 +23,25 @@ impl Migration {
         let mut sampled = !gated;
         let mut ticks = tokio::time::interval(LOOK_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut wanted, mut syncs) = (false, 0);
-        while !(wanted && self.may_stop) {
-            if self.ram_ended {
+        // `used_up`: an older QEMU waits for its next grant.
+        let (mut wanted, mut used_up, mut syncs) = (false, false, 0);
+        // While the link is down nothing is decided: the guest runs on, and QEMU is read as long as there is room.
+        while !(wanted && self.may_stop && self.down.is_none()) {
+            if self.ram_ended && self.down.is_none() {
                 // Whoever stopped the guest wants it stopped: a QEMU whose guest stands waits for nobody.
                 self.runs = false;
                 return Ok(());
             }
-            let mut used_up = false;
+            let was_down = self.down.is_some();
             tokio::select! {
                 biased;
                 () = self.entry.cancelled() => return Err(SourceError::Cancelled),
                 message = self.mailbox.next() => {
                     self.handle_peer(message)?;
+                    if was_down && self.down.is_none() {
+                        // What is left, and how fast it goes, is not what it was.
+                        wanted = false;
+                    }
                     continue;
                 }
                 told = self.from_pump.recv() => match self.handle_pump(told)? {
@@ -61,7 +67,7 @@ impl Migration {
             }
             let Some(ram) = info.ram else {
                 // Not set up yet: nothing is dirty that could be counted.
-                if used_up {
+                if std::mem::take(&mut used_up) {
                     self.inbox.push(ToPump::Allowance(Some(GateConfig::default().min_grant_bytes)));
                 }
                 continue;
@@ -73,14 +79,18 @@ impl Migration {
                 let dirty_pages = Some(remaining_bytes / PAGE_BYTES as u64);
                 self.inbox.push(ToPump::Sync(SyncInfo { count: Some(sync_count), dirty_pages }));
             }
-            wanted |= self.raw && self.fits_now(sync_count, remaining_bytes);
+            wanted |= self.raw && self.down.is_none() && self.fits_now(sync_count, remaining_bytes);
             if used_up {
                 let goodput_bytes_per_s = self.session.stats().goodput_bytes_per_s.unwrap_or(0);
                 let look =
                     Look { at: self.begun.elapsed(), remaining_bytes, sync_count, goodput_bytes_per_s };
                 match gate.look(look) {
-                    Step::Grant(bytes) => self.inbox.push(ToPump::Allowance(Some(bytes))),
-                    Step::Switch => wanted = true,
+                    Step::Grant(bytes) => {
+                        used_up = false;
+                        self.inbox.push(ToPump::Allowance(Some(bytes)));
+                    }
+                    // It is not read on until it may be stopped, and looked at again meanwhile.
+                    Step::Switch => wanted = self.down.is_none(),
                 }
             }
         }

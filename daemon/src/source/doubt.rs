@@ -1,5 +1,9 @@
 //! In doubt: GO may have left, and no verdict came. The source stays stopped and asks until it knows.
 //!
+//! While the session lives, GO and the verdict travel on it, however often the link breaks; here is asked when it ended, or
+//! when the destination takes too long although it is reached. Both ways tell the same: what is said on the session is on
+//! record before.
+//!
 //! The destination answers from its records. *Running* and *Paused* release the guest, *Refused* returns it. A destination
 //! whose records are of another incarnation cannot know, and its *Unknown* never releases anything.
 
@@ -35,17 +39,19 @@ pub async fn ask(daemon: &Daemon, entry: &Entry, record: &Record) -> Verdict {
         };
         // Once per reason: a log that repeats itself is not read.
         if why != said {
-            let desc = format!(
-                "{} was let go to {}, and its verdict is not here yet: {why}",
-                record.guest, record.peer
-            );
-            entry.set_outcome(Outcome::new(Ending::InDoubt, Whereabouts::InDoubt, desc));
+            entry.set_outcome(outcome(&record.guest, &record.peer, &why));
             tracing::warn!(guest = %record.guest, peer = %record.peer, %why, "in doubt; asking again");
             said = why;
         }
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(LONGEST_WAIT);
     }
+}
+
+/// What is said as long as there is no verdict.
+pub fn outcome(guest: &str, peer: &str, why: &str) -> Outcome {
+    let desc = format!("{guest} was let go to {peer}, and its verdict is not here yet: {why}");
+    Outcome::new(Ending::InDoubt, Whereabouts::InDoubt, desc)
 }
 
 async fn ask_once(daemon: &Daemon, record: &Record) -> Result<Answer, String> {

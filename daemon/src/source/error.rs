@@ -27,6 +27,8 @@ pub enum SourceError {
     Open(OpenError),
     #[error("{0}")]
     Lost(#[from] Lost),
+    #[error("the link was lost while the guest stood, before it was let go: {0}")]
+    LostWhileStopped(String),
     #[error("the destination gave up: {text}")]
     Closed { code: u16, text: String },
     #[error("the destination speaks another language: {0}")]
@@ -99,6 +101,10 @@ impl SourceError {
             }
             SourceError::Cancelled => (Ending::Cancelled, ""),
             SourceError::Protocol(_) => (Ending::Incompatible, "Update the older daemon"),
+            SourceError::Lost(_) | SourceError::LostWhileStopped(_) => (
+                Ending::Failed,
+                "To try again: a new QEMU and hikyaku receive there, then hikyaku migrate here",
+            ),
             SourceError::StoppedItself => (Ending::Failed, "Try again; QEMU 8.1 or newer does not do this"),
             _ => (Ending::Failed, ""),
         };

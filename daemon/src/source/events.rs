@@ -36,6 +36,14 @@ impl TxEvents for PeerEvents {
         self.controller.message(message);
     }
 
+    fn link_down(&self, why: Lost) {
+        self.controller.link_down(why);
+    }
+
+    fn link_up(&self) {
+        self.controller.link_up();
+    }
+
     fn lost(&self, lost: Lost) {
         self.controller.lost(lost);
     }

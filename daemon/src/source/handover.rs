@@ -83,6 +83,10 @@ impl Migration {
             return Err(SourceError::Cancelled);
         }
         self.daemon.records.write(&self.record(records::Phase::Ceded)).await?;
+        // What came while the disk was waited for: a link that is down must not be trusted with GO.
+        while let Some(message) = self.mailbox.waiting() {
+            self.handle_peer(Some(message))?;
+        }
         if self.entry.is_cancelled() {
             // The wish came while the disk was waited for, and was granted.
             return Err(SourceError::Cancelled);
@@ -98,12 +102,10 @@ impl Migration {
     /// None: it cannot be had over this session, or not in time.
     pub(super) async fn await_verdict(&mut self) -> Option<Verdict> {
         let config = &self.daemon.config.guest;
-        // A QEMU may hang there while the link does not: whoever waits here is told, and the destination asked.
-        let late = config.load_timeout + config.qmp_timeout;
-        tokio::time::timeout(late, self.next_verdict()).await.unwrap_or_else(|_| self.verdict.take())
-    }
-
-    async fn next_verdict(&mut self) -> Option<Verdict> {
+        // A QEMU may hang there while the link does not: whoever waits here is told, and the destination asked. A link that
+        // is down brings GO, or the verdict, when it is back; it is the transport that gives it up.
+        let patience = config.load_timeout + config.qmp_timeout;
+        let mut late = tokio::time::Instant::now() + patience;
         loop {
             if let Some(verdict) = self.verdict.take() {
                 return Some(verdict);
@@ -114,7 +116,9 @@ impl Migration {
                         tracing::warn!(%error, "before the verdict");
                         return self.verdict.take();
                     }
+                    late = tokio::time::Instant::now() + patience;
                 }
+                () = tokio::time::sleep_until(late), if self.down.is_none() => return None,
                 // QEMU has nothing to say any more; its failing changes nothing: it cannot start the guest.
                 Some(told) = self.from_pump.recv() => {
                     if let Err(error) = self.handle_pump(Some(told)) {
@@ -140,8 +144,9 @@ impl Migration {
         }
     }
 
-    /// The next thing that happens while the guest is stopped. A link that stands still for `closing_timeout` is
-    /// given up: the guest must not.
+    /// The next thing that happens while the guest is stopped. A link that is down, or stands still for `closing_timeout`,
+    /// is not waited for: the guest must not stand. It cannot go back to being copied: once it stood, QEMU has ended its
+    /// stream.
     async fn next(&mut self) -> Result<Option<FromPump>, SourceError> {
         let patience = self.daemon.config.guest.closing_timeout;
         loop {

@@ -5,6 +5,9 @@
 //!     └─────────┴───────┴───────┴── any failure: give the guest back
 //! ```
 //!
+//! A link that is down (not lost: the transport seeks it) ends nothing while the guest runs, and nothing after GO; in
+//! between the guest must not stand for it, and is given back.
+//!
 //! Until GO has left the guest is ours: whatever fails, `give_back` leaves it as it was. After that only the
 //! destination's verdict counts; while it cannot be had, [`doubt`] goes on asking.
 
@@ -28,6 +31,7 @@ use crate::api::wire::{MigrateArguments, StopTimes, Switchover};
 use crate::daemon::Daemon;
 use crate::inbox::Inbox;
 use crate::mailbox::{FromPeer, Mailbox};
+use crate::outage;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::Phase;
 use crate::protocol::{self, Hello, Migrate, PROTOCOL, Refusal, Relay, ToSource, Verdict, Welcome};
@@ -35,7 +39,7 @@ use crate::records::{self, Record};
 use crate::registry::Entry;
 use events::PeerEvents;
 use guest::{Hold, SourceGuest};
-use hikyaku_transport::{PeerName, SessionId, TxSession};
+use hikyaku_transport::{Lost, PeerName, SessionId, TxSession};
 use intake::Intake;
 use pump::{FromPump, Pump, ToPump};
 use std::rc::Rc;
@@ -76,6 +80,8 @@ struct Migration {
     /// The destination's QEMU has loaded everything.
     ready: bool,
     verdict: Option<Verdict>,
+    /// Why the destination cannot be reached just now.
+    down: Option<String>,
     return_path: return_path::Guard,
     progress: handover::LinkProgress,
     times: StopTimes,
@@ -161,6 +167,7 @@ impl Migration {
             stopped: false,
             ready: false,
             verdict: None,
+            down: None,
             return_path: return_path::Guard::default(),
             progress: handover::LinkProgress::new(),
             times: StopTimes::default(),
@@ -307,6 +314,11 @@ impl Migration {
     fn handle_peer(&mut self, from: Option<FromPeer>) -> Result<(), SourceError> {
         let message = match from {
             Some(FromPeer::Message(message)) => message,
+            Some(FromPeer::LinkDown(why)) => return self.link_down(&why),
+            Some(FromPeer::LinkUp) => {
+                self.link_up();
+                return Ok(());
+            }
             Some(FromPeer::Lost(lost)) => return Err(lost.into()),
             Some(FromPeer::Closed { code, text }) => return Err(SourceError::Closed { code, text }),
             Some(FromPeer::Flood) => return Err(SourceError::Flood),
@@ -326,6 +338,33 @@ impl Migration {
             ToSource::Verdict(verdict) => self.verdict = Some(verdict),
         }
         Ok(())
+    }
+
+    /// `Err`: the guest stands, is ours, and must not wait for the link.
+    fn link_down(&mut self, why: &Lost) -> Result<(), SourceError> {
+        let why = outage::words(why);
+        self.entry.link_down(&why, self.daemon.config.link.timeout);
+        self.inbox.push(ToPump::LinkDown);
+        self.down = Some(why.clone());
+        match self.entry.phase() {
+            Phase::Ceded => {
+                let why = format!("the link is down: {why}");
+                self.entry.set_outcome(doubt::outcome(&self.arguments.guest, &self.arguments.to, &why));
+            }
+            _ if self.stopped => return Err(SourceError::LostWhileStopped(why)),
+            Phase::Copying => self.entry.advance(Phase::LinkLost),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn link_up(&mut self) {
+        self.down = None;
+        self.inbox.push(ToPump::LinkUp);
+        self.entry.link_up();
+        if self.entry.phase() == Phase::LinkLost {
+            self.entry.advance(Phase::Copying);
+        }
     }
 
     /// Progress goes to the registry, failures up; the rest is for the phase that is on.

@@ -42,6 +42,10 @@ pub enum ToPump {
         cumulative: u64,
         ranges: Vec<(u64, u64)>,
     },
+    /// The peer is not reached just now: no time to decide when the guest is stopped.
+    LinkDown,
+    /// It is reached again: what was decided before is decided anew.
+    LinkUp,
     /// More may be sent. The flag is lowered when this has been seen.
     Room(Arc<AtomicBool>),
     Encoded(Encoded),
@@ -129,6 +133,9 @@ struct Running {
     read_bytes: u64,
     allowance: Option<u64>,
     stopped: bool,
+    link_down: bool,
+    /// The policy wants the guest stopped, and is asked no more.
+    switch: bool,
     tail: TailState,
     wake_at: Option<Time>,
     link_at: Instant,
@@ -159,6 +166,8 @@ impl Running {
             read_bytes: 0,
             allowance: None,
             stopped: false,
+            link_down: false,
+            switch: false,
             tail: TailState::Coming,
             wake_at: None,
             link_at: now,
@@ -208,6 +217,14 @@ impl Running {
                 let ranges: Vec<_> = ranges.into_iter().map(|(a, b)| (seq(a), seq(b))).collect();
                 engine.acked(now, seq(cumulative), &ranges);
                 // Credit and goodput changed with it.
+                self.link_at = Instant::now();
+            }
+            ToPump::LinkDown => self.link_down = true,
+            ToPump::LinkUp => {
+                self.link_down = false;
+                if std::mem::take(&mut self.switch) && !self.stopped {
+                    engine.guest_resumed(now);
+                }
                 self.link_at = Instant::now();
             }
             ToPump::Room(told) => {
@@ -265,7 +282,12 @@ impl Running {
                     after: chunk.after.0.into(),
                     payload: Payload::from(chunk.payload),
                 })?,
-                Action::Switch => self.tell(FromPump::Switch),
+                Action::Switch => {
+                    self.switch = true;
+                    if !self.link_down {
+                        self.tell(FromPump::Switch);
+                    }
+                }
                 // No policy that is offered asks for it.
                 Action::Throttle(share) => tracing::warn!(share, "throttling is not done by this daemon"),
                 Action::Abort(reason) => self.tell(FromPump::Abort(reason)),

@@ -35,6 +35,14 @@ impl Running {
         });
     }
 
+    /// Waits until a `--json` command has told this event.
+    #[track_caller]
+    pub fn wait_event(&self, name: &str, limit: Duration) {
+        self.wait_line(&format!("event {name}"), limit, |line| {
+            event(line).is_some_and(|event| event["event"] == name)
+        });
+    }
+
     /// Waits until the other side has so much of the guest.
     #[track_caller]
     pub fn wait_acked(&self, bytes: u64) {
@@ -47,6 +55,11 @@ impl Running {
 }
 
 impl Output {
+    /// The events of a `--json` command that have this name.
+    pub fn events(&self, name: &str) -> Vec<Value> {
+        self.stdout.lines().filter_map(event).filter(|event| event["event"] == name).collect()
+    }
+
     /// Where the last event of a `--json` command says that the guest is.
     #[track_caller]
     pub fn whereabouts(&self) -> String {
@@ -143,6 +156,17 @@ impl Rig {
             assert_eq!(defect, None, "in the log of {}", site.name());
         }
         side
+    }
+
+    /// The guest was started once, and the source was told once.
+    #[track_caller]
+    pub fn assert_one_verdict(&self) {
+        let count = |site: &Site, what: &str| site.log().lines().filter(|line| line.contains(what)).count();
+        let (asked, moved) = (
+            count(self.destination_site(), "was asked for a verdict"),
+            count(self.source_site(), "moved to"),
+        );
+        assert_eq!((asked, moved), (0, 1), "the verdict comes on the session, once");
     }
 
     /// Nobody runs the guest: asked of both QEMUs and heard on both consoles for a moment.
