@@ -107,7 +107,7 @@ async fn open(
         lanes::Way { control: address, paths: paths.to_vec(), early, why_not: why_not.clone() },
     ));
 
-    let _ = timeout(LANES_PATIENCE.min(bound), bond.lanes_are_up(link.agreed.lanes)).await;
+    let _ = timeout(LANES_PATIENCE.min(bound), bond.lanes_are_up(lanes::first(shared, &link))).await;
     let error = match timeout(bound, bond.lanes_are_up(1)).await {
         Ok(()) => {
             return match link.ended() {
@@ -144,7 +144,7 @@ pub async fn start(
         link: [0; 16],
         resumes,
         secret: [0; 32],
-        lanes: config.lanes,
+        lanes: config.lanes.max(config.lanes_most),
         chunk_bytes_max: config.limits.chunk_bytes,
         message_bytes_max: config.limits.message_bytes as u32,
     };

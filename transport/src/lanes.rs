@@ -19,9 +19,10 @@ use crate::hello;
 use crate::keep::Pauses;
 use crate::lane::engine::{Core, NewLane};
 use crate::lane::tx::TxLane;
-use crate::link::lock;
+use crate::link::{LinkCore, lock};
 use crate::names::LaneId;
 use crate::node::Shared;
+use crate::widen::{self, Widening};
 
 /// How often lanes that live elsewhere try their own path again.
 const HOME_AGAIN: Duration = Duration::from_secs(5);
@@ -54,7 +55,12 @@ impl Reason {
     }
 }
 
-/// Starts to connect every lane that may be agreed on, to the path it belongs to.
+/// The lanes that a bond begins with; more may come ([`widen`](crate::widen)).
+pub fn first(shared: &Shared, link: &LinkCore) -> u16 {
+    shared.config.lanes.min(link.agreed.lanes)
+}
+
+/// Starts to connect every lane that a bond may begin with, to the path it belongs to.
 pub fn dial_early(shared: &Arc<Shared>, control: SocketAddr, paths: &[SocketAddr]) -> VecDeque<Early> {
     (0..shared.config.lanes)
         .map(|lane| {
@@ -75,7 +81,8 @@ pub async fn keep(shared: Arc<Shared>, bond: Arc<Bond>, mut way: Way) {
     let way = Arc::new(way);
     let mut dialling = JoinSet::new();
     let mut early = early.into_iter();
-    for lane in (0..bond.link.agreed.lanes).map(LaneId) {
+    let (link, mut lanes) = (&bond.link, first(&shared, &bond.link));
+    for lane in (0..lanes).map(LaneId) {
         dialling.spawn(bring_up(shared.clone(), bond.clone(), way.clone(), lane, early.next()));
     }
     // The peer wants no more of them.
@@ -83,8 +90,12 @@ pub async fn keep(shared: Arc<Shared>, bond: Arc<Bond>, mut way: Way) {
     let mut away: Vec<LaneId> = Vec::new();
     let mut home_again = tokio::time::interval(HOME_AGAIN);
     home_again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut widening = Widening::new(lanes, link.agreed.lanes);
+    let mut look = tokio::time::interval(widen::LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         for lane in bond.take_fallen() {
+            widening.fell();
             away.retain(|known| *known != lane);
             dialling.spawn(bring_up(shared.clone(), bond.clone(), way.clone(), lane, None));
         }
@@ -97,6 +108,20 @@ pub async fn keep(shared: Arc<Shared>, bond: Arc<Bond>, mut way: Way) {
                 if let Ok(Some((lane, at))) = up && at != path(&way.paths, way.control, lane, 0) {
                     away.push(lane);
                 }
+            }
+            _ = look.tick(), if lanes < link.agreed.lanes => {
+                if !link.has_sessions() {
+                    widening.rest();
+                    continue;
+                }
+                let more = widening.look(link.reading());
+                if more > 0 {
+                    tracing::info!(peer = %link.peer, lanes = lanes + more, "more lanes: the path keeps each small");
+                }
+                for lane in (lanes..lanes + more).map(LaneId) {
+                    dialling.spawn(bring_up(shared.clone(), bond.clone(), way.clone(), lane, None));
+                }
+                lanes += more;
             }
             _ = home_again.tick(), if !away.is_empty() => {
                 for lane in std::mem::take(&mut away) {

@@ -61,6 +61,7 @@ pub mod suite;
 mod sys;
 mod throttle;
 mod voice;
+mod widen;
 pub mod wire;
 
 pub use config::{Congestion, Io, Limits, NodeConfig, Peer, Sockets, Suites, Timeouts};

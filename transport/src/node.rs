@@ -324,8 +324,8 @@ impl Link {
 
 fn check(config: &NodeConfig) -> Result<(), StartError> {
     let wrong = |what| Err(StartError::Config(what));
-    if config.lanes == 0 || config.lanes > config.limits.lanes {
-        return wrong("lanes must be at least 1 and at most limits.lanes");
+    if config.lanes == 0 || config.lanes.max(config.lanes_most) > config.limits.lanes {
+        return wrong("lanes must be at least 1, and with lanes_most at most limits.lanes");
     }
     if config.limits.chunk_bytes == 0 || config.limits.chunk_bytes > CHUNK_BYTES_CEILING {
         return wrong("limits.chunk_bytes must be 1 byte to 4 MiB");

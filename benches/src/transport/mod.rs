@@ -108,6 +108,8 @@ pub struct Measured {
     /// Until the fixed volume had come, if it did.
     total_s: Option<f64>,
     per_second: Vec<u64>,
+    /// Lanes at the end; 0: not ours.
+    lanes: u16,
     /// Packets that found the link's queue full.
     drops: u64,
 }

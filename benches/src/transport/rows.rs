@@ -92,8 +92,9 @@ pub fn measure(name: &str, profile: &Profile, course: &Course, rows: &mut [Row])
 
 fn describe(measured: &Measured, rate: f64) -> String {
     let mbit: Vec<_> = measured.per_second.iter().map(|b| format!("{:.0}", *b as f64 * 8e-6)).collect();
+    let lanes = if measured.lanes > 0 { format!("{} lanes; ", measured.lanes) } else { String::new() };
     format!(
-        "{:>5.1} %; {} packets found the queue full; load {}; Mbit/s of each second: {}",
+        "{:>5.1} %; {lanes}{} packets found the queue full; load {}; Mbit/s of each second: {}",
         measured.steady_bytes_per_s / rate * 100.0,
         measured.drops,
         load_average(),
@@ -103,15 +104,16 @@ fn describe(measured: &Measured, rate: f64) -> String {
 
 fn run(profile: &Profile, course: &Course, thing: &Thing, rate: f64) -> anyhow::Result<Measured> {
     let network = Link::builder().hosts(HOSTS).profile(*profile).build()?;
-    let series = match thing {
+    let (series, lanes) = match thing {
         Thing::Ours(manner) => {
             // A little longer: its clock starts before the first byte comes.
             let manner = Manner { amount: Amount::Time(course.time + 2 * profile.rtt), ..manner.clone() };
-            transfer(Place::Hosts(&network), &manner, rate)?.received.series()
+            let outcome = transfer(Place::Hosts(&network), &manner, rate)?;
+            (outcome.received.series(), outcome.sent.lanes)
         }
-        Thing::Iperf(streams) => iperf::run(&network, *streams, course.time)?,
+        Thing::Iperf(streams) => (iperf::run(&network, *streams, course.time)?, 0),
     };
-    Ok(figures(&series, course, course.volume(rate), &network))
+    Ok(Measured { lanes, ..figures(&series, course, course.volume(rate), &network) })
 }
 
 fn figures(series: &Series, course: &Course, volume: u64, network: &Network) -> Measured {
@@ -121,6 +123,7 @@ fn figures(series: &Series, course: &Course, volume: u64, network: &Network) -> 
         steady_bytes_per_s: series.rate(course.steady_from, until),
         total_s: series.time_of(volume).map(|time: Duration| time.as_secs_f64()),
         per_second: series.per_second(),
+        lanes: 0,
         drops: network.counters().iter().map(|(_, _, seen)| seen.dropped_queue).sum(),
     }
 }

@@ -53,7 +53,7 @@ fn config(plan: &Plan) -> anyhow::Result<NodeConfig> {
         config.sockets.congestion = Congestion::Named(name.clone());
     }
     if let Some(lanes) = manner.lanes {
-        config.lanes = lanes;
+        (config.lanes, config.lanes_most) = (lanes, lanes);
     }
     if let Some(id) = manner.suite {
         config.suites = Suites::Only(Suite::from_id(id).context("an unknown suite")?);

@@ -1,0 +1,147 @@
+//! More lanes where the path keeps them small.
+//!
+//! A congestion control that takes every loss for a full queue holds a connection to a window that the loss rate decides, whatever
+//! the path could carry: with cubic, a round trip of 120 ms and one loss in ten thousand packets, to about 20 Mbit/s. More
+//! connections are what helps, and only there: a link begins with `NodeConfig::lanes`, and gets half as many again for each
+//! look in which losses without a queue held its rate, or the path ended a quarter of its connections, as in the look before. They stay until
+//! the link's connection ends. It does not look at what a path with a queue drops: there all lanes share what it carries.
+
+use std::time::Duration;
+
+use crate::limit::{Limit, Reading, what_limits};
+
+/// Between two looks: some round trips of a long path. What slow start sent too much is repaired within two of them.
+pub const LOOK: Duration = Duration::from_secs(1);
+/// Looks that must agree.
+const IN_A_ROW: u32 = 2;
+
+/// What one bond's lanes went through.
+pub struct Widening {
+    lanes: u16,
+    most: u16,
+    before: Option<Reading>,
+    in_a_row: u32,
+    fallen: u16,
+}
+
+impl Widening {
+    /// A bond that begins with so many lanes and may have `most`.
+    pub fn new(lanes: u16, most: u16) -> Self {
+        Self { lanes, most, before: None, in_a_row: 0, fallen: 0 }
+    }
+
+    /// A lane's connection ended.
+    pub fn fell(&mut self) {
+        self.fallen = self.fallen.saturating_add(1);
+    }
+
+    /// Nothing is being sent: there is nothing to learn.
+    pub fn rest(&mut self) {
+        *self = Self::new(self.lanes, self.most);
+    }
+
+    /// How the link does now; how many lanes it is to get.
+    pub fn look(&mut self, now: Reading) -> u16 {
+        let fallen = std::mem::take(&mut self.fallen);
+        let Some(before) = self.before.replace(now.clone()) else { return 0 };
+        let held = matches!(what_limits(&before, &now), Limit::Losses { .. });
+        let killed = u32::from(fallen) * 4 >= u32::from(self.lanes);
+        self.in_a_row = if held || killed { self.in_a_row + 1 } else { 0 };
+        if self.in_a_row < IN_A_ROW {
+            return 0;
+        }
+        let more = (self.lanes / 2).max(1).min(self.most.saturating_sub(self.lanes));
+        self.lanes += more;
+        more
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::lane_stats::some_lane;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// A link of 120 ms that always has something to send, second by second.
+    struct Path {
+        now: Reading,
+        widening: Widening,
+    }
+
+    impl Path {
+        fn new() -> Self {
+            let now = Reading {
+                at: Instant::now(),
+                lanes: (0..8).map(some_lane).collect(),
+                threads: vec![Duration::ZERO],
+                rtt: Some(120 * MS),
+                min_rtt: Some(120 * MS),
+                unsent_bytes: 1 << 20,
+                waits_for_credit: false,
+                limit_bytes_per_s: None,
+            };
+            let mut path = Self { now, widening: Widening::new(8, 32) };
+            path.widening.look(path.now.clone());
+            path
+        }
+
+        /// A second in which each lane sent so many packets again, with a queue of this length.
+        fn second(&mut self, resent: u64, queue: Duration) -> u16 {
+            self.now.at += LOOK;
+            self.now.rtt = Some(120 * MS + queue);
+            for lane in &mut self.now.lanes {
+                lane.acked_bytes += 10_000_000;
+                lane.sent_segments += 7000;
+                lane.resent_segments += resent;
+                lane.busy += LOOK;
+            }
+            self.widening.look(self.now.clone())
+        }
+    }
+
+    #[test]
+    fn losses_without_a_queue_bring_more_lanes_up_to_the_most() {
+        let mut path = Path::new();
+        let got: Vec<_> = (0..8).map(|_| path.second(1, Duration::ZERO)).collect();
+        assert_eq!(got, [0, 4, 6, 9, 5, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_path_that_is_full_or_clean_keeps_its_lanes() {
+        let mut path = Path::new();
+        assert!((0..5).all(|_| path.second(10, 100 * MS) == 0), "its queue drops them");
+        assert!((0..5).all(|_| path.second(0, Duration::ZERO) == 0));
+    }
+
+    #[test]
+    fn what_slow_start_lost_is_no_reason() {
+        let mut path = Path::new();
+        assert_eq!(path.second(500, 100 * MS), 0);
+        assert_eq!(path.second(20, Duration::ZERO), 0, "repaired, with the queue empty again");
+        assert_eq!(path.second(0, Duration::ZERO), 0);
+        assert_eq!(path.second(20, Duration::ZERO), 0, "and another time");
+    }
+
+    #[test]
+    fn a_path_that_ends_connections_gets_more_of_them() {
+        let mut path = Path::new();
+        let mut second = |fallen| {
+            (0..fallen).for_each(|_| path.widening.fell());
+            path.second(0, Duration::ZERO)
+        };
+        assert_eq!((second(1), second(1), second(0)), (0, 0, 0), "one in a while");
+        assert_eq!((second(10), second(10), second(10)), (0, 4, 6));
+    }
+
+    #[test]
+    fn a_rest_forgets_what_was_seen_and_keeps_what_there_is() {
+        let mut path = Path::new();
+        assert_eq!((path.second(1, Duration::ZERO), path.second(1, Duration::ZERO)), (0, 4));
+        path.widening.rest();
+        assert_eq!((path.second(1, Duration::ZERO), path.second(1, Duration::ZERO)), (0, 0));
+        assert_eq!(path.second(1, Duration::ZERO), 6);
+    }
+}
