@@ -6,11 +6,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use snow::params::DHChoice;
-use snow::resolvers::{CryptoResolver, DefaultResolver};
 use zeroize::Zeroizing;
 
-const KEY_BYTES: usize = 32;
+use crate::crypto::{KEY_BYTES, public_of};
+
 const SECRET_PREFIX: &str = "HIKYAKU-SECRET-KEY-";
 
 /// A key pair. The secret half is wiped from memory on drop and is never printed by `Debug`.
@@ -36,8 +35,6 @@ pub enum KeyError {
     Length(usize),
     #[error("character {0} of the key is not a hexadecimal digit")]
     Digit(usize),
-    #[error("this is not a usable X25519 key")]
-    Unusable,
 }
 
 impl StaticKey {
@@ -72,10 +69,8 @@ impl StaticKey {
     }
 
     fn from_secret(secret: Zeroizing<[u8; KEY_BYTES]>) -> Result<Self, KeyError> {
-        let mut dh = DefaultResolver.resolve_dh(&DHChoice::Curve25519).ok_or(KeyError::Unusable)?;
-        dh.set(&secret[..]);
-        let public = dh.pubkey().try_into().map_err(|_| KeyError::Unusable)?;
-        Ok(Self { secret, public: PublicKey(public) })
+        let public = PublicKey(public_of(&secret));
+        Ok(Self { secret, public })
     }
 }
 

@@ -27,6 +27,7 @@ mod bucket;
 mod calm;
 pub mod config;
 mod control;
+mod crypto;
 mod dial;
 mod error;
 mod events;

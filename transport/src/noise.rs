@@ -17,7 +17,9 @@ use snow::{Builder, HandshakeState, StatelessTransportState};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use zeroize::{Zeroize, Zeroizing};
 
+use crate::crypto::Resolver;
 use crate::error::Versions;
 use crate::key::{PublicKey, StaticKey};
 use crate::replay::Replays;
@@ -234,7 +236,9 @@ pub async fn refuse(stream: &mut TcpStream, why: Refusal) -> io::Result<()> {
 }
 
 fn builder<'a>(ours: &'a StaticKey, prologue: &'a [u8]) -> Result<Builder<'a>, snow::Error> {
-    Builder::new(PATTERN.parse()?).local_private_key(ours.secret())?.prologue(prologue)
+    Builder::with_resolver(PATTERN.parse()?, Box::new(Resolver))
+        .local_private_key(ours.secret())?
+        .prologue(prologue)
 }
 
 fn records(stream: TcpStream, noise: HandshakeState, suite: Suite) -> Result<Records, HandshakeError> {
@@ -268,9 +272,13 @@ impl RecordReader {
             .read_message(self.nonce, &self.sealed, &mut self.plain)
             .map_err(|_| RecordError::Forged)?;
         self.nonce += 1;
-        // The peer is there and has the key.
-        self.most_bytes = RECORD_BYTES_MAX;
-        Ok(Message::decode(&self.plain[..bytes])?)
+        let message = Message::decode(&self.plain[..bytes]);
+        if self.most_bytes == FIRST_RECORD_BYTES_MAX {
+            // The peer is there and has the key. A start holds a secret.
+            self.most_bytes = RECORD_BYTES_MAX;
+            self.plain.zeroize();
+        }
+        Ok(message?)
     }
 }
 
@@ -310,7 +318,8 @@ impl RecordWriter {
     }
 
     pub async fn send(&mut self, message: &Message) -> Result<(), RecordError> {
-        self.add(&message.encode()?);
+        // A start holds a secret.
+        self.add(&Zeroizing::new(message.encode()?));
         Ok(self.flush().await?)
     }
 }

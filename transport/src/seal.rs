@@ -141,6 +141,7 @@ impl Key {
 
 /// Each suite by who does it best. `ring` does not wipe its keys by itself.
 enum Cipher {
+    /// Wipes its key: its feature `zeroize` is on.
     ChaCha(Box<ChaCha20Poly1305>),
     Aes(Wiped<LessSafeKey>),
 }
@@ -209,6 +210,7 @@ impl Cipher {
 mod tests {
     use super::*;
     use crate::wire::frame::FrameType;
+    use zeroize::ZeroizeOnDrop;
 
     const LINK: [u8; 16] = [5; 16];
 
@@ -301,6 +303,9 @@ mod tests {
         open(&mut opener, &frame).unwrap();
         assert_eq!(open(&mut opener, &frame), Err(Forged), "the same frame again");
     }
+
+    /// What a key's owner promises about its memory; without the crate's feature this does not compile.
+    const _: fn(&ChaCha20Poly1305) -> &dyn ZeroizeOnDrop = |cipher| cipher;
 
     fn both_sides_change_the_key_long_before_it_is_worn(suite: Suite) {
         let (mut sealer, mut opener) = pair(suite);

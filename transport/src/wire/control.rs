@@ -6,6 +6,7 @@
 
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use bincode::{Decode, Encode};
+use zeroize::Zeroize;
 
 /// Longest ciphertext of a Noise record, tag included.
 pub const RECORD_BYTES_MAX: usize = 65_535;
@@ -90,11 +91,17 @@ pub struct Start {
     pub link: [u8; 16],
     /// The link that is to go on: the `link` of its first start.
     pub resumes: Option<[u8; 16]>,
-    /// The lanes' keys are derived from it. Random.
+    /// The lanes' keys are derived from it. Random; wiped on drop.
     pub secret: [u8; 32],
     pub lanes: u16,
     pub chunk_bytes_max: u32,
     pub message_bytes_max: u32,
+}
+
+impl Drop for Start {
+    fn drop(&mut self) {
+        self.secret.zeroize();
+    }
 }
 
 /// The secret is left out.
