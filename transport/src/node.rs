@@ -27,7 +27,6 @@ use crate::link::LinkCore;
 use crate::listen;
 use crate::names::{PeerName, SessionId};
 use crate::noise::Responder;
-use crate::replay::Replays;
 use crate::session::{LinkStats, TxSession};
 use crate::suite::{Suite, SuiteSet};
 use crate::throttle::HostLimit;
@@ -100,7 +99,7 @@ impl Node {
             .build()
             .map_err(StartError::Threads)?;
         let gate = Gate::new(config.limits.pending, config.limits.pending_per_address);
-        let responder = Responder { key: config.key.clone(), suites, replays: Replays::default() };
+        let responder = Responder::new(config.key.clone(), suites);
         let shared = Arc::new(Shared {
             config,
             clock,
