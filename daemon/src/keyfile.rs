@@ -5,6 +5,7 @@ use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
 
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
@@ -28,7 +29,7 @@ pub fn read(path: &Path) -> Result<StaticKey, KeyFileError> {
     if mode & 0o077 != 0 {
         return Err(KeyFileError::Open { path: path.to_owned(), mode });
     }
-    let text = std::fs::read_to_string(path).map_err(at)?;
+    let text = Zeroizing::new(std::fs::read_to_string(path).map_err(at)?);
     StaticKey::from_text(text.trim())
         .map_err(|e| KeyFileError::Damaged { path: path.to_owned(), why: e.to_string() })
 }
