@@ -54,7 +54,9 @@ fuzz_target!(|data: &[u8]| {
         3 => answer(bytes),
         4 => first_record(bytes, false),
         5 => first_record(bytes, true),
-        6 => lane(bytes),
+        6 => {
+            lane(bytes);
+        }
         _ => {
             let (honest, _) = hello::hello(&secret(choice), &LINK, LaneId(3), Epoch(4));
             if let Some(changed) = xored(&honest, bytes) {
