@@ -81,7 +81,10 @@ fn respond(bytes: &[u8]) -> bool {
     };
     let Some(suite) = HONEST.responder.choose(suites) else { return false };
     assert!(suites.contains(suite));
-    let Some((_, rest)) = rest.split_first_chunk::<2>() else { return false };
+    let Some((length, rest)) = rest.split_first_chunk::<2>() else { return false };
+    if usize::from(u16::from_le_bytes(*length)) != MESSAGE_1_BYTES {
+        return false;
+    }
     let Some(first) = rest.first_chunk::<MESSAGE_1_BYTES>() else { return false };
     let mut asked = None;
     // Nobody is let in, so that no message counts as seen.
