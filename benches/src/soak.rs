@@ -6,12 +6,13 @@
 use crate::guest::Load;
 use crate::guest::locate::QemuBinary;
 use crate::link::cli::named;
-use crate::link::{Link, parse_duration};
+use crate::link::{Link, Network, parse_duration};
 use crate::site::{Programs, Site};
 use crate::travel::{Manner, Row, Traveller};
 use anyhow::Context;
 use clap::Args;
 use std::process::ExitCode;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 /// Daemons may grow until then: the allocator's heaps, one per thread, fill up.
@@ -23,6 +24,10 @@ const GROWTH_BYTES: u64 = 32 << 20;
 const SWEEP_EVERY: u32 = 5;
 /// One move may take so long.
 const MOVE_LIMIT: Duration = Duration::from_secs(60);
+/// The link is cut when so much of a move has crossed it.
+const CUT_AFTER_BYTES: u64 = 8 << 20;
+/// Between two looks at how much that is.
+const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 const HOSTS: [&str; 2] = ["tokyo", "fukuoka"];
 
 #[derive(Debug, Args)]
@@ -42,6 +47,9 @@ pub struct SoakArgs {
     /// Who decides when to stop the guest
     #[arg(long, default_value = "adaptive")]
     policy: String,
+    /// Cut the link for so long in the midst of every move, such as 5min; less than link.timeout of the daemons
+    #[arg(long, value_parser = parse_duration)]
+    outage: Option<Duration>,
     /// The whole run may take so long, such as 3600s
     #[arg(long, default_value = "3600s", value_parser = parse_duration)]
     limit: Duration,
@@ -67,10 +75,24 @@ pub fn run(args: &SoakArgs) -> anyhow::Result<ExitCode> {
                 policy: args.policy.clone(),
                 shown: false,
                 swept: last_leg,
-                limit: MOVE_LIMIT,
+                limit: MOVE_LIMIT + args.outage.unwrap_or_default(),
                 ..Manner::default()
             };
-            let moved = guest.travel(&network, &sites[from], &sites[to], &manner);
+            let (over, ended) = channel::<()>();
+            let moved = std::thread::scope(|scope| {
+                let cut = args.outage.map(|outage| {
+                    let network = &network;
+                    scope.spawn(move || cut(network, outage, &ended))
+                });
+                let moved = guest.travel(&network, &sites[from], &sites[to], &manner);
+                drop(over);
+                if cut.is_some_and(|cut| !cut.join().unwrap_or(false)) {
+                    record
+                        .faults
+                        .push(format!("round trip {round}: the move was over before its outage was"));
+                }
+                moved
+            });
             let row = match moved.with_context(|| format!("round trip {round}")) {
                 Ok(row) => row,
                 Err(error) => {
@@ -95,6 +117,21 @@ pub fn run(args: &SoakArgs) -> anyhow::Result<ExitCode> {
     record.judge_growth();
     record.print(begun.elapsed());
     Ok(if record.faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Cuts the link in the midst of a move. False: the move ended first.
+fn cut(network: &Network, outage: Duration, ended: &Receiver<()>) -> bool {
+    let lasts = |time| ended.recv_timeout(time) == Err(RecvTimeoutError::Timeout);
+    let before_bytes = network.wire_bytes();
+    while network.wire_bytes() - before_bytes < CUT_AFTER_BYTES {
+        if !lasts(LOOK_INTERVAL) {
+            return false;
+        }
+    }
+    network.set_outage(true);
+    let lasted = lasts(outage);
+    network.set_outage(false);
+    lasted
 }
 
 fn line(round: u32, rounds: u32, row: &Row, rss: [u64; 2], swept: bool) -> String {

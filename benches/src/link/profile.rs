@@ -152,7 +152,7 @@ pub fn parse_rate(text: &str) -> Result<u64, ParseError> {
 
 /// `120ms`, `0.2ms`, `50us`, `5s`.
 pub fn parse_duration(text: &str) -> Result<Duration, ParseError> {
-    let units = [("ms", 1e-3), ("us", 1e-6), ("s", 1.0)];
+    let units = [("ms", 1e-3), ("us", 1e-6), ("s", 1.0), ("min", 60.0)];
     let seconds = number_with_unit(text, &units).filter(|&seconds| (0.0..=86_400.0).contains(&seconds));
     seconds.map(Duration::from_secs_f64).ok_or_else(|| error(text, "a time, such as 120ms, 50us or 5s"))
 }
@@ -197,6 +197,7 @@ mod tests {
         assert_eq!(parse_rate("2.5 Mbit"), Ok(2_500_000));
         assert_eq!(parse_duration("0.2ms"), Ok(Duration::from_micros(200)));
         assert_eq!(parse_duration("5s"), Ok(Duration::from_secs(5)));
+        assert_eq!(parse_duration("5min"), Ok(Duration::from_secs(300)));
         assert_eq!(parse_bytes("2GiB"), Ok(2 << 30));
         assert_eq!(parse_bytes("1.5 kb"), Ok(1500));
         assert!((parse_loss("0.01%").unwrap() - 0.0001).abs() < 1e-12);
