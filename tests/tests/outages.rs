@@ -126,6 +126,16 @@ fn memory_is_equal_after_an_outage() {
     rig.assert_memory_equal();
 }
 
+/// It stops its guest by itself when it is read too far, and is read in grants: none leads it there over an outage.
+#[test]
+fn an_older_qemu_is_held_back_over_an_outage() {
+    let Some((older, _)) = need("two QEMUs", machine::qemu_pair()) else { return };
+    let mut rig = Rig::new(Plan::new("jgn", &older));
+    let (total, output) = live(&mut rig, |rig, _| cut_for(rig, Duration::from_secs(8)));
+    println!("{total:.2?}");
+    assert_eq!(output.events("link-up").len(), 1, "{output}");
+}
+
 #[test]
 fn a_daemon_that_stands_still() {
     let Some(mut rig) = rig("jgn") else { return };
