@@ -5,7 +5,10 @@
 //! pour --listen ADDRESS                   the receiving end, until its first session is over
 //! pour --to ADDRESS [--seconds N]         the sending end
 //!      [--io auto|uring|plain] [--lanes N] [--threads N] [--chunk BYTES] [--credit BYTES]
-//!      [--buffers auto|BYTES] [--congestion NAME]
+//!      [--buffers auto|BYTES] [--congestion host|NAME] [--lanes-most N]
+//!      [--warm-up 0|1]
+//!      [--warm 1]                         warms the link first, and says what it found
+//!      [--every MS]                       a line every so often instead of every second
 //! ```
 //! The two ends use fixed keys: this is for measuring, not for use.
 
@@ -22,6 +25,8 @@ struct Options {
     seconds: u64,
     chunk_bytes: usize,
     credit_bytes: u64,
+    warm: bool,
+    every: Duration,
     config: NodeConfig,
 }
 
@@ -155,9 +160,13 @@ fn pour(options: &Options, to: &str) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let events = Arc::new(Source::default());
     let started = Instant::now();
-    let (tx, _) = runtime.block_on(async {
+    let (link, tx) = runtime.block_on(async {
         let link = node.link(&"destination".into()).await?;
-        anyhow::Ok(link.open(SessionId([1; 16]), Vec::new(), events.clone()).await?)
+        if options.warm {
+            println!("{:?}", link.warm_up().await?);
+        }
+        let (tx, _) = link.open(SessionId([1; 16]), Vec::new(), events.clone()).await?;
+        anyhow::Ok((link, tx))
     })?;
     println!("open after {:?}, {:?}", started.elapsed(), node.io());
 
@@ -165,26 +174,31 @@ fn pour(options: &Options, to: &str) -> anyhow::Result<()> {
     getrandom::fill(&mut noise)?;
     let payload = Payload::from(noise);
     let started = Instant::now();
-    let mut next_line = Duration::from_secs(1);
+    let mut next_line = options.every;
+    let mut before = link.reading();
     let mut delivered_before = 0;
     let mut seq = 0;
     loop {
         let elapsed = started.elapsed();
         if elapsed >= next_line {
-            let stats = tx.stats();
+            let (stats, now) = (tx.stats(), link.reading());
             println!(
-                "{:>3} s  {:>8.1} Mbit/s  estimate {:>8.1}  rtt {:?} min {:?}  unsent {} KiB  in flight {} KiB  credit {} KiB",
-                next_line.as_secs(),
-                (stats.delivered_bytes - delivered_before) as f64 * 8e-6,
+                "{:>5.1} s  {:>8.1} Mbit/s  estimate {:>8.1}  rtt {:?} min {:?}  unsent {} KiB  in flight {} KiB  credit {} KiB  padding {} KiB  {} lanes  limited by {}",
+                next_line.as_secs_f64(),
+                (stats.delivered_bytes - delivered_before) as f64 * 8e-6 / options.every.as_secs_f64(),
                 stats.goodput_bytes_per_s.unwrap_or(0) as f64 * 8e-6,
                 stats.rtt.unwrap_or_default(),
                 stats.min_rtt.unwrap_or_default(),
                 tx.unsent_bytes() >> 10,
                 tx.in_flight_bytes() >> 10,
                 tx.credit_left() >> 10,
+                stats.padding_bytes >> 10,
+                stats.lanes,
+                what_limits(&before, &now),
             );
+            before = now;
             delivered_before = stats.delivered_bytes;
-            next_line += Duration::from_secs(1);
+            next_line += options.every;
             if elapsed.as_secs() >= options.seconds {
                 break;
             }
@@ -219,6 +233,8 @@ fn options() -> anyhow::Result<Options> {
         seconds: 5,
         chunk_bytes: 128 * 1024,
         credit_bytes: 128 << 20,
+        warm: false,
+        every: Duration::from_secs(1),
         config: NodeConfig::new(key("1")?),
     };
     let mut words = std::env::args().skip(1);
@@ -237,7 +253,16 @@ fn options() -> anyhow::Result<Options> {
                 options.config.sockets.send_buffer_bytes = bytes;
                 options.config.sockets.receive_buffer_bytes = bytes;
             }
-            "--congestion" => options.config.sockets.congestion = Congestion::Named(value),
+            "--lanes-most" => options.config.lanes_most = value.parse()?,
+            "--warm-up" => options.config.warm_up = value == "1",
+            "--warm" => options.warm = value == "1",
+            "--every" => options.every = Duration::from_millis(value.parse()?),
+            "--congestion" => {
+                options.config.sockets.congestion = match value.as_str() {
+                    "host" => Congestion::HostDefault,
+                    _ => Congestion::Named(value),
+                }
+            }
             "--io" => {
                 options.config.io = match value.as_str() {
                     "auto" => Io::Auto,

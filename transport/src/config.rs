@@ -23,6 +23,10 @@ pub struct NodeConfig {
     /// thousand packets and 120 ms a lane gets about 20 Mbit/s. `lanes` or less: never more than those. Each costs 0.5 MiB at
     /// the sender, and what it has in flight.
     pub lanes_most: u16,
+    /// While a session is being opened, idle lanes of a path longer than 3 ms send padding until a chunk is queued, or
+    /// nothing grows any more: about three times bandwidth × round trip. Default on: a migration does not begin in TCP's slow
+    /// start. Off where the bytes on the wire are paid for.
+    pub warm_up: bool,
     /// Threads that seal, send, receive and open. 0 (default): half of the machine's CPUs, at least 1, at most 4. One
     /// does about 1 GB/s, more than most WANs.
     pub lane_threads: usize,
@@ -44,6 +48,7 @@ impl NodeConfig {
             peers: Vec::new(),
             lanes: 8,
             lanes_most: 32,
+            warm_up: true,
             lane_threads: 0,
             io: Io::Auto,
             suites: Suites::Auto,
@@ -218,6 +223,8 @@ pub struct Sockets {
     /// Unacknowledged for so long, TCP gives the connection up. Default 5 s: what it carried goes by another then.
     pub user_timeout: Duration,
     pub congestion: Congestion,
+    /// Differentiated services code point of all packets of a link, 0 to 63. Default none: the host's (0).
+    pub dscp: Option<u8>,
 }
 
 impl Default for Sockets {
@@ -228,6 +235,7 @@ impl Default for Sockets {
             notsent_low_bytes: 128 * 1024,
             user_timeout: Duration::from_secs(5),
             congestion: Congestion::HostDefault,
+            dscp: None,
         }
     }
 }
@@ -235,7 +243,8 @@ impl Default for Sockets {
 /// Congestion control of the lanes.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub enum Congestion {
-    /// What the host uses for everybody.
+    /// What the host uses for everybody. The default: several `bbr` connections through one short drop-tail queue take
+    /// turns in overflowing it, and carry less on a clean path (`docs/transport.md`).
     #[default]
     HostDefault,
     /// `bbr` where the kernel has it and lets us, else the host's default.

@@ -17,6 +17,7 @@ use crate::link::LinkCore;
 use crate::node::Shared;
 use crate::noise::{self, Records};
 use crate::seal::LinkSecret;
+use crate::tend;
 use crate::wire::control::Started;
 
 /// Attempts to reach the peer that run at once. What is answered is answered within [`ATTEMPT_CONNECTS_FOR`]; the others wait
@@ -32,7 +33,9 @@ pub async fn run(shared: Arc<Shared>, peer: Peer, mut bond: Arc<Bond>, mut recor
     let link = bond.link.clone();
     loop {
         let lanes = tokio::spawn(lanes::keep(shared.clone(), bond.clone(), way));
+        let tending = tokio::spawn(tend::run(bond.clone()));
         let lost = control::run(&shared, &bond, records).await;
+        tending.abort();
         link.detach(&bond, &lost);
         shared.lanes.close(&bond);
         // It sees that the bond is over; whatever it dials is dropped.

@@ -26,6 +26,7 @@ pub struct LaneStats {
     /// Smoothed, of the lane's own packets.
     pub rtt: Duration,
     pub min_rtt: Duration,
+    pub segment_bytes: u64,
     pub sent_segments: u64,
     pub resent_segments: u64,
     pub acked_bytes: u64,
@@ -69,6 +70,7 @@ impl LaneStats {
             slow_start: info.snd_cwnd < info.snd_ssthresh,
             rtt: us(info.rtt_us.into()),
             min_rtt: us(if info.min_rtt_us == u32::MAX { 0 } else { info.min_rtt_us.into() }),
+            segment_bytes: mss,
             sent_segments: info.data_segs_out.into(),
             resent_segments: info.total_retrans.into(),
             acked_bytes: info.bytes_acked,
@@ -171,6 +173,7 @@ pub(crate) fn some_lane(lane: u16) -> LaneStats {
         slow_start: false,
         rtt: Duration::from_millis(120),
         min_rtt: Duration::from_millis(120),
+        segment_bytes: 1448,
         sent_segments: 0,
         resent_segments: 0,
         acked_bytes: 0,

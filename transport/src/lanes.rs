@@ -220,6 +220,7 @@ async fn introduce(
     }
     let socket = stream.into_std().map_err(|error| error.to_string())?;
     bond.lane_up(lane, epoch);
-    let core = Core::Tx(TxLane::new(lane, epoch, link.queue.new_carrier(), sealer));
+    let core =
+        Core::Tx(TxLane::new(lane, epoch, link.queue.new_carrier(), sealer, link.agreed.chunk_bytes_max));
     Ok(NewLane { bond: bond.clone(), socket, core })
 }

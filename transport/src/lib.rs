@@ -61,8 +61,10 @@ mod session;
 mod socket;
 pub mod suite;
 mod sys;
+mod tend;
 mod throttle;
 mod voice;
+mod warm;
 mod widen;
 pub mod wire;
 
@@ -79,6 +81,7 @@ pub use schedule::Priority;
 pub use session::{Chunk, LinkStats, Payload, RxSession, TxSession};
 pub use suite::Suite;
 pub use sys::{keep_freed_buffers, release_freed_buffers};
+pub use warm::Probe;
 
 /// Codes that the transport itself puts into refusals and closes. The daemons use those below 0xff00.
 pub mod code {

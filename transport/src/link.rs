@@ -22,7 +22,7 @@ use std::time::Instant;
 use tokio::sync::{Notify, oneshot};
 
 use crate::bond::Bond;
-use crate::config::{Limits, NodeConfig, Timeouts};
+use crate::config::{Limits, NodeConfig, Sockets, Timeouts};
 use crate::error::{Lost, MessageError, OpenError};
 use crate::events::{RxEvents, TxEvents};
 use crate::lane::engine::ThreadTimes;
@@ -33,6 +33,7 @@ use crate::queue::TxQueue;
 use crate::resume::Lists;
 use crate::rx_session::RxAccount;
 use crate::session::{LinkStats, TxSession};
+use crate::tend::Wish;
 use crate::voice::Voice;
 use crate::wire::control::{Message, Started};
 use crate::wire::frame::Header;
@@ -52,10 +53,14 @@ pub struct LinkCore {
     pub agreed: Started,
     pub timeouts: Timeouts,
     pub limits: Limits,
+    pub sockets: Sockets,
     /// The node's clock: milliseconds and nonces of pings count from here.
     pub clock: Instant,
     /// Initiator: the chunks to send.
     pub queue: TxQueue,
+    /// Initiator: to be warm.
+    pub wish: Wish,
+    warm_up: bool,
     state: Mutex<State>,
     /// `state` changed.
     changed: Notify,
@@ -116,6 +121,9 @@ impl LinkCore {
             clock,
             queue: TxQueue::new(limits.unsent_low_bytes),
             limits,
+            sockets: config.sockets.clone(),
+            wish: Wish::default(),
+            warm_up: config.warm_up,
             state: Mutex::default(),
             changed: Notify::new(),
             voices: Mutex::default(),
@@ -201,6 +209,11 @@ impl LinkCore {
     /// Waits until the link has had more bonds than `bonds`, or has ended.
     pub async fn bound_again(&self, bonds: u64) {
         self.until(|state| state.bonds > bonds).await;
+    }
+
+    /// Waits until the link has not the bond any more that was its `bonds`-th.
+    pub async fn not_bound(&self, bonds: u64) {
+        self.until(|state| state.bonds != bonds || state.bond.is_none()).await;
     }
 
     async fn until(&self, is_so: impl Fn(&State) -> bool) {
@@ -357,6 +370,9 @@ impl LinkCore {
             self.queue.remove_session(wire);
             return Err(self.why_down().unwrap_or(Lost::Stopped).into());
         };
+        if self.warm_up {
+            self.wish.opening();
+        }
         bond.outbox.push(&Message::Open { session: wire, id: id.0, hello });
         let answer = tokio::time::timeout(self.timeouts.open, answered).await;
         match answer {
@@ -625,6 +641,7 @@ impl LinkCore {
             delivered_bytes: 0,
             lanes: self.bond().map_or(0, |bond| bond.lanes_up()),
             lane_bytes_sent: self.lane_bytes_sent.load(Ordering::Relaxed),
+            padding_bytes: self.queue.padded().0,
             ..LinkStats::default()
         }
     }

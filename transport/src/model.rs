@@ -280,7 +280,7 @@ impl Net {
         assert!(destination.admit(lane, epoch).is_none(), "an epoch is good once");
         let carrier: Carrier = self.source.queue.new_carrier();
         self.lanes[usize::from(n)] = Some(Lane {
-            tx: TxLane::new(lane, epoch, carrier, sealer),
+            tx: TxLane::new(lane, epoch, carrier, sealer, 1 << 20),
             rx: RxLane::new(lane, epoch, opener, 1000, progress),
             on_the_way: VecDeque::new(),
         });

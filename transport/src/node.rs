@@ -30,6 +30,7 @@ use crate::noise::Responder;
 use crate::session::{LinkStats, TxSession};
 use crate::suite::{Suite, SuiteSet};
 use crate::throttle::HostLimit;
+use crate::warm::Probe;
 
 /// A running node. Clones are the same node.
 #[derive(Clone)]
@@ -315,6 +316,23 @@ impl Link {
         self.0.reading()
     }
 
+    /// Fills the path with padding, as far as it goes without a queue, and says what was found; or waits for the warm-up
+    /// that is under way. While chunks are under way nothing is sent, and only round trips are known. `Err`: the link is
+    /// down, or ended.
+    pub async fn warm_up(&self) -> Result<Probe, LinkError> {
+        let down = || self.0.why_down().unwrap_or(Lost::Stopped);
+        let Some(bonds) = self.0.bond().map(|_| self.0.bonds()) else { return Err(down().into()) };
+        tokio::select! {
+            probe = self.0.wish.warm_up() => Ok(probe),
+            () = self.0.not_bound(bonds) => Err(down().into()),
+        }
+    }
+
+    /// What the last warm-up found.
+    pub fn probe(&self) -> Option<Probe> {
+        self.0.wish.found()
+    }
+
     /// Why the link ended, if it has.
     pub fn lost(&self) -> Option<Lost> {
         self.0.ended().cloned()
@@ -325,6 +343,9 @@ fn check(config: &NodeConfig) -> Result<(), StartError> {
     let wrong = |what| Err(StartError::Config(what));
     if config.lanes == 0 || config.lanes.max(config.lanes_most) > config.limits.lanes {
         return wrong("lanes must be at least 1, and with lanes_most at most limits.lanes");
+    }
+    if config.sockets.dscp.is_some_and(|dscp| dscp > 63) {
+        return wrong("sockets.dscp must be at most 63");
     }
     if config.limits.chunk_bytes == 0 || config.limits.chunk_bytes > CHUNK_BYTES_CEILING {
         return wrong("limits.chunk_bytes must be 1 byte to 4 MiB");

@@ -68,7 +68,21 @@ struct State {
     throttle: Throttle,
     /// Nothing is taken: what the peer has of what was in flight is not known.
     paused: bool,
+    padding: Padding,
+    /// Chunks that were ever queued.
+    chunks_queued: u64,
 }
+
+/// Padding that lanes send when they have nothing else, in bytes of frames.
+#[derive(Default)]
+struct Padding {
+    /// Until this much was sent, in all.
+    allowed_bytes: u64,
+    sent_bytes: u64,
+}
+
+/// Padding belongs to no session; they are numbered from 1.
+pub const PADDING_SESSION: u32 = 0;
 
 struct Account {
     events: Arc<dyn TxEvents>,
@@ -176,11 +190,49 @@ impl TxQueue {
             return Err(SendError::Order(chunk.seq));
         }
         account.last_queued = chunk.seq;
+        state.chunks_queued += 1;
+        state.padding.allowed_bytes = 0;
         account.unsent_bytes += chunk.payload.len() as u64;
         account.unsent.push_back(chunk);
         drop(guard);
         self.wake();
         Ok(())
+    }
+
+    // ---- padding
+
+    /// Lanes that have nothing else may send padding until there are so many bytes of it, in all, or a chunk is queued.
+    /// False: more chunks were queued than the `chunks_queued` that the caller has seen.
+    pub fn allow_padding(&self, up_to_bytes: u64, chunks_queued: u64) -> bool {
+        let mut state = self.lock();
+        if state.chunks_queued != chunks_queued {
+            return false;
+        }
+        state.padding.allowed_bytes = up_to_bytes;
+        drop(state);
+        self.wake();
+        true
+    }
+
+    /// Bytes of padding that were sent, and chunks that were queued.
+    pub fn padded(&self) -> (u64, u64) {
+        let state = self.lock();
+        (state.padding.sent_bytes, state.chunks_queued)
+    }
+
+    /// A frame of padding, for a lane that has nothing else.
+    pub fn pad(&self, carrier: Carrier, frame_bytes: usize, now: Instant) -> Option<Slice> {
+        let mut state = self.lock();
+        if state.padding_at(now).is_none_or(|at| at > now) {
+            return None;
+        }
+        state.padding.sent_bytes += frame_bytes as u64;
+        Some(state.slice(carrier, PADDING_SESSION, frame_bytes, now))
+    }
+
+    /// Chunks wait, or are under way.
+    pub fn has_work(&self) -> bool {
+        self.lock().sessions.values().any(|account| account.has_some() || !account.in_flight.is_empty())
     }
 
     /// The link has no bond: nothing is taken until [`TxQueue::go_on`].
@@ -254,7 +306,7 @@ impl TxQueue {
         let ready = state.sessions.iter().filter_map(|(session, account)| {
             account.ready_at(&state.throttle, state.schedule.priority(*session), now)
         });
-        ready.min()
+        ready.chain(state.padding_at(now)).min()
     }
 
     /// What may leave next of a frame of which `left` bytes are left.
@@ -377,7 +429,19 @@ impl State {
             .try_fold(0, |sum: u64, account| Some(sum.saturating_add(account.limit.rate()?)))
     }
 
+    /// When padding may be sent. `None`: there is to be none.
+    fn padding_at(&self, now: Instant) -> Option<Instant> {
+        let limited = self.limits_of_all().is_some();
+        (!self.paused && self.padding.sent_bytes < self.padding.allowed_bytes)
+            .then(|| self.throttle.free_at(limited, Priority::Low, now))
+    }
+
     fn slice(&mut self, carrier: Carrier, session: u32, left: usize, now: Instant) -> Slice {
+        if session == PADDING_SESSION {
+            // The smoother lets a tenth more through than the limits.
+            let limits = self.limits_of_all().map(|sum| sum - sum / 11);
+            return self.throttle.slice(carrier, limits, left, now);
+        }
         let limited = self.sessions.get(&session).is_some_and(|account| account.limit.rate().is_some());
         let limits = limited.then(|| {
             let at_work = self.sessions.iter().filter(|(id, account)| **id == session || account.has_some());

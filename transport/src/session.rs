@@ -87,6 +87,8 @@ pub struct LinkStats {
     pub lanes: u16,
     /// Bytes that the lanes gave to their sockets, headers and tags included. 0 at a receiver.
     pub lane_bytes_sent: u64,
+    /// How much of them was padding.
+    pub padding_bytes: u64,
     /// What this session sends as on the wire at most, bytes per second: the least of its own limit, the link's and the
     /// host's.
     pub limit_bytes_per_s: Option<u64>,

@@ -11,6 +11,7 @@ use crate::sys::set_notsent_low;
 /// For a lane, before it connects or as soon as it was accepted.
 pub fn prepare_lane(socket: &impl AsFd, config: &Sockets) -> io::Result<()> {
     setsockopt(socket, sockopt::TcpNoDelay, &true)?;
+    set_dscp(socket, config);
     set_notsent_low(socket.as_fd(), config.notsent_low_bytes)?;
     set_user_timeout(socket, config)?;
     if let Some(bytes) = config.send_buffer_bytes {
@@ -30,7 +31,19 @@ pub fn prepare_lane(socket: &impl AsFd, config: &Sockets) -> io::Result<()> {
 /// For a control connection.
 pub fn prepare_control(socket: &impl AsFd, config: &Sockets) -> io::Result<()> {
     setsockopt(socket, sockopt::TcpNoDelay, &true)?;
+    set_dscp(socket, config);
     set_user_timeout(socket, config)
+}
+
+/// One of the two is refused, as the socket is of the other family.
+fn set_dscp(socket: &impl AsFd, config: &Sockets) {
+    let Some(dscp) = config.dscp else { return };
+    let field = i32::from(dscp & 63) << 2;
+    let v4 = setsockopt(socket, sockopt::Ipv4Tos, &field);
+    let v6 = setsockopt(socket, sockopt::Ipv6TClass, &field);
+    if v4.is_err() {
+        allowed("dscp", v6);
+    }
 }
 
 fn set_user_timeout(socket: &impl AsFd, config: &Sockets) -> io::Result<()> {

@@ -13,7 +13,7 @@ use crate::bond::Bond;
 use crate::config::Io;
 use crate::error::{Lost, StartError};
 use crate::names::{Epoch, LaneId};
-use crate::sys::{Ring, set_pacing};
+use crate::sys::{Ring, set_notsent_low, set_pacing};
 
 /// A node's lane threads. They end when it is dropped.
 pub struct LaneEngine {
@@ -236,6 +236,21 @@ impl Pacing {
             self.0 = bytes_per_s;
             if let Err(error) = set_pacing(socket.as_fd(), bytes_per_s) {
                 tracing::debug!(%error, "the kernel does not pace");
+            }
+        }
+    }
+}
+
+/// What a lane's socket may hold that was never sent: set when it changes.
+#[derive(Default)]
+pub struct NotsentLow(Option<u32>);
+
+impl NotsentLow {
+    pub fn set(&mut self, socket: &OwnedFd, bytes: u32) {
+        if self.0 != Some(bytes) {
+            self.0 = Some(bytes);
+            if let Err(error) = set_notsent_low(socket.as_fd(), bytes) {
+                tracing::debug!(%error, "the kernel does not bound what is unsent");
             }
         }
     }

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{MsgFlags, send};
 
-use super::engine::{After, Command, Core, Inbox, Pacing, received, shut_down};
+use super::engine::{After, Command, Core, Inbox, NotsentLow, Pacing, received, shut_down};
 use super::tx::Load;
 use crate::bond::Bond;
 use crate::sys::recv_append;
@@ -28,6 +28,7 @@ struct Lane {
     readable: bool,
     writable: bool,
     pacing: Pacing,
+    low: NotsentLow,
     /// See [`After::Faulted`].
     over: bool,
 }
@@ -116,6 +117,7 @@ fn obey(inbox: &Inbox, epoll: &Epoll, lanes: &mut Vec<Option<Lane>>) -> io::Resu
                     readable: true,
                     writable: true,
                     pacing: Pacing::default(),
+                    low: NotsentLow::default(),
                     over: false,
                 };
                 let slot = lanes.iter().position(Option::is_none).unwrap_or(lanes.len());
@@ -194,6 +196,7 @@ impl Lane {
                         Load::Nothing => return Turn::Hungry,
                     }
                     self.pacing.set(&self.socket, tx.pace());
+                    self.low.set(&self.socket, tx.notsent_low(self.bond.link.sockets.notsent_low_bytes));
                     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
                     match send(self.socket.as_raw_fd(), tx.unsent(), flags) {
                         Ok(bytes) => {

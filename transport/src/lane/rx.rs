@@ -89,7 +89,8 @@ impl RxLane {
             State::Header => {
                 let Ok(bytes) = <[u8; HEADER_BYTES]>::try_from(&self.buffer[..]) else { return Err(forged) };
                 let Ok(header) = Header::decode(&bytes, self.limit_bytes) else { return Err(forged) };
-                if (header.kind, header.lane, header.epoch) != (FrameType::Chunk, self.id, self.epoch) {
+                let carries = matches!(header.kind, FrameType::Chunk | FrameType::Padding);
+                if !carries || (header.lane, header.epoch) != (self.id, self.epoch) {
                     return Err(forged);
                 }
                 self.state = State::Body(header, bytes);
@@ -99,7 +100,7 @@ impl RxLane {
             State::Body(header, bytes) => {
                 self.opener.open(&bytes, &mut self.buffer).map_err(|_| forged)?;
                 let body = std::mem::replace(&mut self.buffer, Vec::with_capacity(HEADER_BYTES));
-                Ok(Some((header, body)))
+                Ok((header.kind == FrameType::Chunk).then_some((header, body)))
             }
         }
     }
@@ -141,6 +142,7 @@ mod tests {
             epoch,
             queue.new_carrier(),
             secret.sealer(&link, lane, epoch, Direction::FromInitiator),
+            LIMIT,
         );
         let opener = secret.opener(&link, lane, epoch, Direction::FromInitiator);
         let rx = RxLane::new(lane, epoch, opener, LIMIT, Arc::default());
@@ -225,6 +227,22 @@ mod tests {
                 prop_assert_eq!(body, payload);
             }
         }
+    }
+
+    #[test]
+    fn padding_comes_after_chunks_as_much_as_was_allowed_and_is_thrown_away() {
+        let mut pair = pair();
+        assert!(pair.queue.allow_padding(3 * (LIMIT as u64 + 48), 0));
+        let padding = sealed(&mut pair, &[]);
+        assert_eq!(padding.len(), 3 * (LIMIT as usize + 48));
+        assert!(receive(&mut pair.rx, &padding, 700).unwrap().is_empty());
+        // A chunk ends what is left of it.
+        assert!(pair.queue.allow_padding(9 * (LIMIT as u64 + 48), 0));
+        let bytes = sealed(&mut pair, &[vec![7; 10]]);
+        let frames = receive(&mut pair.rx, &bytes, 64).unwrap();
+        assert_eq!((frames.len(), &frames[0].1[..]), (1, &[7; 10][..]));
+        assert_eq!(bytes.len(), HEADER_BYTES + 10 + TAG_BYTES);
+        assert!(!pair.queue.allow_padding(1 << 30, 0), "who allowed it had not seen the chunk");
     }
 
     #[test]

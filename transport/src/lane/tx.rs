@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use crate::names::{Epoch, LaneId};
-use crate::queue::{Carrier, TxQueue};
+use crate::queue::{Carrier, PADDING_SESSION, TxQueue};
 use crate::seal::Sealer;
 use crate::throttle::Slice;
-use crate::wire::frame::{FrameType, Header};
+use crate::wire::frame::{FrameType, HEADER_BYTES, Header, TAG_BYTES};
 
 pub struct TxLane {
     pub id: LaneId,
@@ -24,7 +24,13 @@ pub struct TxLane {
     /// Whose frame it is.
     session: u32,
     pace: Option<u64>,
+    /// The frame is padding.
+    padding: bool,
+    padding_bytes: usize,
 }
+
+/// The body of a frame of padding. A chunk that comes waits for one of them at most.
+static PADDING: [u8; 16 * 1024] = [0; 16 * 1024];
 
 /// Whether a lane has something to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +42,8 @@ pub enum Load {
 }
 
 impl TxLane {
-    pub fn new(id: LaneId, epoch: Epoch, carrier: Carrier, sealer: Sealer) -> Self {
+    /// No frame's body may be longer than `body_bytes_max`.
+    pub fn new(id: LaneId, epoch: Epoch, carrier: Carrier, sealer: Sealer, body_bytes_max: u32) -> Self {
         Self {
             id,
             epoch,
@@ -49,6 +56,8 @@ impl TxLane {
             end: 0,
             session: 0,
             pace: None,
+            padding: false,
+            padding_bytes: PADDING.len().min(body_bytes_max as usize),
         }
     }
 
@@ -77,7 +86,7 @@ impl TxLane {
 
     fn take(&mut self, queue: &TxQueue) -> bool {
         let now = Instant::now();
-        let Some(taken) = queue.take(self.carrier, now) else { return false };
+        let Some(taken) = queue.take(self.carrier, now) else { return self.pad(queue, now) };
         let payload = taken.chunk.payload.as_ref();
         let header = Header {
             kind: FrameType::Chunk,
@@ -93,11 +102,40 @@ impl TxLane {
         self.sent = 0;
         self.granted = 0;
         self.session = taken.session;
+        self.padding = false;
         self.grant(taken.slice, now);
         if let Some(events) = taken.room {
             events.room();
         }
         true
+    }
+
+    /// There is no chunk; there may be padding.
+    fn pad(&mut self, queue: &TxQueue, now: Instant) -> bool {
+        let body = &PADDING[..self.padding_bytes];
+        let frame_bytes = HEADER_BYTES + body.len() + TAG_BYTES;
+        let Some(slice) = queue.pad(self.carrier, frame_bytes, now) else { return false };
+        let header = Header {
+            kind: FrameType::Padding,
+            lane: self.id,
+            epoch: self.epoch,
+            session: 0,
+            body_bytes: body.len() as u32,
+            seq: 0,
+            after: 0,
+        };
+        self.end = self.sealer.seal(&header, body, &mut self.buffer);
+        self.sent = 0;
+        self.granted = 0;
+        self.session = PADDING_SESSION;
+        self.padding = true;
+        self.grant(slice, now);
+        true
+    }
+
+    /// What its socket may hold that was never sent, if it usually holds `usual`: little of padding, which is in the way.
+    pub fn notsent_low(&self, usual: u32) -> u32 {
+        if self.padding { usual.min(2 * PADDING.len() as u32) } else { usual }
     }
 
     fn grant(&mut self, slice: Slice, now: Instant) {

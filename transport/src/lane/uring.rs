@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::engine::{After, Command, Core, Inbox, Pacing, received, shut_down};
+use super::engine::{After, Command, Core, Inbox, NotsentLow, Pacing, received, shut_down};
 use super::tx::Load;
 use crate::bond::Bond;
 use crate::sys::{Completion, OperationKind, Ring};
@@ -21,6 +21,7 @@ struct Lane {
     socket: Arc<OwnedFd>,
     core: Core,
     pacing: Pacing,
+    low: NotsentLow,
     /// Its frame's operation is with the kernel.
     busy: bool,
     /// So is the one that notices the end.
@@ -107,6 +108,7 @@ fn obey(inbox: &Inbox, lanes: &mut Vec<Option<Lane>>) -> bool {
                     socket: new.socket,
                     core: new.core,
                     pacing: Pacing::default(),
+                    low: NotsentLow::default(),
                     busy: false,
                     watched: false,
                     over: false,
@@ -149,6 +151,7 @@ impl Lane {
                     Load::Nothing => return Started::Hungry,
                 }
                 self.pacing.set(&self.socket, tx.pace());
+                self.low.set(&self.socket, tx.notsent_low(self.bond.link.sockets.notsent_low_bytes));
                 let (buffer, part) = tx.lend();
                 ring.send(slot << 1, &self.socket, buffer, part);
             }

@@ -21,6 +21,8 @@ pub enum FrameType {
     LaneAccepted = 2,
     /// One chunk of a session. Body: its payload.
     Chunk = 3,
+    /// Nothing: it fills the path while there is nothing to send. Body: zeros, thrown away by the receiver.
+    Padding = 4,
 }
 
 /// A frame's header. `session`, `seq` and `after` are 0 in frames other than chunks.
@@ -65,6 +67,7 @@ impl Header {
             1 => FrameType::LaneHello,
             2 => FrameType::LaneAccepted,
             3 => FrameType::Chunk,
+            4 => FrameType::Padding,
             other => return Err(FrameError::Type(other)),
         };
         if bytes[1] != 0 {
@@ -115,6 +118,16 @@ mod tests {
     }
 
     #[test]
+    fn padding_has_its_documented_bytes() {
+        let header = Header { kind: FrameType::Padding, session: 0, seq: 0, after: 0, ..SAMPLE };
+        let mut golden = [0; HEADER_BYTES];
+        golden[..8].copy_from_slice(&[4, 0, 0x02, 0x01, 0x06, 0x05, 0x04, 0x03]);
+        golden[12..16].copy_from_slice(&[0x0d, 0x0c, 0x01, 0x00]);
+        assert_eq!(header.encode(), golden);
+        assert_eq!(Header::decode(&golden, u32::MAX), Ok(header));
+    }
+
+    #[test]
     fn a_long_body_is_refused_before_anything_is_allocated() {
         let bytes = SAMPLE.encode();
         let limit = SAMPLE.body_bytes - 1;
@@ -138,7 +151,7 @@ mod tests {
 
         #[test]
         fn every_header_survives_its_bytes(lane: u16, epoch: u32, session: u32, body_bytes: u32, seq: u64, after: u64) {
-            for kind in [FrameType::LaneHello, FrameType::LaneAccepted, FrameType::Chunk] {
+            for kind in [FrameType::LaneHello, FrameType::LaneAccepted, FrameType::Chunk, FrameType::Padding] {
                 let header = Header { kind, lane: LaneId(lane), epoch: Epoch(epoch), session, body_bytes, seq, after };
                 prop_assert_eq!(Header::decode(&header.encode(), u32::MAX), Ok(header));
             }

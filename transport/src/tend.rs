@@ -1,0 +1,140 @@
+//! The initiator's care for how full its pipe is: warms it when a session is asked for, or somebody wants to know the path.
+//! What to do, and how long, is said by `warm.rs`.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, watch};
+
+use crate::bond::Bond;
+use crate::link::{LinkCore, lock};
+use crate::warm::{Probe, Sight, Step, Warmth};
+
+/// How often it is noticed that a link works, and so is warm.
+const NOTICED: Duration = Duration::from_millis(100);
+/// A connection that was idle for longer than this and a round trip has lost its window (RTO is at least 200 ms).
+const COLD_AFTER: Duration = Duration::from_millis(200);
+
+/// Where those who want a warm link, and the task that warms it, meet.
+pub struct Wish {
+    asked: std::sync::Mutex<Asked>,
+    notify: Notify,
+    /// Warm-ups that ended, and what the last one found.
+    done: watch::Sender<(u64, Probe)>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Asked {
+    #[default]
+    Nothing,
+    /// If it pays.
+    Opening,
+    InAnyCase,
+}
+
+impl Default for Wish {
+    fn default() -> Self {
+        Self {
+            asked: Default::default(),
+            notify: Notify::new(),
+            done: watch::Sender::new(Default::default()),
+        }
+    }
+}
+
+impl Wish {
+    /// A session is being opened.
+    pub fn opening(&self) {
+        self.ask(Asked::Opening);
+    }
+
+    /// Warms the link, or waits for the warm-up that is under way, and says what it found.
+    pub async fn warm_up(&self) -> Probe {
+        let mut done = self.done.subscribe();
+        let (before, _) = *done.borrow_and_update();
+        self.ask(Asked::InAnyCase);
+        match done.wait_for(|(number, _)| *number > before).await {
+            Ok(done) => done.1,
+            Err(_) => Probe::default(),
+        }
+    }
+
+    /// What the last warm-up found.
+    pub fn found(&self) -> Option<Probe> {
+        let (number, probe) = *self.done.borrow();
+        (number > 0).then_some(probe)
+    }
+
+    fn ask(&self, what: Asked) {
+        let mut asked = lock(&self.asked);
+        *asked = (*asked).max(what);
+        drop(asked);
+        self.notify.notify_one();
+    }
+
+    fn take(&self) -> Asked {
+        std::mem::take(&mut *lock(&self.asked))
+    }
+
+    fn answer(&self, probe: Probe) {
+        self.done.send_modify(|(number, found)| {
+            *number += 1;
+            *found = probe;
+        });
+    }
+}
+
+/// Until the bond is over.
+pub async fn run(bond: Arc<Bond>) {
+    let link = bond.link.clone();
+    let mut warmth = Warmth::default();
+    // A bond's lanes are cold.
+    let mut warm_at: Option<Instant> = None;
+    loop {
+        let works = link.queue.has_work();
+        let asked = link.wish.take();
+        let pause = if asked != Asked::Nothing || warmth.is_under_way() {
+            let lanes = bond.lane_stats();
+            let (padding_bytes, chunks_queued) = link.queue.padded();
+            let sight = Sight { at: Instant::now(), lanes: &lanes, padding_bytes, chunks_queued };
+            let in_any_case = asked == Asked::InAnyCase;
+            let rtt = link.stats().rtt.unwrap_or_default();
+            let is_warm = works || warm_at.is_some_and(|at| at.elapsed() < COLD_AFTER + rtt);
+            if !warmth.is_under_way()
+                && (works || is_warm && !in_any_case || !warmth.begin(sight, in_any_case))
+            {
+                if in_any_case {
+                    link.wish.answer(rough(&link));
+                }
+                continue;
+            }
+            match warmth.step(sight) {
+                Step::Pad { up_to_bytes, again } => {
+                    link.queue.allow_padding(up_to_bytes, chunks_queued);
+                    again
+                }
+                Step::Done(probe) => {
+                    link.queue.allow_padding(0, chunks_queued);
+                    tracing::debug!(peer = %link.peer, ?probe, "link warmed up");
+                    warm_at = Some(Instant::now());
+                    link.wish.answer(probe);
+                    continue;
+                }
+            }
+        } else if link.has_sessions() {
+            if works {
+                warm_at = Some(Instant::now());
+            }
+            NOTICED
+        } else {
+            Duration::from_secs(3600)
+        };
+        let _ = tokio::time::timeout(pause, link.wish.notify.notified()).await;
+    }
+}
+
+/// What is known of a path that is not to be disturbed.
+fn rough(link: &LinkCore) -> Probe {
+    let stats = link.stats();
+    Probe { rtt: stats.rtt, min_rtt: stats.min_rtt, ..Probe::default() }
+}
