@@ -306,6 +306,11 @@ impl Link {
         self.0.stats()
     }
 
+    /// Sessions that are open, or asked for.
+    pub fn sessions(&self) -> usize {
+        self.0.queue.sessions()
+    }
+
     /// How each of its lanes does, by the kernel's account. Empty: it is down.
     pub fn lanes(&self) -> Vec<LaneStats> {
         self.0.bond().map_or_else(Vec::new, |bond| bond.lane_stats())

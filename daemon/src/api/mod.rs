@@ -11,5 +11,6 @@
 //! Access is the socket's mode and group; the caller's uid is logged with every command that changes something.
 
 pub mod client;
+pub mod link;
 pub mod server;
 pub mod wire;

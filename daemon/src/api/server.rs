@@ -1,5 +1,6 @@
 //! The API's server: one task per connection, bounded lines, every command answered.
 
+use super::link;
 use super::wire::{
     Command, ErrorBody, Greeting, GreetingBody, MAX_LINE_BYTES, Reply, Request, SCHEMA, Started,
 };
@@ -125,6 +126,10 @@ async fn execute(daemon: &Rc<Daemon>, command: Command, uid: u32) -> Result<Valu
             let entry = daemon.registry.find(&arguments.id)?;
             entry.set_sharing(arguments.limit_bytes_per_s, arguments.priority)?;
             Ok(json(&entry.status()))
+        }
+        Command::Link(arguments) => {
+            tracing::info!(uid, peer = %arguments.peer, "asked how a link does");
+            Ok(json(&link::report(daemon, arguments).await?))
         }
         Command::Subscribe => Ok(Value::Null),
     }

@@ -1,5 +1,6 @@
 //! The API's words. Fields are only ever added; a changed meaning raises [`SCHEMA`].
 
+use super::link::LinkArguments;
 use crate::id::Id;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::Phase;
@@ -42,6 +43,7 @@ pub enum Command {
     Status(Which),
     Cancel(Which),
     Set(SetArguments),
+    Link(LinkArguments),
     Subscribe,
 }
 

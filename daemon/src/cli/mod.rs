@@ -2,10 +2,12 @@
 
 mod follow;
 mod keys;
+mod link;
 mod progress;
 mod table;
 
 use crate::api::client::{Client, ClientError};
+use crate::api::link::LinkArguments;
 use crate::api::wire::{
     Command, Delta, MigrateArguments, OnDeadline, Policy, Priority, ReceiveArguments, SetArguments, Started,
     Status, Switchover, Which,
@@ -113,6 +115,11 @@ enum Verb {
         /// Its share beside other migrations to the same peer.
         #[arg(long, value_enum, group = "what")]
         priority: Option<Priority>,
+    },
+    /// How the link to a peer does, lane by lane, and what limits it; an idle one is measured with padding
+    Link {
+        /// The peer's name in the configuration.
+        peer: String,
     },
     /// Make a key for this host and print its public half
     Keygen {
@@ -260,6 +267,11 @@ fn run(cli: &Cli) -> Result<Ending, CliError> {
             };
             let status = Client::connect(&cli.api)?.execute(Command::Set(arguments))?;
             table::status(&status, cli.json)?;
+            Ok(Ending::Moved)
+        }
+        Verb::Link { peer } => {
+            let command = Command::Link(LinkArguments { peer: peer.clone() });
+            link::show(&Client::connect(&cli.api)?.execute(command)?, cli.json)?;
             Ok(Ending::Moved)
         }
         Verb::Keygen { out } => Ok(keys::generate(out, cli.json)?),
