@@ -38,8 +38,18 @@ impl Programs {
             .and_then(Path::parent)
             .context("this program lies in no target directory")?
             .to_owned();
-        let status = Command::new(cargo)
-            .args(["build", "--release", "--quiet", "--package", "hikyaku-daemon", "--target-dir"])
+        let mut build = Command::new(cargo);
+        // What cargo says of *this* package would make build scripts of others run again, and be wrong for them.
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("CARGO_")
+                && name != "CARGO_HOME"
+                && name != "CARGO_TARGET_DIR"
+            {
+                build.env_remove(name);
+            }
+        }
+        let status = build
+            .args(["build", "--release", "--package", "hikyaku-daemon", "--target-dir"])
             .arg(&target)
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .status()

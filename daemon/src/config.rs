@@ -212,6 +212,29 @@ impl Config {
                 ));
             }
         }
+        let default = hikyaku_transport::Timeouts::default();
+        if self.link.dead_after <= default.ping_idle {
+            return Err(format!("link.dead_after must be longer than {} s", default.ping_idle.as_secs()));
+        }
+        for (what, time) in [
+            ("link.connect_timeout", self.link.connect_timeout),
+            ("guest.qmp_timeout", self.guest.qmp_timeout),
+            ("guest.closing_timeout", self.guest.closing_timeout),
+            ("guest.load_timeout", self.guest.load_timeout),
+        ] {
+            if time.is_zero() {
+                return Err(format!("{what} must not be 0: nothing would ever be in time"));
+            }
+        }
+        for (peer, address) in self.peers.iter().flat_map(|p| p.addresses.iter().map(move |a| (p, a))) {
+            let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+            if port.is_none() {
+                return Err(format!(
+                    "peer \"{}\": the address \"{address}\" has no port; write \"{address}:4707\"",
+                    peer.name
+                ));
+            }
+        }
         if self.link.lanes == 0 || self.link.lanes > 64 {
             return Err("link.lanes must be 1 to 64".into());
         }
@@ -226,7 +249,7 @@ impl Config {
 
 /// One value, or a list of them.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "not an address with a port, such as \"[::]:4707\", or a list of them")]
 pub enum OneOrMany<T> {
     One(T),
     Many(Vec<T>),
@@ -336,6 +359,20 @@ mod tests {
         for wrong in ["500", "500 parsecs", "1kbit"] {
             let error = parse(&format!("[link]\nlanes = 4\nlimit = \"{wrong}\"\n")).unwrap_err();
             assert!(error.contains("line 3") && error.contains("mbit"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_could_never_work_is_said_when_it_is_checked() {
+        let peer = peer("osaka");
+        for (text, word) in [
+            (format!("[link]\ndead_after = \"1s\"\n{peer}"), "dead_after"),
+            (format!("[guest]\nqmp_timeout = \"0s\"\n{peer}"), "qmp_timeout"),
+            (peer.replace(":4707", ""), "192.0.2.7:4707"),
+            (format!("listen = \"localhost:4707\"\n{peer}"), "[::]:4707"),
+        ] {
+            let error = parse(&text).unwrap_err();
+            assert!(error.contains(word), "{error}");
         }
     }
 

@@ -41,6 +41,10 @@ pub fn generate(path: &Path) -> Result<StaticKey, KeyFileError> {
         io::ErrorKind::AlreadyExists => KeyFileError::Exists { path: path.to_owned() },
         _ => KeyFileError::Write { path: path.to_owned(), source },
     };
+    // As the first command on a new host: the directory is not there yet.
+    if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+        std::fs::create_dir_all(directory).map_err(at)?;
+    }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(at)?;
     writeln!(file, "{}", &*key.to_text()).and_then(|()| file.sync_all()).map_err(at)?;
     Ok(key)
@@ -53,7 +57,7 @@ mod tests {
     #[test]
     fn a_key_is_read_back_and_never_overwritten() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("key");
+        let path = dir.path().join("etc/hikyaku/key");
         let key = generate(&path).unwrap();
         assert_eq!(read(&path).unwrap().public(), key.public());
         assert!(matches!(generate(&path), Err(KeyFileError::Exists { .. })));

@@ -46,6 +46,8 @@ impl Ending {
 pub enum Whereabouts {
     /// It was not touched.
     Untouched,
+    /// A question or a command came to nothing: wherever the guest is, it still is.
+    AsItWas,
     /// It runs on at the source.
     RunsAtSource,
     /// It is stopped at the source, because it was stopped before the migration began.
@@ -66,6 +68,7 @@ impl fmt::Display for Whereabouts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Whereabouts::Untouched => "the guest was not touched",
+            Whereabouts::AsItWas => "nothing was changed",
             Whereabouts::RunsAtSource => "the guest runs on at the source",
             Whereabouts::StoppedAtSource => "the guest is at the source, stopped as it was before",
             Whereabouts::StuckAtSource => {

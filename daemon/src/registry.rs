@@ -323,7 +323,7 @@ impl Entry {
 }
 
 fn usage(desc: String) -> Outcome {
-    Outcome::new(Ending::Usage, Whereabouts::Untouched, desc)
+    Outcome::new(Ending::Usage, Whereabouts::AsItWas, desc)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -29,7 +29,15 @@ fn existing(program: PathBuf) -> PathBuf {
 fn build(package: &str) -> PathBuf {
     let (target, profile) = layout();
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
+    let mut build = Command::new(cargo);
+    // What cargo says of *this* package would make build scripts of others run again, and be wrong for them.
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("CARGO_") && name != "CARGO_HOME" && name != "CARGO_TARGET_DIR"
+        {
+            build.env_remove(name);
+        }
+    }
+    let status = build
         .args(["build", "--quiet", "--bins", "--package", package, "--profile"])
         .arg(match profile.as_str() {
             "debug" => "dev",

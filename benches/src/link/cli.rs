@@ -21,9 +21,9 @@ const EXAMPLES: &str = "\
 Inside every host, $A and $B are the IPv4 addresses of hosts a and b, $A6 and $B6 the IPv6 ones.
 The link lives until the last of the commands has ended; its exit code is returned.
 
-  cargo lab link us --on a 'iperf3 -s' --on b 'iperf3 -c $A -t 5'
-  cargo lab link --rate 100mbit --rtt 20ms --loss 0.1% --on a 'ping -c 3 $B'
-  cargo lab link eu --outage 5s+2s --on a 'nc -l 7' --on b './send-to $A'
+  cargo lab link us --on a 'iperf3 -s -1' --on b 'iperf3 -c $A -t 5'
+  cargo lab link --rate 100mbit --rtt 20ms --loss 0.1% --on a 'iperf3 -s -1' --on b 'iperf3 -c $A -t 5'
+  cargo lab link eu --outage 2s+2s --on a 'iperf3 -s -1' --on b 'iperf3 -c $A -t 8'
   cargo lab link jgn                    (no command: says how to enter the hosts, lives until Ctrl-C)
   cargo lab link check                  (what is asked of the emulator, and what this machine does)";
 

@@ -1,6 +1,6 @@
 //! The daemon.
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Parser;
 use hikyaku_daemon::api::server;
 use hikyaku_daemon::config::{Allow, Config, Io};
@@ -36,7 +36,8 @@ fn main() -> ExitCode {
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("hikyakud: {error:#}");
+            // Errors of ours name their causes in their own words.
+            eprintln!("hikyakud: {error}");
             // Configuration and keys are what is wrong at a start.
             ExitCode::from(hikyaku_daemon::outcome::Ending::Configuration.exit_code())
         }
@@ -70,7 +71,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     node.timeouts.handshake = config.link.connect_timeout;
     node.timeouts.dead_after = config.link.dead_after;
     node.timeouts.link = config.link.timeout;
-    let workers = Workers::start().context("starting the encoding threads")?;
+    let workers = Workers::start().map_err(|e| anyhow::anyhow!("starting the encoding threads: {e}"))?;
 
     runtime::block_on(uring, async move {
         let (at_door, knocks) = unbounded_channel();
@@ -80,7 +81,8 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             tracing::info!(%address, "peers reach this daemon here");
         }
         let api = config.api.clone();
-        let listener = server::bind(&api).with_context(|| format!("the API socket {}", api.display()))?;
+        let listener =
+            server::bind(&api).map_err(|e| anyhow::anyhow!("the API socket {}: {e}", api.display()))?;
         let daemon = Daemon::new(config, node, records, workers);
         tokio::task::spawn_local(daemon.clone().answer_the_door(knocks));
         restart::take_up(&daemon)?;

@@ -66,14 +66,14 @@ enum Verb {
         /// The peer's name in the configuration.
         #[arg(long, value_name = "PEER")]
         to: String,
-        /// The stop aimed at.
+        /// The stop aimed at. Default: 300ms.
         #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
         downtime: Option<Duration>,
         /// When the guest has to be stopped at the latest.
         #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
         deadline: Option<Duration>,
         /// What to do at the deadline.
-        #[arg(long, value_enum, default_value = "force")]
+        #[arg(long, value_enum, default_value = "force", requires = "deadline")]
         on_deadline: OnDeadline,
         /// Who decides when to stop the guest.
         #[arg(long, value_enum, default_value = "adaptive")]
@@ -278,7 +278,12 @@ fn run(cli: &Cli) -> Result<Ending, CliError> {
         Verb::Fingerprint { key } => Ok(keys::show(key, cli.json)?),
         Verb::Config(ConfigVerb::Check { file }) => {
             let config = Config::read(file)?;
-            println!("{}: in order, {} peers", file.display(), config.peers.len());
+            crate::keyfile::read(&config.key)?;
+            let peers = match config.peers.len() {
+                1 => "1 peer".to_owned(),
+                n => format!("{n} peers"),
+            };
+            println!("{}: in order, {peers}", file.display());
             Ok(Ending::Moved)
         }
         Verb::Completions { shell } => {

@@ -165,6 +165,11 @@ fn block(status: &Status) -> Vec<String> {
         ));
         lines.push(match (status.role, n.predicted_stop_ms) {
             (Role::Destination, _) => String::new(),
+            _ if status.phase.is_final() => String::new(),
+            // From the first bytes of a link that has just opened.
+            (_, ms) if ms > 3_600_000 => {
+                "  stop if now: over an hour, by the little that is known yet".to_owned()
+            }
             (_, 0) => "  stop if now: not known yet".to_owned(),
             (_, ms) => format!("  stop if now: {}", Span(Duration::from_millis(ms))),
         });

@@ -51,7 +51,10 @@ pub fn status(status: &Status, json: bool) -> io::Result<()> {
     };
     writeln!(out, "migration   {}", status.id)?;
     writeln!(out, "guest       {} {direction} {peer}", status.guest)?;
-    writeln!(out, "phase       {} for {}", status.phase, Span(Duration::from_millis(status.elapsed_ms)))?;
+    let (elapsed, over) = (Span(Duration::from_millis(status.elapsed_ms)), status.phase.is_final());
+    let when = if over { "took" } else { "begun" };
+    let ago = if over { "" } else { " ago" };
+    writeln!(out, "phase       {}, {when} {elapsed}{ago}", status.phase)?;
     if let Some(words) = super::progress::link_words(status) {
         writeln!(out, "link        {words}")?;
     }
@@ -63,21 +66,28 @@ pub fn status(status: &Status, json: bool) -> io::Result<()> {
             Bytes(n.pages_total * 4096),
             n.pass
         )?;
-        writeln!(
-            out,
-            "sent        {} for {} of pages, {} of them arrived; {} pages superseded unsent",
-            Bytes(n.sent_bytes),
-            Bytes(n.raw_bytes),
-            Bytes(n.acked_bytes),
-            n.superseded_pages
-        )?;
-        writeln!(
-            out,
-            "link        {}, round trip {:.1} ms",
-            BitRate(n.goodput_bytes_per_s as f64),
-            n.rtt_us as f64 / 1000.0
-        )?;
-        if n.predicted_stop_ms > 0 {
+        match status.role {
+            Role::Source => writeln!(
+                out,
+                "sent        {} for {} of pages, {} of them arrived; {} pages superseded unsent",
+                Bytes(n.sent_bytes),
+                Bytes(n.raw_bytes),
+                Bytes(n.acked_bytes),
+                n.superseded_pages
+            )?,
+            Role::Destination => {
+                writeln!(out, "received    {} for {} of pages", Bytes(n.sent_bytes), Bytes(n.raw_bytes))?;
+            }
+        }
+        if !over {
+            writeln!(
+                out,
+                "link        {}, round trip {:.1} ms",
+                BitRate(n.goodput_bytes_per_s as f64),
+                n.rtt_us as f64 / 1000.0
+            )?;
+        }
+        if n.predicted_stop_ms > 0 && !over {
             writeln!(out, "stop        {} if it were now", Span(Duration::from_millis(n.predicted_stop_ms)))?;
         }
     }

@@ -74,9 +74,14 @@ impl SourceError {
             }
             SourceError::NotAllowedHere(_) => (Ending::NotAllowed, "Give the peer allow = [\"send\"]"),
             SourceError::Link(LinkError::UnknownPeer(_)) => (Ending::Usage, ""),
-            SourceError::Link(
-                LinkError::NotAllowedHere(_) | LinkError::NotAllowedThere { .. } | LinkError::WrongKey { .. },
-            ) => (
+            SourceError::Link(LinkError::NotAllowedHere(_)) => {
+                (Ending::NotAllowed, "Give the peer allow = [\"send\"] in the configuration here")
+            }
+            SourceError::Link(LinkError::NotAllowedThere { .. }) => (
+                Ending::NotAllowed,
+                "There this host must stand as a peer with its key (hikyaku fingerprint) and allow = [\"receive\"]",
+            ),
+            SourceError::Link(LinkError::WrongKey { .. }) => (
                 Ending::NotAllowed,
                 "Compare both sides' keys (hikyaku fingerprint) with their configurations",
             ),
