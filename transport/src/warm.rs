@@ -84,6 +84,8 @@ struct Round {
     looked: (Instant, u64),
     /// The most that arrived between two looks, bytes per second.
     peak: f64,
+    /// Nothing more is sent; what is under way still arrives, at the rate of the path, until then.
+    last_until: Option<Instant>,
 }
 
 /// What is to be done.
@@ -119,6 +121,7 @@ impl Warmth {
             flat: 0,
             looked: (sight.at, first.acked_bytes),
             peak: 0.0,
+            last_until: None,
         });
         true
     }
@@ -149,12 +152,15 @@ impl Warmth {
             (round.round_begun, round.acked_before) = (sight.at, sums.acked_bytes);
         }
         let queued = rtt.zip(min).and_then(|(rtt, min)| queue_in(rtt, min.max(ROUND_LEAST)));
+        let full =
+            round.flat >= FLAT_ROUNDS || round.rounds >= ROUNDS_MOST || queued.is_some() && round.rounds > 1;
+        if full && round.last_until.is_none() {
+            round.last_until = Some(sight.at + length);
+            (round.round_begun, round.acked_before) = (sight.at, sums.acked_bytes);
+        }
         let over = sight.chunks_queued != round.chunks_before
-            || round.flat >= FLAT_ROUNDS
-            || round.rounds >= ROUNDS_MOST
             || sight.lanes.is_empty()
-            // The last doubling is acknowledged when the queue is seen: one round more, for the rate.
-            || queued.is_some() && round.rounds > 1;
+            || round.last_until.is_some_and(|until| until <= sight.at);
         if over {
             let went = sums.since(&round.first);
             let probe = Probe {
@@ -167,6 +173,9 @@ impl Warmth {
             };
             self.under_way = None;
             return Step::Done(probe);
+        }
+        if round.last_until.is_some() {
+            return Step::Pad { up_to_bytes: 0, again: length / 4 };
         }
         let windows: u64 = sight.lanes.iter().map(|lane| lane.window_bytes).sum();
         let first_window = 2 * FIRST_WINDOW * sight.lanes.len() as u64;
