@@ -2,7 +2,7 @@
 
 use crate::protocol::GuestFacts;
 use crate::source::facts;
-use hikyaku_qemu::qmp::{Client, ClientConfig, QmpError};
+use hikyaku_qemu::qmp::{Client, ClientConfig, QmpError, within};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -104,14 +104,13 @@ impl WaitingGuest {
 
     /// Waits until QEMU has loaded everything it was given; the guest stands, stopped.
     pub async fn loaded(&self, timeout: Duration) -> Result<(), WaitingError> {
-        let deadline = Instant::now() + timeout;
-        while !self.has_loaded().await? {
-            if Instant::now() > deadline {
-                return Err(WaitingError::Slow { what: "load the guest", after: timeout });
+        let loaded = within(timeout, async {
+            while !self.has_loaded().await? {
+                tokio::time::sleep(LOOK_INTERVAL).await;
             }
-            tokio::time::sleep(LOOK_INTERVAL).await;
-        }
-        Ok(())
+            Ok(())
+        });
+        loaded.await.unwrap_or(Err(WaitingError::Slow { what: "load the guest", after: timeout }))
     }
 
     /// On `Ok` the guest runs. On `Unclear` it may run, now or later: a QEMU that hangs carries an order out when it wakes.

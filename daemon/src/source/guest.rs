@@ -1,7 +1,7 @@
 //! The guest at its source, through QMP: what is asked of its QEMU, and in which state each call leaves the guest.
 
 use crate::protocol::GuestFacts;
-use hikyaku_qemu::qmp::{Client, ClientConfig, MigrateInfo, QmpError};
+use hikyaku_qemu::qmp::{Client, ClientConfig, MigrateInfo, Overdue, QmpError, within};
 use serde_json::{Value, json};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -157,13 +157,9 @@ impl SourceGuest {
 
     /// QEMU older than 8.1, stopped by us and waiting for leave to finish.
     pub async fn finish_when_asked(&self, timeout: Duration) -> Result<(), GuestError> {
-        let deadline = tokio::time::Instant::now() + timeout;
-        while !self.look().await?.is("pre-switchover") {
-            if tokio::time::Instant::now() > deadline {
-                return Err(GuestError::Slow("come to its switch-over"));
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        self.comes_to("pre-switchover", timeout)
+            .await
+            .unwrap_or(Err(GuestError::Slow("come to its switch-over")))?;
         Ok(self.qmp.migrate_continue("pre-switchover").await?)
     }
 
@@ -183,17 +179,17 @@ impl SourceGuest {
 
     /// The guest was taken over by the destination and QEMU has been told: waits until it has noticed.
     pub async fn completed(&self, timeout: Duration) -> Result<(), GuestError> {
-        let deadline = tokio::time::Instant::now() + timeout;
-        loop {
-            let info = self.look().await?;
-            if info.is("completed") {
-                return Ok(());
+        self.comes_to("completed", timeout).await.unwrap_or(Err(GuestError::Slow("end its migration")))
+    }
+
+    async fn comes_to(&self, status: &str, timeout: Duration) -> Result<Result<(), GuestError>, Overdue> {
+        within(timeout, async {
+            while !self.look().await?.is(status) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            if tokio::time::Instant::now() > deadline {
-                return Err(GuestError::Slow("end its migration"));
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+            Ok(())
+        })
+        .await
     }
 
     /// Ends QEMU's migration, if one is under way, and makes the guest run if `run`. To be called when its socket has

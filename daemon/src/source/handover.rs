@@ -9,7 +9,8 @@ use crate::ownership::Phase;
 use crate::protocol::{self, ToDestination, Verdict};
 use crate::records;
 use hikyaku_engine::ChunkSeq;
-use std::time::Instant;
+use hikyaku_qemu::qmp::{Overdue, within};
+use std::time::{Duration, Instant};
 
 impl Migration {
     /// On `Ok` the guest is stopped by us, and that is durable; on `Err` it may be stopped.
@@ -75,9 +76,10 @@ impl Migration {
                 }
                 Ok::<_, SourceError>(())
             };
-            tokio::time::timeout(patience, loaded)
-                .await
-                .map_err(|_| SourceError::Slow { what: "loading the guest there", after: patience })??;
+            within(patience, loaded).await.map_err(|Overdue| SourceError::Slow {
+                what: "loading the guest there",
+                after: patience,
+            })??;
         }
         if self.entry.is_cancelled() {
             return Err(SourceError::Cancelled);
@@ -161,7 +163,7 @@ impl Migration {
                 told = self.from_pump.recv() => self.handle_pump(told)?,
             };
             let Some(FromPump::Numbers(numbers)) = step else { return Ok(step) };
-            let now = Instant::now();
+            let now = self.progress.look();
             let waits = self.session.unsent_bytes() + self.session.in_flight_bytes() > 0;
             if !waits || numbers.acked_bytes != self.progress.acked_bytes {
                 self.progress.acked_bytes = numbers.acked_bytes;
@@ -180,15 +182,28 @@ impl Migration {
 #[derive(Debug)]
 pub(super) struct LinkProgress {
     at: Instant,
+    looked: Instant,
     acked_bytes: u64,
 }
 
+/// The pump reports ten times a second: in a longer silence it was this process that stood still, not the link.
+const LOOKS: Duration = Duration::from_millis(500);
+
 impl LinkProgress {
     pub(super) fn new() -> LinkProgress {
-        LinkProgress { at: Instant::now(), acked_bytes: 0 }
+        let now = Instant::now();
+        LinkProgress { at: now, looked: now, acked_bytes: 0 }
     }
 
     fn moved(&mut self, now: Instant) {
-        self.at = now;
+        (self.at, self.looked) = (now, now);
+    }
+
+    /// It is looked at now, after time in which it could have been.
+    fn look(&mut self) -> Instant {
+        let now = Instant::now();
+        self.at += (now - self.looked).saturating_sub(LOOKS);
+        self.looked = now;
+        now
     }
 }

@@ -20,8 +20,8 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
 
+use super::awake::within;
 use super::codec::{Greeting, GreetingVersion, Lines, Message};
 use super::error::{ErrorKind, QmpError};
 use super::events::{Event, Events, Hub};
@@ -103,7 +103,7 @@ impl Client {
         let socket = socket.as_ref().to_path_buf();
         let limit = config.connect_timeout;
         let error = |kind| QmpError { socket: socket.clone(), command: "connect".into(), kind };
-        let stream = timeout(limit, UnixStream::connect(&socket))
+        let stream = within(limit, UnixStream::connect(&socket))
             .await
             .map_err(|_| error(ErrorKind::Timeout(limit)))?
             .map_err(|e| error(ErrorKind::Io(e.to_string())))?;
@@ -139,7 +139,7 @@ impl Client {
             next_id: AtomicU64::new(1),
         };
         let error = |kind| QmpError { socket, command: "connect".into(), kind };
-        inner.version = match timeout(limit, greeting).await {
+        inner.version = match within(limit, greeting).await {
             Err(_) => return Err(error(ErrorKind::NoGreeting(limit))),
             Ok(Err(_)) => return Err(error(inner.shared.failure())),
             Ok(Ok(greeting)) => greeting.version,
@@ -200,7 +200,7 @@ impl Client {
         fd: Option<OwnedFd>,
         limit: Duration,
     ) -> Result<T, QmpError> {
-        let value = match timeout(limit, self.reply(command, args, fd)).await {
+        let value = match within(limit, self.reply(command, args, fd)).await {
             Ok(reply) => reply,
             Err(_) => Err(ErrorKind::Timeout(limit)),
         };

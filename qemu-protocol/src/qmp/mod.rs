@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`codec`] | bytes to lines to messages, without I/O; bounded |
 //! | [`Client`] | the socket: commands with time-outs, descriptors, who gets which reply |
+//! | [`within`] | time-outs, as long as this process runs |
 //! | [`Events`] | one subscriber's queue, bounded, floods merged |
 //! | [`commands`](Client) | typed helpers |
 //!
@@ -16,11 +17,13 @@
 
 pub mod codec;
 
+mod awake;
 mod client;
 mod commands;
 mod error;
 mod events;
 
+pub use awake::{Overdue, within};
 pub use client::{Client, ClientConfig};
 pub use commands::{Capabilities, MemorySummary, MigrateInfo, RamInfo, RunState, Version};
 pub use error::{ErrorKind, QmpError};
