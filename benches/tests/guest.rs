@@ -267,7 +267,7 @@ fn a_live_move_shows_one_gap_and_one_guest() {
 }
 
 #[test]
-fn it_works_under_kvm_as_under_tcg() {
+fn kvm_runs_the_guest_as_tcg_does() {
     let _alone = alone();
     if !kvm_is_here() {
         return;

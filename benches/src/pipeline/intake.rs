@@ -16,39 +16,44 @@ use super::meter::{Figure, Meter, thread_cpu};
 /// As the daemon reads.
 const READ_BYTES: usize = 512 << 10;
 
-/// Pages with content: the first pass, into fresh memory, and passes that replace what is staged.
-pub fn pages(meter: &Meter, pages: u32) -> anyhow::Result<Figure> {
+/// One guest memory's way in.
+pub struct Intake {
+    /// The first pass: staging's memory is new, and each of its pages a fault.
+    pub first: Figure,
+    /// The passes after it, which replace what is staged.
+    pub later: Figure,
+}
+
+/// Pages with content.
+pub fn pages(meter: &Meter, pages: u32) -> anyhow::Result<Intake> {
     let corpus = Corpus::new(Content::Random, pages);
     let stream = pass(&corpus.pages.iter().map(Some).collect::<Vec<_>>())?;
-    measure(meter, "read + parse + stage", "pages", pages, &stream)
+    measure(meter, "pages", pages, &stream)
 }
 
 /// Nothing but zero pages: a guest of 4 GiB, or there would be little to measure.
-pub fn zero(meter: &Meter) -> anyhow::Result<Figure> {
+pub fn zero(meter: &Meter) -> anyhow::Result<Intake> {
     const PAGES: u32 = 1 << 20;
     let stream = pass(&vec![None; PAGES as usize])?;
-    measure(meter, "read + parse + stage", "zero", PAGES, &stream)
+    measure(meter, "zero", PAGES, &stream)
 }
 
-fn measure(
-    meter: &Meter,
-    stage: &str,
-    content: &'static str,
-    pages: u32,
-    stream: &[u8],
-) -> anyhow::Result<Figure> {
+fn measure(meter: &Meter, content: &'static str, pages: u32, stream: &[u8]) -> anyhow::Result<Intake> {
+    const FIRST: &str = "intake + staging, first pass";
+    const LATER: &str = "intake + staging, later";
     let mut times = Vec::new();
-    let mut first_ms = Vec::new();
-    meter.run(stage, content, 0, || {
+    let mut first_times = Vec::new();
+    meter.run(LATER, content, 0, || {
         let (first, again) = one_migration(pages, stream)?;
-        first_ms.push(first);
+        first_times.push(first);
         times.push(again);
         Ok(())
     })?;
     let bytes = u64::from(pages) * PAGE_BYTES as u64;
-    let first = Figure::of(stage, content, bytes, first_ms);
-    let note = format!("first pass, into fresh memory: {:.2}", first.gb_per_s());
-    Ok(Figure::of(stage, content, bytes, times).note(note))
+    Ok(Intake {
+        first: Figure::of(FIRST, content, bytes, first_times),
+        later: Figure::of(LATER, content, bytes, times),
+    })
 }
 
 /// CPU time of the reading side for the first pass, and for one of the later ones.
@@ -59,7 +64,7 @@ fn one_migration(pages: u32, stream: &[u8]) -> anyhow::Result<(Duration, Duratio
     let config = SourceConfig { staging_bytes, ..SourceConfig::default() };
     let mut source = Source::new(config, Box::new(Adaptive::new(AdaptiveConfig::default())));
     let mut intake =
-        Intake { source: &mut source, pages: pages.into(), refused: None, seen: 0, first_pass_ended: None };
+        Feed { source: &mut source, pages: pages.into(), refused: None, seen: 0, first_pass_ended: None };
     let mut parser = Parser::new(ParserConfig::default());
     let mut buffer = vec![0; READ_BYTES + MAX_UNIT_BYTES];
     let mut held = 0;
@@ -92,7 +97,7 @@ fn one_migration(pages: u32, stream: &[u8]) -> anyhow::Result<(Duration, Duratio
 }
 
 /// What the daemon's intake does, for a guest of one block.
-struct Intake<'a> {
+struct Feed<'a> {
     source: &'a mut Source,
     pages: u64,
     refused: Option<LayoutError>,
@@ -101,7 +106,7 @@ struct Intake<'a> {
     first_pass_ended: Option<anyhow::Result<Duration>>,
 }
 
-impl Intake<'_> {
+impl Feed<'_> {
     fn saw_one(&mut self) {
         self.seen += 1;
         if self.seen == self.pages {
@@ -110,7 +115,7 @@ impl Intake<'_> {
     }
 }
 
-impl Events for Intake<'_> {
+impl Events for Feed<'_> {
     fn opaque(&mut self, bytes: &[u8]) {
         self.source.opaque(bytes);
     }
