@@ -22,6 +22,7 @@
 //! How it works and what can be tuned: `docs/transport.md`. Bytes: `docs/wire-format.md`.
 #![deny(unsafe_code)]
 
+mod account;
 mod bond;
 mod bucket;
 mod calm;

@@ -17,14 +17,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::bucket::Bucket;
+use crate::account::{Account, NeverSent};
 use crate::error::SendError;
 use crate::events::TxEvents;
 use crate::lane::waker::Waker;
-use crate::meter::{Departure, GoodputMeter};
+use crate::meter::GoodputMeter;
 use crate::ranges::RangeSet;
 use crate::schedule::{Priority, Schedule};
-use crate::session::{Chunk, charge};
+use crate::session::Chunk;
 use crate::throttle::{HostLimit, Slice, Throttle, least, session_bucket, socket_bytes, wire_bytes};
 use crate::wire::frame::{HEADER_BYTES, TAG_BYTES};
 
@@ -46,12 +46,6 @@ pub struct Taken {
 pub struct Acked {
     pub events: Arc<dyn TxEvents>,
     pub room: bool,
-}
-
-/// The peer acknowledged what it cannot have.
-#[derive(Debug)]
-pub struct NeverSent {
-    pub seq: u64,
 }
 
 pub struct TxQueue {
@@ -83,32 +77,6 @@ struct Padding {
 
 /// Padding belongs to no session; they are numbered from 1.
 pub const PADDING_SESSION: u32 = 0;
-
-struct Account {
-    events: Arc<dyn TxEvents>,
-    unsent: VecDeque<Chunk>,
-    unsent_bytes: u64,
-    last_queued: u64,
-    last_taken: u64,
-    charged: u64,
-    credit: u64,
-    /// Taken and not acknowledged.
-    in_flight: BTreeMap<u64, InFlight>,
-    in_flight_bytes: u64,
-    /// Those of them whose connection died: they are to be taken again.
-    again: BTreeSet<u64>,
-    again_bytes: u64,
-    goodput: GoodputMeter,
-    limit: Bucket,
-}
-
-/// A chunk that was taken and is not acknowledged.
-struct InFlight {
-    chunk: Chunk,
-    /// `None`: to be taken again, or known to have arrived.
-    carrier: Option<Carrier>,
-    departure: Departure,
-}
 
 /// A session's figures.
 #[derive(Clone, Copy, Debug, Default)]
@@ -451,124 +419,11 @@ impl State {
     }
 }
 
-impl Account {
-    /// Something waits to be taken, whether or not it may.
-    fn has_some(&self) -> bool {
-        !self.unsent.is_empty() || !self.again.is_empty()
-    }
-
-    fn may_send(&self) -> bool {
-        !self.again.is_empty()
-            || self
-                .unsent
-                .front()
-                .is_some_and(|chunk| self.charged + charge(chunk.payload.len()) <= self.credit)
-    }
-
-    /// When its next chunk may be taken. `None`: there is none, or no credit for it.
-    fn ready_at(&self, throttle: &Throttle, priority: Priority, now: Instant) -> Option<Instant> {
-        if !self.may_send() {
-            return None;
-        }
-        let limited = self.limit.rate().is_some();
-        Some(self.limit.free_at(now).max(throttle.free_at(limited, priority, now)))
-    }
-
-    fn take(&mut self, carrier: Carrier, now: Instant) -> Option<Chunk> {
-        if !self.may_send() {
-            return None;
-        }
-        let departure = self.goodput.depart(now, self.in_flight_bytes - self.again_bytes);
-        if let Some(seq) = self.again.pop_first() {
-            let in_flight = self.in_flight.get_mut(&seq)?;
-            in_flight.carrier = Some(carrier);
-            in_flight.departure = departure;
-            self.again_bytes -= in_flight.chunk.payload.len() as u64;
-            return Some(in_flight.chunk.clone());
-        }
-        let chunk = self.unsent.pop_front()?;
-        let bytes = chunk.payload.len() as u64;
-        self.unsent_bytes -= bytes;
-        self.charged += charge(chunk.payload.len());
-        self.in_flight_bytes += bytes;
-        self.last_taken = chunk.seq;
-        let in_flight = InFlight { chunk: chunk.clone(), carrier: Some(carrier), departure };
-        self.in_flight.insert(chunk.seq, in_flight);
-        if self.unsent.is_empty() {
-            self.goodput.starved(self.in_flight_bytes);
-        }
-        Some(chunk)
-    }
-
-    fn give_back(&mut self, which: impl Fn(u64, &InFlight) -> bool) {
-        for (seq, in_flight) in &mut self.in_flight {
-            if which(*seq, in_flight) {
-                in_flight.carrier = None;
-                self.again.insert(*seq);
-                self.again_bytes += in_flight.chunk.payload.len() as u64;
-            }
-        }
-    }
-
-    /// The peer has these, though it has not applied them yet: they are not taken again.
-    fn arrived(&mut self, received: &RangeSet) {
-        let there: Vec<u64> = self.again.iter().copied().filter(|seq| received.contains(*seq)).collect();
-        for seq in there {
-            self.again.remove(&seq);
-            if let Some(in_flight) = self.in_flight.get(&seq) {
-                self.again_bytes -= in_flight.chunk.payload.len() as u64;
-            }
-        }
-        for (_, in_flight) in self.in_flight.iter_mut().filter(|(seq, _)| received.contains(**seq)) {
-            in_flight.carrier = None;
-        }
-    }
-
-    fn acked(
-        &mut self,
-        now: Instant,
-        cumulative: u64,
-        ranges: &[(u64, u64)],
-        rtt: Option<Duration>,
-    ) -> Result<(), NeverSent> {
-        let highest = ranges.iter().map(|range| range.1).max().unwrap_or(0).max(cumulative);
-        if highest > self.last_taken {
-            return Err(NeverSent { seq: highest });
-        }
-        let mut bytes = 0;
-        let mut newest = None;
-        for (first, last) in std::iter::once((1, cumulative)).chain(ranges.iter().copied()) {
-            // One at a time: each number is removed once in its life, whatever the peer repeats.
-            while let Some(seq) = self.next_in_flight(first, last) {
-                if let Some(gone) = self.in_flight.remove(&seq) {
-                    let length = gone.chunk.payload.len() as u64;
-                    bytes += length;
-                    newest = Some(gone.departure);
-                    if self.again.remove(&seq) {
-                        self.again_bytes -= length;
-                    }
-                }
-            }
-        }
-        self.in_flight_bytes -= bytes;
-        if let Some(departure) = newest {
-            self.goodput.delivered(now, bytes, departure, rtt);
-        }
-        Ok(())
-    }
-
-    fn next_in_flight(&self, first: u64, last: u64) -> Option<u64> {
-        if first > last {
-            return None;
-        }
-        self.in_flight.range(first..=last).next().map(|(&seq, _)| seq)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::error::Lost;
+    use crate::session::charge;
 
     struct Nobody;
 
