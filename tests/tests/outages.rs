@@ -64,6 +64,12 @@ fn cut_for(rig: &Rig, outage: Duration) {
     rig.network().set_outage(false);
 }
 
+fn stand(site: &site::Site, how_long: Duration) {
+    site.signal(Signal::SIGSTOP);
+    std::thread::sleep(how_long);
+    site.signal(Signal::SIGCONT);
+}
+
 #[track_caller]
 fn assert_prompt(total: Duration, undisturbed: Duration, outage: Duration) {
     println!("{total:.2?} with {outage:?} of outage, {undisturbed:.2?} without");
@@ -141,16 +147,23 @@ fn a_daemon_that_stands_still() {
     let Some(mut rig) = rig("jgn") else { return };
     let undisturbed = undisturbed(&mut rig);
     let outage = Duration::from_secs(15);
-    let stand = |site: &site::Site| {
-        site.signal(Signal::SIGSTOP);
-        std::thread::sleep(outage);
-        site.signal(Signal::SIGCONT);
-    };
-    let (total, _) = live(&mut rig, |rig, _| stand(rig.source_site()));
+    let (total, _) = live(&mut rig, |rig, _| stand(rig.source_site(), outage));
     assert_prompt(total, undisturbed, outage);
     rig.turn_around();
-    let (total, _) = live(&mut rig, |rig, _| stand(rig.destination_site()));
+    let (total, _) = live(&mut rig, |rig, _| stand(rig.destination_site(), outage));
     assert_prompt(total, undisturbed, outage);
+}
+
+/// The link is given up at the other side meanwhile, and back before the guest would have to go on here.
+#[test]
+fn a_source_daemon_that_stands_still_with_its_guest() {
+    let Some(mut rig) = rig("us") else { return };
+    rig.arm();
+    let (_, output) = rig.migrate_disturbed(&["--switchover", "safe"], |rig, command| {
+        command.wait_phase("stopped");
+        stand(rig.source_site(), Duration::from_secs(6));
+    });
+    assert_eq!(output.events("link-up").len(), 1, "{output}");
 }
 
 // ---- the path changes

@@ -89,6 +89,9 @@ impl Migration {
         while let Some(message) = self.mailbox.waiting() {
             self.handle_peer(Some(message))?;
         }
+        while self.down.is_some() {
+            self.next().await?;
+        }
         if self.entry.is_cancelled() {
             // The wish came while the disk was waited for, and was granted.
             return Err(SourceError::Cancelled);
@@ -146,9 +149,9 @@ impl Migration {
         }
     }
 
-    /// The next thing that happens while the guest is stopped. A link that is down, or stands still for `closing_timeout`,
-    /// is not waited for: the guest must not stand. It cannot go back to being copied: once it stood, QEMU has ended its
-    /// stream.
+    /// The next thing that happens while the guest is stopped. A link that is down, or stands still, for `closing_timeout` is
+    /// waited for no longer: the guest must not stand. It cannot go back to being copied: once it stood, QEMU has ended
+    /// its stream.
     async fn next(&mut self) -> Result<Option<FromPump>, SourceError> {
         let patience = self.daemon.config.guest.closing_timeout;
         loop {
@@ -164,11 +167,15 @@ impl Migration {
             };
             let Some(FromPump::Numbers(numbers)) = step else { return Ok(step) };
             let now = self.progress.look();
-            let waits = self.session.unsent_bytes() + self.session.in_flight_bytes() > 0;
+            let waits =
+                self.down.is_some() || self.session.unsent_bytes() + self.session.in_flight_bytes() > 0;
             if !waits || numbers.acked_bytes != self.progress.acked_bytes {
                 self.progress.acked_bytes = numbers.acked_bytes;
                 self.progress.moved(now);
             } else if now - self.progress.at > patience {
+                if let Some(why) = self.down.take() {
+                    return Err(SourceError::LostWhileStopped(why));
+                }
                 return Err(SourceError::Slow {
                     what: "moving the stopped guest's last pages",
                     after: patience,

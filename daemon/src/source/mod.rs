@@ -6,7 +6,7 @@
 //! ```
 //!
 //! A link that is down (not lost: the transport seeks it) ends nothing while the guest runs, and nothing after GO; in
-//! between the guest must not stand for it, and is given back.
+//! between the guest must not stand for it, and is given back if it does not return at once.
 //!
 //! Until GO has left the guest is ours: whatever fails, `give_back` leaves it as it was. After that only the
 //! destination's verdict counts; while it cannot be had, [`doubt`] goes on asking.
@@ -314,7 +314,10 @@ impl Migration {
     fn handle_peer(&mut self, from: Option<FromPeer>) -> Result<(), SourceError> {
         let message = match from {
             Some(FromPeer::Message(message)) => message,
-            Some(FromPeer::LinkDown(why)) => return self.link_down(&why),
+            Some(FromPeer::LinkDown(why)) => {
+                self.link_down(&why);
+                return Ok(());
+            }
             Some(FromPeer::LinkUp) => {
                 self.link_up();
                 return Ok(());
@@ -340,8 +343,7 @@ impl Migration {
         Ok(())
     }
 
-    /// `Err`: the guest stands, is ours, and must not wait for the link.
-    fn link_down(&mut self, why: &Lost) -> Result<(), SourceError> {
+    fn link_down(&mut self, why: &Lost) {
         let why = outage::words(why);
         self.entry.link_down(&why, self.daemon.config.link.timeout);
         self.inbox.push(ToPump::LinkDown);
@@ -351,11 +353,9 @@ impl Migration {
                 let why = format!("the link is down: {why}");
                 self.entry.set_outcome(doubt::outcome(&self.arguments.guest, &self.arguments.to, &why));
             }
-            _ if self.stopped => return Err(SourceError::LostWhileStopped(why)),
-            Phase::Copying => self.entry.advance(Phase::LinkLost),
+            Phase::Copying if !self.stopped => self.entry.advance(Phase::LinkLost),
             _ => {}
         }
-        Ok(())
     }
 
     fn link_up(&mut self) {
