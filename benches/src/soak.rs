@@ -8,7 +8,7 @@ use crate::guest::locate::QemuBinary;
 use crate::link::cli::named;
 use crate::link::{Link, Network, parse_duration};
 use crate::site::{Programs, Site};
-use crate::travel::{Manner, Row, Traveller};
+use crate::travel::{Manner, POLICIES, Row, Traveller};
 use anyhow::Context;
 use clap::Args;
 use std::process::ExitCode;
@@ -45,7 +45,7 @@ pub struct SoakArgs {
     #[arg(long, default_value = "rand@20")]
     load: String,
     /// Who decides when to stop the guest
-    #[arg(long, default_value = "adaptive")]
+    #[arg(long, default_value = "adaptive", value_parser = POLICIES)]
     policy: String,
     /// Cut the link for so long in the midst of every move, such as 5min; less than link.timeout of the daemons
     #[arg(long, value_parser = parse_duration)]

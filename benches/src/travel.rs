@@ -24,6 +24,9 @@ const WARM_UP: Duration = Duration::from_millis(500);
 /// An arrival that is not checked whole is listened to for so long: many heartbeats, on one console or on two.
 const LISTEN: Duration = Duration::from_millis(300);
 
+/// What `hikyaku migrate --policy` takes: wrong words are noticed before anything is built.
+pub const POLICIES: [&str; 2] = ["adaptive", "xen-3"];
+
 /// How a move is made and watched.
 #[derive(Debug, Clone)]
 pub struct Manner {

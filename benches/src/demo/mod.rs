@@ -10,7 +10,7 @@ use crate::guest::Load;
 use crate::link::Link;
 use crate::link::cli::named;
 use crate::site::{Programs, Site};
-use crate::travel::{Manner, Traveller};
+use crate::travel::{Manner, POLICIES, Traveller};
 use clap::Args;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -27,7 +27,7 @@ pub struct DemoArgs {
     #[arg(long, default_value = "oltp@20")]
     load: String,
     /// Only these policies
-    #[arg(long, value_delimiter = ',', default_value = "adaptive,xen-3")]
+    #[arg(long, value_delimiter = ',', default_value = "adaptive,xen-3", value_parser = POLICIES)]
     policy: Vec<String>,
 }
 
