@@ -1,0 +1,118 @@
+//! What a link's control connection brings, and what it is answered with.
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::{LinkCore, OpenAnswer, Role, lock};
+use crate::voice::Voice;
+use crate::wire::control::Message;
+
+impl LinkCore {
+    /// Responder: registers a question. `Err` ends the link; `Ok(false)`: too many sessions, already refused.
+    pub fn asked(&self, session: u32) -> Result<bool, String> {
+        let mut received = lock(&self.received);
+        if session <= received.highest {
+            return Err(format!("session number {session} was used before"));
+        }
+        received.highest = session;
+        if received.open.len() + received.asked.len() >= self.limits.sessions {
+            drop(received);
+            let text = format!("{} sessions are open, which is the limit", self.limits.sessions);
+            self.push(&Message::Refused { session, code: crate::code::TOO_MANY, text });
+            return Ok(false);
+        }
+        received.asked.insert(session);
+        Ok(true)
+    }
+
+    pub fn answered(&self, session: u32, answer: OpenAnswer, credit: u64) {
+        // An opener that gave up has told the peer so.
+        if let Some(waiting) = lock(&self.opening).remove(&session) {
+            if matches!(answer, OpenAnswer::Accepted { .. }) {
+                lock(&self.voices).insert(session, Voice::live());
+            }
+            self.queue.grant(session, credit);
+            let _ = waiting.send(answer);
+        }
+    }
+
+    pub fn ack(
+        &self,
+        session: u32,
+        cumulative: u64,
+        credit: u64,
+        ranges: &[(u64, u64)],
+    ) -> Result<(), String> {
+        let rtt = lock(&self.rtt).smoothed;
+        let acked =
+            self.queue.acked(Instant::now(), session, cumulative, ranges, credit, rtt).map_err(|never| {
+                format!("chunk {} of session {session} was acknowledged but never sent", never.seq)
+            })?;
+        if let Some(acked) = acked {
+            acked.events.acked(cumulative, ranges);
+            if acked.room {
+                acked.events.room();
+            }
+        }
+        Ok(())
+    }
+
+    pub fn user_message_came(&self, session: u32, message: Vec<u8>) {
+        self.heard(session, false);
+        match self.role {
+            Role::Initiator => {
+                if let Some(events) = self.queue.events(session) {
+                    events.message(message);
+                }
+            }
+            Role::Responder => {
+                let account = lock(&self.received).open.get(&session).cloned();
+                if let Some(account) = account {
+                    account.message(message);
+                }
+            }
+        }
+    }
+
+    pub fn close_came(&self, session: u32, code: u16, text: String) {
+        self.heard(session, true);
+        self.ended_there(session, code, text);
+    }
+
+    /// The other side closed the session, or does not know it any more.
+    pub(crate) fn ended_there(&self, session: u32, code: u16, text: String) {
+        match self.role {
+            Role::Initiator => {
+                if let Some(events) = self.queue.remove_session(session) {
+                    events.closed(code, text);
+                }
+            }
+            Role::Responder => {
+                let account = {
+                    let mut received = lock(&self.received);
+                    received.asked.remove(&session);
+                    received.open.remove(&session)
+                };
+                if let Some(account) = account {
+                    account.closed_by_peer(code, text);
+                }
+            }
+        }
+    }
+
+    /// Acknowledgements that are due. `Err` ends the link.
+    pub fn due_acks(&self) -> Result<Vec<Message>, String> {
+        self.acks_due.store(false, Ordering::Release);
+        let mut due =
+            self.accounts().iter().filter_map(|a| a.ack().transpose()).collect::<Result<Vec<_>, _>>()?;
+        lock(&self.voices).retain(|&session, voice| {
+            if voice.live
+                && let Some(number) = voice.take_news()
+            {
+                due.push(Message::Heard { session, number });
+            }
+            !voice.is_over()
+        });
+        Ok(due)
+    }
+}
