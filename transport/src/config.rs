@@ -24,7 +24,7 @@ pub struct NodeConfig {
     /// the sender, and what it has in flight.
     pub lanes_most: u16,
     /// While a session is being opened, idle lanes of a path longer than 3 ms send padding until a chunk is queued, or
-    /// nothing grows any more: about three times bandwidth × round trip. Default on: a migration does not begin in TCP's slow
+    /// the windows fill the path: less than two times bandwidth × round trip. Default on: a migration does not begin in TCP's slow
     /// start. Off where the bytes on the wire are paid for.
     pub warm_up: bool,
     /// Threads that seal, send, receive and open. 0 (default): half of the machine's CPUs, at least 1, at most 4. One

@@ -41,6 +41,7 @@ mod key;
 mod lane;
 mod lane_stats;
 mod lanes;
+mod lead;
 mod limit;
 mod link;
 mod listen;

@@ -307,6 +307,11 @@ impl TxQueue {
         self.wake();
     }
 
+    /// What the kernel is to pace each lane at, besides limits, from its next frame on.
+    pub fn set_pace(&self, bytes_per_s: Option<u64>) {
+        self.lock().throttle.pace = bytes_per_s;
+    }
+
     /// This link is one of those that `host` is the limit of.
     pub fn join_host(&self, host: Arc<HostLimit>) {
         self.lock().throttle.host = host;
@@ -372,6 +377,12 @@ impl TxQueue {
         let mut waiting = state.sessions.values().filter(|account| account.has_some()).peekable();
         let waits_for_credit = waiting.peek().is_some() && waiting.all(|account| !account.may_send());
         (unsent, waits_for_credit, least(state.limits_of_all(), state.throttle.shared_rate()))
+    }
+
+    /// The least limit, as above.
+    pub fn limit(&self) -> Option<u64> {
+        let state = self.lock();
+        least(state.limits_of_all(), state.throttle.shared_rate())
     }
 
     /// Hungry lanes look again.

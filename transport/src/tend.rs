@@ -1,5 +1,5 @@
 //! The initiator's care for how full its pipe is: warms it when a session is asked for, or somebody wants to know the path.
-//! What to do, and how long, is said by `warm.rs`.
+//! What to do, and how long, is said by `warm.rs`, and what follows by `lead.rs`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 
 use crate::bond::Bond;
+use crate::lead::Lead;
 use crate::link::{LinkCore, lock};
 use crate::warm::{Probe, Sight, Step, Warmth};
 
@@ -90,6 +91,8 @@ pub async fn run(bond: Arc<Bond>) {
     let mut warmth = Warmth::default();
     // A bond's lanes are cold.
     let mut warm_at: Option<Instant> = None;
+    let mut lead: Option<Lead> = None;
+    link.queue.set_pace(None);
     loop {
         let works = link.queue.has_work();
         let asked = link.wish.take();
@@ -109,7 +112,8 @@ pub async fn run(bond: Arc<Bond>) {
                 continue;
             }
             match warmth.step(sight) {
-                Step::Pad { up_to_bytes, again } => {
+                Step::Pad { up_to_bytes, pace, again } => {
+                    link.queue.set_pace(pace);
                     link.queue.allow_padding(up_to_bytes, chunks_queued);
                     again
                 }
@@ -117,10 +121,26 @@ pub async fn run(bond: Arc<Bond>) {
                     link.queue.allow_padding(0, chunks_queued);
                     tracing::debug!(peer = %link.peer, ?probe, "link warmed up");
                     warm_at = Some(Instant::now());
+                    // What was found under a limit says nothing of the path, and the limit may go.
+                    let limited = link.queue.limit().is_some();
+                    lead = Lead::new(&probe, sight.at, &lanes).filter(|_| !limited);
+                    link.queue.set_pace(lead.as_ref().map(|lead| lead.pace(&lanes)));
                     link.wish.answer(probe);
                     continue;
                 }
             }
+        } else if let Some(leading) = lead.as_mut().filter(|_| link.has_sessions()) {
+            let lanes = bond.lane_stats();
+            if works {
+                warm_at = Some(Instant::now());
+            }
+            if leading.look(Instant::now(), &lanes) {
+                link.queue.set_pace(Some(leading.pace(&lanes)));
+            } else {
+                link.queue.set_pace(None);
+                lead = None;
+            }
+            Lead::again(&lanes)
         } else if link.has_sessions() {
             if works {
                 warm_at = Some(Instant::now());

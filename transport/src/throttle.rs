@@ -76,6 +76,8 @@ impl HostLimit {
 pub struct Throttle {
     pub link: Bucket,
     pub host: Arc<HostLimit>,
+    /// What the kernel is to pace each lane at, whatever the limits, bytes per second.
+    pub pace: Option<u64>,
     smoother: Bucket,
     waiting: BTreeMap<Carrier, Waiting>,
 }
@@ -101,6 +103,7 @@ impl Default for Throttle {
         Self {
             link: Bucket::new(DEPTH),
             host: Arc::default(),
+            pace: None,
             smoother: Bucket::new(DEPTH),
             waiting: BTreeMap::new(),
         }
@@ -135,7 +138,7 @@ impl Throttle {
         let smooth = limits.map(|sum| sum.saturating_add(sum / 10));
         let Some(rate) = least(smooth, self.shared_rate()) else {
             self.waiting.remove(&carrier);
-            return Slice { bytes: left, due: now, pace: None };
+            return Slice { bytes: left, due: now, pace: self.pace };
         };
         let slice_bytes = (rate as f64 * SLICE.as_secs_f64()) as u64;
         let bytes = left.min(usize::try_from(slice_bytes.max(SLICE_BYTES_MIN)).unwrap_or(usize::MAX));
@@ -151,7 +154,7 @@ impl Throttle {
         } else {
             self.waiting.remove(&carrier);
         }
-        Slice { bytes, due, pace: Some(rate.saturating_add(rate / 8)) }
+        Slice { bytes, due, pace: least(Some(rate.saturating_add(rate / 8)), self.pace) }
     }
 
     /// A lane's slice is due, or the lane is gone.

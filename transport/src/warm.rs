@@ -2,19 +2,21 @@
 //!
 //! ```text
 //!            a session is asked for                its first chunk is queued (padding has given way at once);
-//!  Resting ─────────────────────────▶ Warming ───  or nothing grows any more; or a queue builds; or it was enough ──▶ Resting
+//!  Resting ─────────────────────────▶ Warming ───  or the windows fill the path; or nothing grows; or a queue builds ──▶ Resting
 //! ```
 //! While it warms, lanes that have nothing else send padding, so that TCP's windows grow before the first page needs them.
-//! How much: two windows of all lanes as they are at the moment, and not more than three times rate × round trip, by the
-//! rate at which it arrives just then. Slow start doubles in a round trip, so what it sent is two windows and 2.9 times what
-//! arrives in a round trip: neither holds growth up. That a path is full is known a round trip after it is; so it is at
-//! three times bandwidth × round trip that a warm-up ends.
+//! How much: until the windows, when all that is under way has been acknowledged, hold [`FILL`] × bandwidth × round trip. In
+//! slow start a window is what was acknowledged, so that costs about as many bytes; [`MOST`] times is never passed. The
+//! bandwidth is known long before the path is full: what slow start sends in a round trip arrives in one piece, and that
+//! as fast as the narrowest place lets it. More is not better: windows larger than path and queue leave in one burst, which
+//! overflows the queue. [`Lead`](crate::lead::Lead) sees to what follows.
 //!
 //! [`Warmth`] is told times and figures and answers with orders: no socket, no clock.
 
 use std::time::{Duration, Instant};
 
 use crate::lane_stats::{Adder, LaneStats, Sums};
+use crate::lead::share;
 use crate::limit::queue_in;
 
 /// On a path this short slow start takes less time than it takes to notice: a session's opening does not warm it.
@@ -28,8 +30,17 @@ const FLAT_ROUNDS: u32 = 2;
 /// Enough rounds for any slow start: from 8 × 14 kB to 1 GB are 13.
 const ROUNDS_MOST: u32 = 24;
 
-/// Of the rate at which padding arrives × round trip: what slow start needs (see above), and some for a late look.
-const RATES: f64 = 3.2;
+/// What the windows are to hold, of bandwidth × round trip: something more, for they are not used evenly.
+const FILL: f64 = 1.25;
+/// Padding of one warm-up, of bandwidth × round trip, besides the first windows: not all of it grows a window. With what is
+/// found too much, for acknowledgements come unevenly, it is still less than 2.
+const MOST: f64 = 1.75;
+/// Looks per round trip. What arrives between two tells the bandwidth, as soon as a piece is that long.
+const LOOKS: u32 = 10;
+/// The bandwidth is known when a round found no more than this much more: the pieces of both were longer than two looks.
+const KNOWN: f64 = 1.25;
+/// Of what is known: the pace of padding.
+const PACE: f64 = 1.15;
 /// What a lane has of padding in its socket beyond its window.
 const UNSENT: u64 = 48 * 1024;
 
@@ -43,7 +54,7 @@ pub struct Probe {
     pub rtt: Option<Duration>,
     /// The path with empty queues.
     pub min_rtt: Option<Duration>,
-    /// The most that was delivered over a round trip, bytes of payload, padding and frames per second.
+    /// The most that was delivered over a fifth of a round trip, bytes of payload, padding and frames per second.
     pub bandwidth_bytes_per_s: Option<u64>,
     /// Packets sent again, of all that were sent.
     pub loss: f64,
@@ -51,6 +62,8 @@ pub struct Probe {
     pub took: Duration,
     /// What it sent.
     pub padding_bytes: u64,
+    /// The windows hold as much as the path.
+    pub filled: bool,
 }
 
 /// Figures of one instant.
@@ -82,18 +95,27 @@ struct Round {
     flat: u32,
     /// When it was looked last, and what had arrived then.
     looked: (Instant, u64),
-    /// The most that arrived between two looks, bytes per second.
+    /// At which rate.
+    arrived: f64,
+    /// The most that arrived in two looks, bytes per second.
     peak: f64,
+    /// The same when this round began.
+    peak_before: f64,
+    /// It is the path's bandwidth, or all that these lanes can.
+    known: bool,
     /// Nothing more is sent; what is under way still arrives, at the rate of the path, until then.
     last_until: Option<Instant>,
+    filled: bool,
 }
 
 /// What is to be done.
 #[derive(Debug, PartialEq)]
 pub enum Step {
     /// Padding may be sent until there are so many bytes of it, in all; come again after this.
+    /// As fast as lanes can, or paced, each at so many bytes per second.
     Pad {
         up_to_bytes: u64,
+        pace: Option<u64>,
         again: Duration,
     },
     Done(Probe),
@@ -120,8 +142,12 @@ impl Warmth {
             best: 0.0,
             flat: 0,
             looked: (sight.at, first.acked_bytes),
+            arrived: 0.0,
             peak: 0.0,
+            peak_before: 0.0,
+            known: false,
             last_until: None,
+            filled: false,
         });
         true
     }
@@ -137,11 +163,21 @@ impl Warmth {
         let rtt = usual_rtt(sight.lanes);
         let length = min.unwrap_or_default().max(ROUND_LEAST);
         let since_look = sight.at.saturating_duration_since(round.looked.0);
-        if since_look >= length / 5 {
+        if since_look >= length / LOOKS {
             let arrived = (sums.acked_bytes - round.looked.1) as f64 / since_look.as_secs_f64();
-            round.peak = round.peak.max(arrived);
+            // One look alone may have got what was held up before.
+            round.peak = round.peak.max((arrived + round.arrived) / 2.0);
+            round.arrived = arrived;
             round.looked = (sight.at, sums.acked_bytes);
         }
+        let lanes = sight.lanes.len() as u64;
+        let (first_windows, unsent) = (FIRST_WINDOW * lanes, UNSENT * lanes);
+        let holds = round.peak * min.unwrap_or_default().as_secs_f64();
+        let sent = sight.padding_bytes.saturating_sub(round.padding_before);
+        let (wanted, most) =
+            (first_windows + (FILL * holds) as u64, 2 * first_windows + (MOST * holds) as u64);
+        let windows: u64 = sight.lanes.iter().map(will_hold).sum();
+        let filled = round.known && (windows >= wanted || sent >= most + unsent);
         let elapsed = sight.at.saturating_duration_since(round.round_begun);
         if elapsed >= length {
             let rate = (sums.acked_bytes - round.acked_before) as f64 / elapsed.as_secs_f64();
@@ -149,14 +185,19 @@ impl Warmth {
             round.flat = if rate > round.best * GROWTH || round.rounds == 0 { 0 } else { round.flat + 1 };
             round.best = round.best.max(rate);
             round.rounds += 1;
+            round.known |=
+                round.rounds > 2 && round.peak_before > 0.0 && round.peak <= round.peak_before * KNOWN;
+            round.peak_before = round.peak;
             (round.round_begun, round.acked_before) = (sight.at, sums.acked_bytes);
         }
         let queued = rtt.zip(min).and_then(|(rtt, min)| queue_in(rtt, min.max(ROUND_LEAST)));
-        let full =
-            round.flat >= FLAT_ROUNDS || round.rounds >= ROUNDS_MOST || queued.is_some() && round.rounds > 1;
+        let full = filled
+            || round.flat >= FLAT_ROUNDS
+            || round.rounds >= ROUNDS_MOST
+            || queued.is_some() && round.rounds > 1;
         if full && round.last_until.is_none() {
             round.last_until = Some(sight.at + length);
-            (round.round_begun, round.acked_before) = (sight.at, sums.acked_bytes);
+            round.filled = filled || queued.is_some();
         }
         let over = sight.chunks_queued != round.chunks_before
             || sight.lanes.is_empty()
@@ -166,34 +207,41 @@ impl Warmth {
             let probe = Probe {
                 rtt,
                 min_rtt: min,
-                bandwidth_bytes_per_s: (round.best > 0.0).then_some(round.best as u64),
+                bandwidth_bytes_per_s: (round.peak > 0.0).then_some(round.peak as u64),
                 loss: went.loss(),
                 took: sight.at.saturating_duration_since(round.begun),
-                padding_bytes: sight.padding_bytes.saturating_sub(round.padding_before),
+                padding_bytes: sent,
+                filled: round.filled,
             };
             self.under_way = None;
             return Step::Done(probe);
         }
+        // What is sent faster than it arrives queues, and TCP takes that for a full path. A little faster, for there may be more.
+        let pace = round.known.then(|| share(PACE * round.peak, sight.lanes));
         if round.last_until.is_some() {
-            return Step::Pad { up_to_bytes: 0, again: length / 4 };
+            return Step::Pad { up_to_bytes: 0, pace, again: length / LOOKS };
         }
-        let windows: u64 = sight.lanes.iter().map(|lane| lane.window_bytes).sum();
-        let first_window = 2 * FIRST_WINDOW * sight.lanes.len() as u64;
-        let by_rate = first_window.max((RATES * round.peak * min.unwrap_or_default().as_secs_f64()) as u64);
-        let unsent = UNSENT * sight.lanes.len() as u64;
+        let more = if round.known { wanted.saturating_sub(windows) } else { windows };
         Step::Pad {
-            up_to_bytes: round.padding_before + unsent + by_rate.min(2 * windows),
-            again: (length / 4).max(ROUND_LEAST / 4),
+            up_to_bytes: round.padding_before + (sent + more).min(most + unsent),
+            pace,
+            again: (length / LOOKS).max(ROUND_LEAST / LOOKS),
         }
     }
 }
 
-fn min_rtt(lanes: &[LaneStats]) -> Option<Duration> {
+/// A lane's window when everything it has was acknowledged: in slow start that much is added to it.
+fn will_hold(lane: &LaneStats) -> u64 {
+    let grows = if lane.slow_start { lane.in_flight_bytes + lane.unsent_bytes } else { 0 };
+    lane.window_bytes + grows
+}
+
+pub fn min_rtt(lanes: &[LaneStats]) -> Option<Duration> {
     lanes.iter().map(|lane| lane.min_rtt).filter(|rtt| !rtt.is_zero()).min()
 }
 
 /// The median of the lanes'.
-fn usual_rtt(lanes: &[LaneStats]) -> Option<Duration> {
+pub fn usual_rtt(lanes: &[LaneStats]) -> Option<Duration> {
     let mut rtts: Vec<_> = lanes.iter().map(|lane| lane.rtt).collect();
     rtts.sort();
     rtts.get(rtts.len() / 2).copied()
@@ -218,7 +266,7 @@ mod tests {
     impl Path {
         fn new(rate: f64) -> Self {
             let mut lanes: Vec<_> = (0..8).map(some_lane).collect();
-            lanes.iter_mut().for_each(|lane| lane.window_bytes = 14_480);
+            lanes.iter_mut().for_each(|lane| (lane.window_bytes, lane.slow_start) = (14_480, true));
             Self { now: Instant::now(), lanes, rate, sent: 0, chunks: 0 }
         }
 
@@ -248,7 +296,7 @@ mod tests {
             assert!(warmth.begin(self.sight(), false));
             loop {
                 match warmth.step(self.sight()) {
-                    Step::Pad { up_to_bytes, again } => self.pass(again, up_to_bytes),
+                    Step::Pad { up_to_bytes, again, .. } => self.pass(again, up_to_bytes),
                     Step::Done(probe) => return probe,
                 }
                 each(self);
@@ -257,17 +305,46 @@ mod tests {
     }
 
     #[test]
-    fn a_cold_path_is_filled_measured_and_left_within_three_bandwidths_times_round_trips() {
+    fn a_cold_path_is_filled_and_measured_with_less_than_two_bandwidths_times_round_trips() {
         let mut path = Path::new(125e6);
         let probe = path.warm(|_| {});
         let bdp = 125e6 * 0.12;
         let windows: u64 = path.lanes.iter().map(|lane| lane.window_bytes).sum();
         assert!(windows as f64 > bdp, "{windows}");
         let found = probe.bandwidth_bytes_per_s.unwrap() as f64 / 125e6;
-        assert!((0.7..1.05).contains(&found), "{found}");
-        assert!((probe.padding_bytes as f64) < 3.3 * bdp, "{probe:?}");
-        assert!(probe.took < 2000 * MS, "{probe:?}");
+        assert!((0.9..1.05).contains(&found), "{found}");
+        let first = (8 * (2 * FIRST_WINDOW + UNSENT)) as f64;
+        assert!((probe.padding_bytes as f64) < 2.0 * bdp + first, "{probe:?}");
+        assert!(probe.filled && probe.took < 2000 * MS, "{probe:?}");
         assert_eq!(probe.min_rtt, Some(120 * MS));
+    }
+
+    #[test]
+    fn lanes_that_stop_growing_early_leave_the_path_to_the_others_within_the_same_bound() {
+        let mut path = Path::new(125e6);
+        let probe = path.warm(|path| {
+            for lane in path.lanes.iter_mut().take(5).filter(|lane| lane.window_bytes > 500_000) {
+                (lane.window_bytes, lane.slow_start) = (500_000, false);
+            }
+        });
+        let first = (8 * (2 * FIRST_WINDOW + UNSENT)) as f64;
+        assert!((probe.padding_bytes as f64) < 2.0 * 125e6 * 0.12 + first, "{probe:?}");
+    }
+
+    #[test]
+    fn once_the_bandwidth_is_known_padding_is_paced() {
+        let mut path = Path::new(125e6);
+        let mut warmth = Warmth::default();
+        assert!(warmth.begin(path.sight(), false));
+        let mut last = None;
+        while let Step::Pad { up_to_bytes, pace, again } = warmth.step(path.sight()) {
+            assert!(last.is_none() || pace.is_some());
+            last = pace;
+            path.pass(again, up_to_bytes);
+            path.lanes.iter_mut().for_each(|lane| lane.rtt = 120 * MS);
+        }
+        let all = last.unwrap() as f64 * 8.0;
+        assert!((1.0..1.3).contains(&(all / 125e6)), "{all}");
     }
 
     #[test]

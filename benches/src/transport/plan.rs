@@ -36,6 +36,8 @@ pub struct Manner {
     pub sessions: u8,
     /// From the last session's opening to the first chunk.
     pub preparation: Duration,
+    /// After this, wait until the link is warm.
+    pub warm: bool,
     /// Of the first session: bytes per second on the wire.
     pub limit_bytes_per_s: Option<u64>,
     /// Leave the sockets' buffers to the kernel's autotuning.
@@ -60,6 +62,7 @@ impl Default for Manner {
             amount: Amount::Time(Duration::from_secs(8)),
             sessions: 1,
             preparation: Duration::ZERO,
+            warm: false,
             limit_bytes_per_s: None,
             autotune: false,
             congestion: None,
@@ -124,6 +127,8 @@ pub struct Sent {
     pub io: String,
     /// When the first chunk was queued.
     pub first_chunk_ns: u64,
+    /// Padding that was sent before it and later.
+    pub padding_bytes: u64,
     /// Payload that the receiver acknowledged, all sessions together.
     pub delivered_bytes: u64,
     pub hashes: Vec<u64>,

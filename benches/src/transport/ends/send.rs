@@ -47,6 +47,9 @@ pub fn send(plan: &Plan) -> anyhow::Result<()> {
 
     // What a daemon spends on QEMU; there is nothing to be awaited here.
     thread::sleep(manner.preparation);
+    if manner.warm {
+        runtime.block_on(link.warm_up())?;
+    }
     let first_chunk_ns = now_ns();
     let hashes = thread::scope(|scope| {
         let running: Vec<_> = sessions.iter().map(|one| scope.spawn(|| one.pour(manner))).collect();
@@ -64,6 +67,7 @@ pub fn send(plan: &Plan) -> anyhow::Result<()> {
         lanes,
         io: format!("{:?}", node.io()),
         first_chunk_ns,
+        padding_bytes: link.stats().padding_bytes,
         delivered_bytes: stats.iter().map(|s| s.delivered_bytes).sum(),
         hashes,
         usage,
