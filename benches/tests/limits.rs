@@ -4,7 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's helper may fail the test")]
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -134,6 +134,43 @@ impl Pour {
         }
         let rate = (self.network.counters_of("a", "b").bytes - before) as f64 / start.elapsed().as_secs_f64();
         (rate, self.network.take_peak("a", "b") as f64 / WINDOW.as_secs_f64())
+    }
+}
+
+/// A pipe that is full has a queue, which runs empty before a guest is stopped, and the link is as fast as before afterwards.
+#[test]
+fn a_full_path_runs_empty_when_it_is_to_and_fills_again() {
+    let _alone = alone();
+    for profile in ["jgn", "us"] {
+        let pour = Pour::over(profile, Io::Auto, 1, None);
+        pour.run(seconds(4.0));
+        let (before, _) = pour.run(seconds(2.0));
+        let over = AtomicBool::new(false);
+        let ebb = thread::scope(|scope| {
+            let pouring = scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    pour.run(seconds(0.1));
+                }
+            });
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let ebb = runtime.block_on(pour.tx(0).ebb());
+            // Until it is dropped no queue comes back, and nobody sees a limit.
+            thread::sleep(seconds(0.5));
+            let stats = pour.tx(0).stats();
+            assert_eq!(stats.limit_bytes_per_s, None);
+            over.store(true, Ordering::Relaxed);
+            pouring.join().unwrap();
+            println!("{profile}: {ebb:?}; half a second later {:?}, least {:?}", stats.rtt, stats.min_rtt);
+            assert!(ebb.took < 3 * stats.min_rtt.unwrap() + 2 * ebb.queue + seconds(0.1));
+            ebb
+        });
+        // What several lanes lost at once may have emptied it just then.
+        assert!(ebb.queue < seconds(0.02) || ebb.left < ebb.queue / 3, "{ebb:?}");
+        drop(ebb);
+        pour.run(seconds(1.0));
+        let (after, _) = pour.run(seconds(2.0));
+        println!("{:.0} Mbit/s before, {:.0} after", before * 8e-6, after * 8e-6);
+        assert!(after > 0.8 * before);
     }
 }
 

@@ -30,6 +30,7 @@ pub mod config;
 mod control;
 mod crypto;
 mod dial;
+mod ebb;
 mod error;
 mod events;
 mod gate;
@@ -71,6 +72,7 @@ mod widen;
 pub mod wire;
 
 pub use config::{Congestion, Io, Limits, NodeConfig, Peer, Sockets, Suites, Timeouts};
+pub use ebb::Ebb;
 pub use error::{AcceptError, LinkError, Lost, MessageError, OpenError, SendError, StartError, Versions};
 pub use events::{Acceptor, RxEvents, TxEvents};
 pub use incoming::Incoming;

@@ -506,7 +506,13 @@ impl LinkCore {
 
     pub fn pong(&self, sent_us: u64) {
         let rtt = std::time::Duration::from_micros(self.now_us().saturating_sub(sent_us));
-        lock(&self.rtt).sample(rtt);
+        // A responder does not know what is under way to it.
+        let quiet = self.role == Role::Initiator && !self.queue.has_work();
+        lock(&self.rtt).sample(rtt, quiet);
+    }
+
+    pub fn round_trips(&self) -> RttMeter {
+        *lock(&self.rtt)
     }
 
     pub fn reading(&self) -> Reading {

@@ -7,18 +7,35 @@ const RTT_WEIGHT: u32 = 8;
 /// Goodput is smoothed over this or one round trip, whichever is longer.
 const GOODPUT_WINDOW: Duration = Duration::from_secs(1);
 
+/// Quiet round trips in half a window of the smallest.
+const QUIET_SAMPLES: u32 = 20;
+
 /// Round trips of one link.
+///
+/// The smallest is that of a window, for the path may change. The window is counted in samples of a quiet link: one that is
+/// kept full has a queue all the time, for minutes, and a window of time would take it for the path.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RttMeter {
     pub smoothed: Option<Duration>,
     pub min: Option<Duration>,
     pub latest: Option<Duration>,
+    /// The smallest since the half window began, and how many quiet ones there were.
+    half: Option<Duration>,
+    quiet: u32,
 }
 
 impl RttMeter {
-    pub fn sample(&mut self, rtt: Duration) {
+    /// `quiet`: nothing of ours is under way.
+    pub fn sample(&mut self, rtt: Duration, quiet: bool) {
         self.latest = Some(rtt);
         self.min = Some(self.min.map_or(rtt, |min| min.min(rtt)));
+        self.half = Some(self.half.map_or(rtt, |half| half.min(rtt)));
+        self.quiet += u32::from(quiet);
+        if self.quiet >= QUIET_SAMPLES {
+            // What came before this half is forgotten.
+            self.min = self.half.take();
+            self.quiet = 0;
+        }
         self.smoothed = Some(self.smoothed.map_or(rtt, |old| (old * (RTT_WEIGHT - 1) + rtt) / RTT_WEIGHT));
     }
 }
@@ -160,9 +177,23 @@ mod tests {
     fn the_smallest_round_trip_is_kept() {
         let mut meter = RttMeter::default();
         for ms in [50, 40, 140] {
-            meter.sample(Duration::from_millis(ms));
+            meter.sample(Duration::from_millis(ms), false);
         }
         assert_eq!(meter.min, Some(Duration::from_millis(40)));
         assert!(meter.smoothed.unwrap() < Duration::from_millis(70));
+    }
+
+    #[test]
+    fn a_path_that_got_longer_is_believed_when_the_link_is_quiet_and_not_while_it_is_full() {
+        let mut meter = RttMeter::default();
+        let mut samples = |ms, quiet, count| {
+            (0..count).for_each(|_| meter.sample(Duration::from_millis(ms), quiet));
+            meter.min.unwrap().as_millis()
+        };
+        assert_eq!(samples(40, true, 30), 40);
+        assert_eq!(samples(140, false, 10_000), 40, "a queue");
+        assert_eq!(samples(120, true, 10), 40);
+        assert_eq!(samples(120, true, 2 * QUIET_SAMPLES), 120);
+        assert_eq!(samples(40, false, 1), 40);
     }
 }

@@ -312,6 +312,12 @@ impl TxQueue {
         self.lock().throttle.pace = bytes_per_s;
     }
 
+    /// For all, too, and no limit that anybody sees.
+    pub fn set_ebb(&self, bytes_per_s: Option<u64>, now: Instant) {
+        self.lock().throttle.ebb.set_rate(bytes_per_s, now);
+        self.wake();
+    }
+
     /// This link is one of those that `host` is the limit of.
     pub fn join_host(&self, host: Arc<HostLimit>) {
         self.lock().throttle.host = host;
@@ -367,6 +373,14 @@ impl TxQueue {
             priority: state.schedule.priority(session),
             limit_bytes_per_s,
         })
+    }
+
+    /// Of those sessions together that have something to send or under way.
+    pub fn goodput(&self) -> Option<u64> {
+        let state = self.lock();
+        let at_work =
+            state.sessions.values().filter(|account| account.has_some() || account.in_flight_bytes > 0);
+        at_work.filter_map(|account| account.goodput.bytes_per_s()).reduce(u64::saturating_add)
     }
 
     /// Payload that waits for a lane; whether all that waits waits for credit; the least limit of the link, the host

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::code;
+use crate::ebb::Ebb;
 use crate::error::{MessageError, SendError};
 use crate::link::LinkCore;
 use crate::names::SessionId;
@@ -76,7 +77,7 @@ pub(crate) const CHUNK_OVERHEAD_BYTES: u64 = 64;
 pub struct LinkStats {
     /// Smoothed round trip of the control connection, with the queues of the path as they are.
     pub rtt: Option<Duration>,
-    /// The smallest seen: the path with empty queues.
+    /// The smallest seen lately: the path with empty queues.
     pub min_rtt: Option<Duration>,
     /// Acknowledged payload, smoothed over 1 s or one round trip, and never more than the limits let through. At a
     /// sender: of this session.
@@ -172,6 +173,13 @@ impl TxSession {
     /// `docs/transport.md`; less than 100 kbit/s counts as that.
     pub fn set_limit(&self, bytes_per_s: Option<u64>) {
         self.0.link.queue.set_limit(self.0.wire, bytes_per_s, Instant::now());
+    }
+
+    /// For whoever is about to stand still until what it sends has arrived: leaves the queue on the path to run empty, by
+    /// sending less than the path carries, and holds the whole link to that until the answer is dropped. Returns within three
+    /// round trips and twice the queue, without one at once.
+    pub async fn ebb(&self) -> Ebb {
+        crate::ebb::ebb(&self.0.link).await
     }
 
     /// Ends the session and tells the other end. What is unsent is dropped. Nothing is called on the events afterwards

@@ -78,6 +78,8 @@ pub struct Throttle {
     pub host: Arc<HostLimit>,
     /// What the kernel is to pace each lane at, whatever the limits, bytes per second.
     pub pace: Option<u64>,
+    /// The transport's own, for a moment; nobody's limit (`ebb.rs`).
+    pub ebb: Bucket,
     smoother: Bucket,
     waiting: BTreeMap<Carrier, Waiting>,
 }
@@ -104,6 +106,7 @@ impl Default for Throttle {
             link: Bucket::new(DEPTH),
             host: Arc::default(),
             pace: None,
+            ebb: Bucket::new(DEPTH),
             smoother: Bucket::new(DEPTH),
             waiting: BTreeMap::new(),
         }
@@ -119,6 +122,7 @@ impl Throttle {
     /// When a lane may take a frame, its session's own bucket apart.
     pub fn free_at(&self, limited: bool, priority: Priority, now: Instant) -> Instant {
         let mut at = self.link.free_at(now).max(self.host.with(|bucket| bucket.free_at(now)));
+        at = at.max(self.ebb.free_at(now));
         if limited {
             at = at.max(self.smoother.free_at(now));
         }
@@ -136,7 +140,7 @@ impl Throttle {
     /// something to send, if this one has a limit.
     pub fn slice(&mut self, carrier: Carrier, limits: Option<u64>, left: usize, now: Instant) -> Slice {
         let smooth = limits.map(|sum| sum.saturating_add(sum / 10));
-        let Some(rate) = least(smooth, self.shared_rate()) else {
+        let Some(rate) = least(smooth, least(self.shared_rate(), self.ebb.rate())) else {
             self.waiting.remove(&carrier);
             return Slice { bytes: left, due: now, pace: self.pace };
         };
@@ -144,6 +148,7 @@ impl Throttle {
         let bytes = left.min(usize::try_from(slice_bytes.max(SLICE_BYTES_MIN)).unwrap_or(usize::MAX));
         let wire = wire_bytes(bytes as u64);
         let shared = self.link.take(wire, now).max(self.host.with(|bucket| bucket.take(wire, now)));
+        let shared = shared.max(self.ebb.take(wire, now));
         let mut due = shared;
         if smooth.is_some() {
             self.smoother.set_rate(smooth, now);

@@ -21,6 +21,7 @@ impl Migration {
         self.daemon.records.write(&self.record(records::Phase::Stopped)).await?;
         let at = Instant::now();
         self.sharing.hurry(true);
+        self.ebb = None;
         self.inbox.push(ToPump::Allowance(None));
         self.progress.moved(at);
         let (guest, timeout) = (self.guest.clone(), self.daemon.config.guest.load_timeout);
@@ -152,7 +153,7 @@ impl Migration {
     /// The next thing that happens while the guest is stopped. A link that is down, or stands still, for `closing_timeout` is
     /// waited for no longer: the guest must not stand. It cannot go back to being copied: once it stood, QEMU has ended
     /// its stream.
-    async fn next(&mut self) -> Result<Option<FromPump>, SourceError> {
+    pub(super) async fn next(&mut self) -> Result<Option<FromPump>, SourceError> {
         let patience = self.daemon.config.guest.closing_timeout;
         loop {
             let step = tokio::select! {
@@ -202,7 +203,7 @@ impl LinkProgress {
         LinkProgress { at: now, looked: now, acked_bytes: 0 }
     }
 
-    fn moved(&mut self, now: Instant) {
+    pub(super) fn moved(&mut self, now: Instant) {
         (self.at, self.looked) = (now, now);
     }
 

@@ -1,8 +1,8 @@
 //! A migration at its source: the phases in order, and what undoes each.
 //!
 //! ```text
-//!  prepare ─▶ copy ─▶ stop ─▶ drain ─▶ let go ─▶ await the verdict ─▶ release
-//!     └─────────┴───────┴───────┴── any failure: give the guest back
+//!  prepare ─▶ copy ─▶ ebb ─▶ stop ─▶ drain ─▶ let go ─▶ await the verdict ─▶ release
+//!     └─────────┴──────┴───────┴───────┴── any failure: give the guest back
 //! ```
 //!
 //! A link that is down (not lost: the transport seeks it) ends nothing while the guest runs, and nothing after GO; in
@@ -13,6 +13,7 @@
 
 mod copy;
 pub mod doubt;
+mod ebb;
 mod error;
 mod events;
 mod gate;
@@ -39,7 +40,7 @@ use crate::records::{self, Record};
 use crate::registry::Entry;
 use events::PeerEvents;
 use guest::{Hold, SourceGuest};
-use hikyaku_transport::{Lost, PeerName, SessionId, TxSession};
+use hikyaku_transport::{Ebb, Lost, PeerName, SessionId, TxSession};
 use intake::Intake;
 use pump::{FromPump, Pump, ToPump};
 use std::rc::Rc;
@@ -84,6 +85,8 @@ struct Migration {
     down: Option<String>,
     return_path: return_path::Guard,
     progress: handover::LinkProgress,
+    /// The link sends less than it could, so that the guest's last pages find no queue.
+    ebb: Option<Ebb>,
     times: StopTimes,
 }
 
@@ -170,6 +173,7 @@ impl Migration {
             down: None,
             return_path: return_path::Guard::default(),
             progress: handover::LinkProgress::new(),
+            ebb: None,
             times: StopTimes::default(),
         })
     }
@@ -185,6 +189,9 @@ impl Migration {
     /// Everything that can be undone. On `Ok` the guest is stopped, Ceded is durable, and GO is on its way.
     async fn until_let_go(&mut self) -> Result<(), SourceError> {
         self.copy().await?;
+        while !self.ebb().await? {
+            self.copy().await?;
+        }
         self.stop().await?;
         let last_seq = self.drain().await?;
         self.let_go(last_seq).await
