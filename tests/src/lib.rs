@@ -8,6 +8,7 @@
 //! | [`command`] | `hikyaku …` run to its end, within a time limit |
 //! | [`linux`] | a Linux guest |
 //! | [`rig`] | a link, two daemons and a guest: a whole move, and the checks of it |
+//! | [`flood`] | connections of strangers (the program `flood`) |
 //! | [`proxy`] | a TCP proxy that damages what passes (the program `faulty-proxy`) |
 //!
 //! It does not know what a migration is made of: it sees what an operator sees (exit codes, lines, files, sockets)
@@ -17,6 +18,7 @@
 
 pub mod binaries;
 pub mod command;
+pub mod flood;
 pub mod linux;
 pub mod machine;
 pub mod proxy;
