@@ -105,10 +105,14 @@ pub struct Memory {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Link {
-    /// TCP connections per peer and direction. Default 8: fills 1 Gbit/s at 200 ms with cubic and stock limits.
-    pub lanes: u16,
+    /// TCP connections per peer and direction: a number, always; or `None`, as many as it takes, which is "auto" and the default: 8
+    /// to begin with, and up to 32 where losses or the kernel's bounds on buffers keep each small.
+    #[serde(deserialize_with = "lanes")]
+    pub lanes: Option<u16>,
     /// Congestion control of the lanes, by kernel name. Default: the host's.
     pub congestion: Option<String>,
+    /// Differentiated services code point of everything that goes to and comes from peers, 0 to 63. Default: the host's.
+    pub dscp: Option<u8>,
     /// How long connecting and the handshake may take. Default 10 s.
     #[serde(deserialize_with = "duration")]
     pub connect_timeout: Duration,
@@ -153,8 +157,9 @@ impl Default for Memory {
 impl Default for Link {
     fn default() -> Self {
         Link {
-            lanes: 8,
+            lanes: None,
             congestion: None,
+            dscp: None,
             connect_timeout: Duration::from_secs(10),
             dead_after: Duration::from_secs(4),
             timeout: Duration::from_secs(600),
@@ -235,8 +240,11 @@ impl Config {
                 ));
             }
         }
-        if self.link.lanes == 0 || self.link.lanes > 64 {
-            return Err("link.lanes must be 1 to 64".into());
+        if self.link.lanes.is_some_and(|lanes| !(1..=64).contains(&lanes)) {
+            return Err("link.lanes must be 1 to 64, or \"auto\"".into());
+        }
+        if self.link.dscp.is_some_and(|dscp| dscp > 63) {
+            return Err("link.dscp must be 0 to 63".into());
         }
         for (what, bytes) in [("staging", self.memory.staging), ("credit", self.memory.credit)] {
             if bytes < 8 << 20 {
@@ -288,6 +296,25 @@ fn bytes<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
 fn limit<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
     let text = String::deserialize(d)?;
     units::parse_limit(&text).map(Some).map_err(serde::de::Error::custom)
+}
+
+/// `None`: "auto".
+fn lanes<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u16>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Word {
+        Auto,
+    }
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "not a number of lanes from 1 to 64, and not \"auto\"")]
+    enum Lanes {
+        Number(u16),
+        Word(Word),
+    }
+    Ok(match Lanes::deserialize(d)? {
+        Lanes::Number(lanes) => Some(lanes),
+        Lanes::Word(Word::Auto) => None,
+    })
 }
 
 fn duration<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
@@ -359,6 +386,20 @@ mod tests {
         for wrong in ["500", "500 parsecs", "1kbit"] {
             let error = parse(&format!("[link]\nlanes = 4\nlimit = \"{wrong}\"\n")).unwrap_err();
             assert!(error.contains("line 3") && error.contains("mbit"), "{error}");
+        }
+    }
+
+    #[test]
+    fn lanes_are_a_number_or_as_many_as_it_takes() {
+        assert_eq!(parse("").unwrap().link.lanes, None);
+        assert_eq!(parse("[link]\nlanes = \"auto\"\n").unwrap().link.lanes, None);
+        assert_eq!(parse("[link]\nlanes = 12\ndscp = 10\n").unwrap().link.lanes, Some(12));
+        assert_eq!(parse("[link]\ndscp = 10\n").unwrap().link.dscp, Some(10));
+        for wrong in
+            ["lanes = 0", "lanes = 65", "lanes = -1", "lanes = \"many\"", "dscp = 64", "dscp = \"ef\""]
+        {
+            let error = parse(&format!("[link]\n{wrong}\n")).unwrap_err();
+            assert!(error.contains(wrong.split(' ').next().unwrap()), "{wrong}: {error}");
         }
     }
 

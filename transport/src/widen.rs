@@ -3,12 +3,13 @@
 //! A congestion control that takes every loss for a full queue holds a connection to a window that the loss rate decides, whatever
 //! the path could carry: with cubic, a round trip of 120 ms and one loss in ten thousand packets, to about 20 Mbit/s. More
 //! connections are what helps, and only there: a link begins with `NodeConfig::lanes`, and gets half as many again for each
-//! look in which losses without a queue held its rate, or the path ended a quarter of its connections, as in the look before. They stay until
+//! look in which losses without a queue held its rate, or the path ended a quarter of its connections, as in the look before. The same where
+//! the kernel's bounds on buffers do: a lane has no more under way than they let it. They stay until
 //! the link's connection ends. It does not look at what a path with a queue drops: there all lanes share what it carries.
 
 use std::time::Duration;
 
-use crate::limit::{Limit, Reading, what_limits};
+use crate::limit::{Limit, Reading, queue_in, what_limits};
 
 /// Between two looks: some round trips of a long path. What slow start sent too much is repaired within two of them.
 pub const LOOK: Duration = Duration::from_secs(1);
@@ -44,7 +45,12 @@ impl Widening {
     pub fn look(&mut self, now: Reading) -> u16 {
         let fallen = std::mem::take(&mut self.fallen);
         let Some(before) = self.before.replace(now.clone()) else { return 0 };
-        let held = matches!(what_limits(&before, &now), Limit::Losses { .. });
+        let queue = now.rtt.zip(now.min_rtt).and_then(|(rtt, min)| queue_in(rtt, min));
+        let held = match what_limits(&before, &now) {
+            Limit::Losses { .. } => true,
+            Limit::SendBuffer | Limit::ReceiveBuffer => queue.is_none(),
+            _ => false,
+        };
         let killed = u32::from(fallen) * 4 >= u32::from(self.lanes);
         self.in_a_row = if held || killed { self.in_a_row + 1 } else { 0 };
         if self.in_a_row < IN_A_ROW {
@@ -107,6 +113,20 @@ mod tests {
         let mut path = Path::new();
         let got: Vec<_> = (0..8).map(|_| path.second(1, Duration::ZERO)).collect();
         assert_eq!(got, [0, 4, 6, 9, 5, 0, 0, 0]);
+    }
+
+    #[test]
+    fn buffers_that_are_too_small_for_the_path_bring_more_lanes_as_long_as_it_is_not_full() {
+        let held = |queue| {
+            let mut path = Path::new();
+            let mut second = || {
+                path.now.lanes.iter_mut().for_each(|lane| lane.receive_limited += LOOK / 2);
+                path.second(0, queue)
+            };
+            (second(), second())
+        };
+        assert_eq!(held(Duration::ZERO), (0, 4));
+        assert_eq!(held(100 * MS), (0, 0));
     }
 
     #[test]

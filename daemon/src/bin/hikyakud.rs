@@ -63,10 +63,13 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut node = NodeConfig::new(key);
     node.listen = config.listen.to_vec();
     node.peers = config.peers.iter().map(peer).collect();
-    node.lanes = config.link.lanes;
+    if let Some(lanes) = config.link.lanes {
+        (node.lanes, node.lanes_most) = (lanes, lanes);
+    }
     node.io = if uring { hikyaku_transport::Io::Auto } else { hikyaku_transport::Io::Plain };
     node.sockets.congestion =
         config.link.congestion.clone().map_or(Congestion::HostDefault, Congestion::Named);
+    node.sockets.dscp = config.link.dscp;
     node.timeouts.connect = config.link.connect_timeout;
     node.timeouts.handshake = config.link.connect_timeout;
     node.timeouts.dead_after = config.link.dead_after;
