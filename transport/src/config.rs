@@ -19,7 +19,7 @@ pub struct NodeConfig {
     /// TCP connections per link that carry chunks. Default 8: with Linux' default buffer limits (about 3 MiB in
     /// flight per connection) eight of them hold the 15 MB of 1 Gbit/s x 120 ms, and a loss halves only one of them.
     pub lanes: u16,
-    /// As many as it may become where losses, not queues, keep lanes small. Default 32: with cubic, one loss in ten
+    /// As many as it may become where losses or buffers, not queues, keep lanes small. Default 32: with cubic, one loss in ten
     /// thousand packets and 120 ms a lane gets about 20 Mbit/s. `lanes` or less: never more than those. Each costs 0.5 MiB at
     /// the sender, and what it has in flight.
     pub lanes_most: u16,

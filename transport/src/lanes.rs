@@ -90,6 +90,8 @@ pub async fn keep(shared: Arc<Shared>, bond: Arc<Bond>, mut way: Way) {
     let mut away: Vec<LaneId> = Vec::new();
     let mut home_again = tokio::time::interval(HOME_AGAIN);
     home_again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // The first lanes say how long the path is.
+    let mut fitted = lanes >= link.agreed.lanes;
     let mut widening = Widening::new(lanes, link.agreed.lanes);
     let mut look = tokio::time::interval(widen::LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -107,6 +109,15 @@ pub async fn keep(shared: Arc<Shared>, bond: Arc<Bond>, mut way: Way) {
             Some(up) = dialling.join_next() => {
                 if let Ok(Some((lane, at))) = up && at != path(&way.paths, way.control, lane, 0) {
                     away.push(lane);
+                }
+                if !fitted && dialling.is_empty() {
+                    fitted = true;
+                    let more = widen::at_first(&bond.lane_stats(), send_buffer_most(), link.agreed.lanes);
+                    for lane in (lanes..lanes + more).map(LaneId) {
+                        dialling.spawn(bring_up(shared.clone(), bond.clone(), way.clone(), lane, None));
+                    }
+                    widening.grew(more);
+                    lanes += more;
                 }
             }
             _ = look.tick(), if lanes < link.agreed.lanes => {
@@ -130,6 +141,12 @@ pub async fn keep(shared: Arc<Shared>, bond: Arc<Bond>, mut way: Way) {
             }
         }
     }
+}
+
+/// What the kernel lets a send buffer grow to by itself, bytes.
+fn send_buffer_most() -> u64 {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_wmem").unwrap_or_default();
+    text.split_whitespace().nth(2).and_then(|most| most.parse().ok()).unwrap_or(u64::MAX)
 }
 
 /// Dials a lane until it is up, and says where. `None`: the bond is over.

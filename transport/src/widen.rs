@@ -9,12 +9,30 @@
 
 use std::time::Duration;
 
+use crate::lane_stats::LaneStats;
 use crate::limit::{Limit, Reading, queue_in, what_limits};
+use crate::warm::min_rtt;
 
 /// Between two looks: some round trips of a long path. What slow start sent too much is repaired within two of them.
 pub const LOOK: Duration = Duration::from_secs(1);
 /// Looks that must agree.
 const IN_A_ROW: u32 = 2;
+
+/// The rate whose bytes under way the first lanes are to hold, bytes per second: 1 Gbit/s, and something for a queue.
+const RATE: f64 = 1.2 * 125e6;
+/// How much of a send buffer, as the kernel counts it, is data.
+const DATA: f64 = 0.6;
+
+/// How many lanes are to come to those that are up, before anything is sent: a lane has no more under way than its buffer holds,
+/// which is `send_buffer_most` if the kernel chooses.
+pub fn at_first(up: &[LaneStats], send_buffer_most: u64, most: u16) -> u16 {
+    let (Some(rtt), lanes) = (min_rtt(up), up.len() as u16) else { return 0 };
+    let Some(buffer) = up.iter().map(|lane| lane.send_buffer_bytes.max(send_buffer_most)).min() else {
+        return 0;
+    };
+    let needed = RATE * rtt.as_secs_f64() / (DATA * buffer.max(1) as f64);
+    (needed.ceil().min(f64::from(most)) as u16).saturating_sub(lanes)
+}
 
 /// What one bond's lanes went through.
 pub struct Widening {
@@ -29,6 +47,11 @@ impl Widening {
     /// A bond that begins with so many lanes and may have `most`.
     pub fn new(lanes: u16, most: u16) -> Self {
         Self { lanes, most, before: None, in_a_row: 0, fallen: 0 }
+    }
+
+    /// Others than it asked for came.
+    pub fn grew(&mut self, more: u16) {
+        self.lanes += more;
     }
 
     /// A lane's connection ended.
@@ -113,6 +136,20 @@ mod tests {
         let mut path = Path::new();
         let got: Vec<_> = (0..8).map(|_| path.second(1, Duration::ZERO)).collect();
         assert_eq!(got, [0, 4, 6, 9, 5, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_path_too_long_for_the_kernels_buffers_begins_with_more_lanes() {
+        let with = |buffer, rtt| {
+            let mut lanes: Vec<_> = (0..8).map(some_lane).collect();
+            lanes.iter_mut().for_each(|lane| (lane.send_buffer_bytes, lane.min_rtt) = (buffer, rtt));
+            at_first(&lanes, 4 << 20, 32)
+        };
+        assert_eq!(with(87_000, 200 * MS), 4);
+        assert_eq!(with(87_000, 120 * MS), 0);
+        assert_eq!(with(8 << 20, 200 * MS), 0, "forced");
+        assert_eq!(with(87_000, 5000 * MS), 24, "no more than there may be");
+        assert_eq!(at_first(&[], 4 << 20, 32), 0);
     }
 
     #[test]
