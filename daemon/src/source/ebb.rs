@@ -1,7 +1,6 @@
 //! The moment before the guest is stopped: what queues on the path would be part of its stop, and is let go ahead.
 
 use super::{Migration, SourceError};
-use std::time::Instant;
 
 impl Migration {
     /// False: the link went down meanwhile, and it is to be copied on. True: the guest may be stopped at once.
@@ -12,7 +11,6 @@ impl Migration {
         }
         let session = self.session.clone();
         let mut ebbing = std::pin::pin!(session.ebb());
-        self.progress.moved(Instant::now());
         while self.down.is_none() {
             tokio::select! {
                 biased;

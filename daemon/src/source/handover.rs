@@ -4,33 +4,45 @@
 
 use super::guest::{GuestError, Hold};
 use super::pump::{FromPump, ToPump};
+use super::standing::{Overlong, Patience, Standing};
 use super::{Migration, SourceError, ms};
 use crate::ownership::Phase;
 use crate::protocol::{self, ToDestination, Verdict};
 use crate::records;
 use hikyaku_engine::ChunkSeq;
 use hikyaku_qemu::qmp::{Overdue, within};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 impl Migration {
-    /// On `Ok` the guest is stopped by us, and that is durable; on `Err` it may be stopped.
-    pub(super) async fn stop(&mut self) -> Result<(), SourceError> {
+    /// On `Ok(true)` the guest is stopped by us, and that is durable; on `Err` it may be stopped. `Ok(false)`: the link went
+    /// down first, and it is to be copied on.
+    pub(super) async fn stop(&mut self) -> Result<bool, SourceError> {
         // Before, not after: a daemon that dies in between finds a running guest, and leaves it alone.
         // Even one that failed may be on the disk: whatever happens from here on, Kept has to follow it.
         self.stopped = true;
         self.daemon.records.write(&self.record(records::Phase::Stopped)).await?;
+        self.ebb = None;
+        // What came while the disk was waited for.
+        while let Some(message) = self.mailbox.waiting() {
+            self.handle_peer(Some(message))?;
+        }
+        if self.down.is_some() {
+            self.write_record(records::Phase::Kept).await;
+            self.stopped = false;
+            self.entry.advance(Phase::LinkLost);
+            return Ok(false);
+        }
         let at = Instant::now();
         self.sharing.hurry(true);
-        self.ebb = None;
         self.inbox.push(ToPump::Allowance(None));
-        self.progress.moved(at);
+        self.standing = Standing::new(at);
         let (guest, timeout) = (self.guest.clone(), self.daemon.config.guest.load_timeout);
         // The guest may stand long before QEMU says so.
         self.beside(guest.stop(timeout)).await?;
         self.times.pause_ms = ms(at);
         self.inbox.push(ToPump::GuestStopped);
         self.entry.advance(Phase::Stopped);
-        Ok(())
+        Ok(true)
     }
 
     /// Takes the last pages and the device state out of QEMU, which goes on by itself once the guest stands: it waits for
@@ -150,68 +162,46 @@ impl Migration {
         }
     }
 
-    /// The next thing that happens while the guest is stopped. A link that is down, or stands still, for `closing_timeout` is
-    /// waited for no longer: the guest must not stand. It cannot go back to being copied: once it stood, QEMU has ended
-    /// its stream.
+    /// The next thing that happens. A guest that was stopped is waited with as long as [`Standing`](super::standing::Standing)
+    /// says. It cannot go back to being copied: once it stood, QEMU has ended its stream.
     pub(super) async fn next(&mut self) -> Result<Option<FromPump>, SourceError> {
-        let patience = self.daemon.config.guest.closing_timeout;
+        let config = &self.daemon.config.guest;
+        let patience = Patience { link: config.closing_timeout, qemu: config.load_timeout };
         loop {
             let step = tokio::select! {
                 biased;
                 () = self.entry.cancelled() => return Err(SourceError::Cancelled),
                 message = self.mailbox.next() => {
+                    let before = (self.ready, self.may_stop, self.down.is_some());
                     self.handle_peer(message)?;
-                    self.progress.moved(Instant::now());
+                    let now = Instant::now();
+                    if before.2 && self.down.is_none() {
+                        self.standing.came_back(now);
+                    }
+                    if (self.ready, self.may_stop) != (before.0, before.1) {
+                        self.standing.went_on(now);
+                    }
                     return Ok(None);
                 }
                 told = self.from_pump.recv() => self.handle_pump(told)?,
             };
             let Some(FromPump::Numbers(numbers)) = step else { return Ok(step) };
-            let now = self.progress.look();
             let waits =
                 self.down.is_some() || self.session.unsent_bytes() + self.session.in_flight_bytes() > 0;
-            if !waits || numbers.acked_bytes != self.progress.acked_bytes {
-                self.progress.acked_bytes = numbers.acked_bytes;
-                self.progress.moved(now);
-            } else if now - self.progress.at > patience {
-                if let Some(why) = self.down.take() {
-                    return Err(SourceError::LostWhileStopped(why));
-                }
-                return Err(SourceError::Slow {
-                    what: "moving the stopped guest's last pages",
-                    after: patience,
+            let overlong = self.standing.look(Instant::now(), waits, numbers.acked_bytes, patience);
+            if let Some(overlong) = overlong.filter(|_| self.stopped) {
+                return Err(match (overlong, self.down.take()) {
+                    (Overlong::Link, Some(why)) => SourceError::LostWhileStopped(why),
+                    (Overlong::Link, None) => SourceError::Slow {
+                        what: "moving the stopped guest's last pages",
+                        after: patience.link,
+                    },
+                    (Overlong::Qemu, _) => SourceError::Slow {
+                        what: "ending the stream here, or loading it there",
+                        after: patience.qemu,
+                    },
                 });
             }
         }
-    }
-}
-
-/// When the link last moved anything, while the guest is stopped.
-#[derive(Debug)]
-pub(super) struct LinkProgress {
-    at: Instant,
-    looked: Instant,
-    acked_bytes: u64,
-}
-
-/// The pump reports ten times a second: in a longer silence it was this process that stood still, not the link.
-const LOOKS: Duration = Duration::from_millis(500);
-
-impl LinkProgress {
-    pub(super) fn new() -> LinkProgress {
-        let now = Instant::now();
-        LinkProgress { at: now, looked: now, acked_bytes: 0 }
-    }
-
-    pub(super) fn moved(&mut self, now: Instant) {
-        (self.at, self.looked) = (now, now);
-    }
-
-    /// It is looked at now, after time in which it could have been.
-    fn look(&mut self) -> Instant {
-        let now = Instant::now();
-        self.at += (now - self.looked).saturating_sub(LOOKS);
-        self.looked = now;
-        now
     }
 }

@@ -24,6 +24,7 @@ mod options;
 mod pump;
 mod return_path;
 mod sharing;
+mod standing;
 
 pub use error::SourceError;
 pub use guest::{GuestError, continue_guest, facts};
@@ -84,7 +85,8 @@ struct Migration {
     /// Why the destination cannot be reached just now.
     down: Option<String>,
     return_path: return_path::Guard,
-    progress: handover::LinkProgress,
+    /// How long it has stood.
+    standing: standing::Standing,
     /// The link sends less than it could, so that the guest's last pages find no queue.
     ebb: Option<Ebb>,
     times: StopTimes,
@@ -172,7 +174,7 @@ impl Migration {
             verdict: None,
             down: None,
             return_path: return_path::Guard::default(),
-            progress: handover::LinkProgress::new(),
+            standing: standing::Standing::new(Instant::now()),
             ebb: None,
             times: StopTimes::default(),
         })
@@ -188,11 +190,12 @@ impl Migration {
 
     /// Everything that can be undone. On `Ok` the guest is stopped, Ceded is durable, and GO is on its way.
     async fn until_let_go(&mut self) -> Result<(), SourceError> {
-        self.copy().await?;
-        while !self.ebb().await? {
+        loop {
             self.copy().await?;
+            if self.ebb().await? && self.stop().await? {
+                break;
+            }
         }
-        self.stop().await?;
         let last_seq = self.drain().await?;
         self.let_go(last_seq).await
     }
@@ -241,6 +244,7 @@ impl Migration {
 
     /// Something failed before GO left. The guest was always ours, and is as it was before.
     async fn give_back(mut self, error: SourceError) {
+        self.ebb = None;
         self.sharing.hurry(false);
         let code = match &error {
             SourceError::Cancelled => Refusal::Cancelled,
