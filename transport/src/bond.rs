@@ -36,8 +36,11 @@ pub struct Bond {
 }
 
 struct Lane {
+    /// That of its last connection. A responder takes none that is not above it.
     epoch: Epoch,
     up: bool,
+    /// Initiator: the last that was given, to a connection that is perhaps not taken: the one before lives on meanwhile.
+    given: Epoch,
     progress: Arc<Progress>,
     /// Its thread's, to be asked how it does.
     socket: Weak<OwnedFd>,
@@ -100,7 +103,7 @@ impl Bond {
             return None;
         }
         let progress = Arc::<Progress>::default();
-        let known = Lane { epoch, up: true, progress: progress.clone(), socket: Weak::new() };
+        let known = Lane { epoch, up: true, given: epoch, progress: progress.clone(), socket: Weak::new() };
         let old = lanes.insert(lane, known);
         Some((progress, old.filter(|old| old.up).map(|old| old.epoch)))
     }
@@ -108,21 +111,23 @@ impl Bond {
     /// Initiator: the epoch of the lane's next connection. Each is given once.
     pub fn next_epoch(&self, lane: LaneId) -> Epoch {
         let mut lanes = lock(&self.lanes);
-        let new = Lane { epoch: Epoch(0), up: false, progress: Arc::default(), socket: Weak::new() };
+        let none = Epoch(0);
+        let new = Lane { epoch: none, up: false, given: none, progress: Arc::default(), socket: Weak::new() };
         let known = lanes.entry(lane).or_insert(new);
-        known.epoch = Epoch(known.epoch.0 + 1);
-        known.epoch
+        known.given = Epoch(known.given.0 + 1);
+        known.given
     }
 
-    /// Initiator: the epoch of the lane's connection, the last that was given.
-    pub fn epoch(&self, lane: LaneId) -> Epoch {
-        lock(&self.lanes).get(&lane).map_or(Epoch(0), |known| known.epoch)
+    /// The epoch of the lane's connection. `None`: it has none.
+    pub fn epoch(&self, lane: LaneId) -> Option<Epoch> {
+        lock(&self.lanes).get(&lane).filter(|known| known.up).map(|known| known.epoch)
     }
 
-    /// Initiator: the peer took the lane.
+    /// Initiator: the peer took the lane, and gave up the connection that it had.
     pub fn lane_up(&self, lane: LaneId, epoch: Epoch) {
-        if let Some(known) = lock(&self.lanes).get_mut(&lane).filter(|known| known.epoch == epoch) {
-            known.up = true;
+        if let Some(known) = lock(&self.lanes).get_mut(&lane).filter(|known| known.epoch < epoch) {
+            (known.epoch, known.up) = (epoch, true);
+            known.socket = Weak::new();
         }
         self.lanes_changed.notify_waiters();
     }
@@ -203,5 +208,37 @@ impl Bond {
             lane.progress = Arc::default();
             (*id, lane.epoch)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{bond, link};
+
+    #[test]
+    fn a_lane_whose_next_connection_was_not_taken_is_dialled_when_its_own_ends() {
+        let bond = bond(&link(Role::Initiator), 1);
+        let lane = LaneId(1);
+        let lives = bond.next_epoch(lane);
+        bond.lane_up(lane, lives);
+        let refused = bond.next_epoch(lane);
+        assert_eq!((bond.epoch(lane), bond.lanes_up()), (Some(lives), 1));
+        bond.lane_down(lane, refused, "it never was up");
+        assert_eq!((bond.take_fallen(), bond.lanes_up()), (vec![], 1));
+        bond.lane_down(lane, lives, "its peer went");
+        assert_eq!((bond.take_fallen(), bond.epoch(lane)), (vec![lane], None));
+    }
+
+    #[test]
+    fn the_end_of_a_connection_that_was_replaced_is_none_of_the_lane() {
+        let bond = bond(&link(Role::Initiator), 1);
+        let lane = LaneId(0);
+        let (old, new) = (bond.next_epoch(lane), bond.next_epoch(lane));
+        bond.lane_up(lane, new);
+        bond.lane_up(lane, old);
+        assert_eq!(bond.epoch(lane), Some(new), "what comes late is not newer");
+        bond.lane_down(lane, old, "replaced");
+        assert_eq!((bond.take_fallen(), bond.lanes_up()), (vec![], 1));
     }
 }

@@ -20,7 +20,7 @@ use crate::keep::Pauses;
 use crate::lane::engine::{Core, NewLane};
 use crate::lane::tx::TxLane;
 use crate::link::{LinkCore, lock};
-use crate::names::LaneId;
+use crate::names::{Epoch, LaneId};
 use crate::node::Shared;
 use crate::widen::{self, Widening};
 
@@ -39,7 +39,23 @@ pub struct Way {
     pub why_not: Reason,
 }
 
+impl Way {
+    /// The path that a lane belongs to.
+    fn home(&self, lane: LaneId) -> SocketAddr {
+        path(&self.paths, self.control, lane, 0)
+    }
+}
+
 pub type Early = JoinHandle<Result<TcpStream, String>>;
+
+/// What a task that dialled a lane has to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dialled {
+    /// It is up, there.
+    Up(LaneId, SocketAddr),
+    /// Its own path does not take it yet: it stays on this connection.
+    StillAway(LaneId, Epoch),
+}
 
 /// The last reason, for whoever gives up waiting.
 #[derive(Clone, Default)]
@@ -107,9 +123,13 @@ pub async fn keep(shared: Arc<Shared>, bond: Arc<Bond>, mut way: Way) {
         tokio::select! {
             () = bond.stirred.notified() => {}
             Some(up) = dialling.join_next() => {
-                if let Ok(Some((lane, at))) = up && at != path(&way.paths, way.control, lane, 0) {
-                    away.push(lane);
-                }
+                let lives_away = match up {
+                    Ok(Some(Dialled::Up(lane, at))) => (at != way.home(lane)).then_some(lane),
+                    // If it fell meanwhile it is being dialled, and will tell where it lives then.
+                    Ok(Some(Dialled::StillAway(lane, epoch))) => (bond.epoch(lane) == Some(epoch)).then_some(lane),
+                    Ok(None) | Err(_) => None,
+                };
+                away.extend(lives_away);
                 if !fitted && dialling.is_empty() {
                     fitted = true;
                     let more = widen::at_first(&bond.lane_stats(), send_buffer_most(), link.agreed.lanes);
@@ -149,14 +169,14 @@ fn send_buffer_most() -> u64 {
     text.split_whitespace().nth(2).and_then(|most| most.parse().ok()).unwrap_or(u64::MAX)
 }
 
-/// Dials a lane until it is up, and says where. `None`: the bond is over.
+/// Dials a lane until it is up. `None`: the bond is over.
 async fn bring_up(
     shared: Arc<Shared>,
     bond: Arc<Bond>,
     way: Arc<Way>,
     lane: LaneId,
     mut early: Option<Early>,
-) -> Option<(LaneId, SocketAddr)> {
+) -> Option<Dialled> {
     let mut pauses = Pauses::new(&shared.config.timeouts);
     for attempt in 0.. {
         let address = path(&way.paths, way.control, lane, attempt);
@@ -174,7 +194,7 @@ async fn bring_up(
         match up {
             Ok(new) => {
                 shared.lanes.add(new);
-                return Some((lane, address));
+                return Some(Dialled::Up(lane, address));
             }
             Err(what) => {
                 tracing::debug!(peer = %bond.link.peer, %lane, %address, what, "the lane is not up");
@@ -190,26 +210,25 @@ async fn bring_up(
 }
 
 /// A lane that lives elsewhere tries its own path once.
-async fn go_home(
-    shared: Arc<Shared>,
-    bond: Arc<Bond>,
-    way: Arc<Way>,
-    lane: LaneId,
-) -> Option<(LaneId, SocketAddr)> {
-    let home = path(&way.paths, way.control, lane, 0);
-    let Ok(stream) = connect(&shared, home, true).await else { return Some((lane, way.control)) };
-    if bond.is_over() {
-        return None;
-    }
-    let old = bond.epoch(lane);
-    match introduce(&shared, &bond, stream, lane).await {
+async fn go_home(shared: Arc<Shared>, bond: Arc<Bond>, way: Arc<Way>, lane: LaneId) -> Option<Dialled> {
+    // `None`: it fell, and is being dialled.
+    let old = bond.epoch(lane)?;
+    let home = way.home(lane);
+    let up = match connect(&shared, home, true).await {
+        Ok(_) if bond.is_over() => return None,
+        Ok(stream) => introduce(&shared, &bond, stream, lane).await,
+        Err(what) => Err(what),
+    };
+    match up {
         Ok(new) => {
             shared.lanes.close_lane(&bond, lane, old);
             shared.lanes.add(new);
-            Some((lane, home))
+            Some(Dialled::Up(lane, home))
         }
-        // It fell meanwhile, or will: the peer closes the old one when it has seen the new hello.
-        Err(_) => Some((lane, way.control)),
+        Err(what) => {
+            tracing::debug!(peer = %bond.link.peer, %lane, %home, what, "the lane is not home yet");
+            Some(Dialled::StillAway(lane, old))
+        }
     }
 }
 

@@ -118,7 +118,7 @@ struct Heard {
 }
 
 #[derive(Default)]
-struct User(Mutex<Heard>);
+pub struct User(Mutex<Heard>);
 
 impl TxEvents for User {
     fn acked(&self, cumulative: u64, _: &[(u64, u64)]) {
@@ -193,10 +193,15 @@ struct Session {
     said: [Vec<Vec<u8>>; 2],
 }
 
-fn link(role: Role) -> Arc<LinkCore> {
+pub fn link(role: Role) -> Arc<LinkCore> {
     let config = NodeConfig::new(StaticKey::generate().unwrap());
     let agreed = Started { resumed: false, lanes: LANES, chunk_bytes_max: 1000, message_bytes_max: 1024 };
     Arc::new(LinkCore::new("peer".into(), role, [1; 16], agreed, &config, Instant::now()))
+}
+
+/// A link's n-th bond, with the same secret on both sides.
+pub fn bond(link: &Arc<LinkCore>, n: u8) -> Arc<Bond> {
+    Bond::new(link.clone(), [n; 16], LinkSecret::new([n; 32], Suite::ChaCha20Poly1305))
 }
 
 impl Net {
@@ -233,14 +238,7 @@ impl Net {
 
     fn bind(&mut self) {
         self.born += 1;
-        let bond = |link: &Arc<LinkCore>| {
-            Bond::new(
-                link.clone(),
-                [self.born; 16],
-                LinkSecret::new([self.born; 32], Suite::ChaCha20Poly1305),
-            )
-        };
-        let (source, destination) = (bond(&self.source), bond(&self.destination));
+        let (source, destination) = (bond(&self.source, self.born), bond(&self.destination, self.born));
         // Whoever still believed in the old one learns it now.
         self.lanes_die(|_| true);
         if let Some(old) = self.bonds.0.take() {
