@@ -554,11 +554,19 @@ struct Opening<'a> {
 
 impl Drop for Opening<'_> {
     fn drop(&mut self) {
-        if self.undecided {
-            lock(&self.link.opening).remove(&self.wire);
-            self.link.queue.remove_session(self.wire);
-            let text = "the opener stopped waiting".to_owned();
-            self.link.push(&Message::Close { session: self.wire, code: crate::code::GAVE_UP, text });
+        if !self.undecided {
+            return;
+        }
+        const TEXT: &str = "the opener stopped waiting";
+        let (session, code) = (self.wire, crate::code::GAVE_UP);
+        let unanswered = lock(&self.link.opening).remove(&session).is_some();
+        self.link.queue.remove_session(session);
+        if unanswered {
+            // Nothing is counted in a session that does not exist.
+            self.link.push(&Message::Close { session, code, text: TEXT.to_owned() });
+        } else {
+            // Accepted, and nobody took the answer: the other side counts what is said in it.
+            self.link.send_close(session, code, TEXT);
         }
     }
 }

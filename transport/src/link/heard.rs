@@ -116,3 +116,50 @@ impl LinkCore {
         Ok(due)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+    use crate::control::handle;
+    use crate::events::Acceptor;
+    use crate::incoming::Incoming;
+    use crate::model::{User, bond, link};
+    use crate::names::{PeerName, SessionId};
+
+    struct Nobody;
+
+    impl Acceptor for Nobody {
+        fn open(&self, _: &PeerName, _: Vec<u8>, _: Incoming) {}
+    }
+
+    #[tokio::test]
+    async fn an_opener_that_goes_with_the_answer_on_its_way_to_it_closes_the_session() {
+        let (source, destination) = (link(Role::Initiator), link(Role::Responder));
+        let (here, there) = (bond(&source, 1), bond(&destination, 1));
+        assert!(source.attach(&here) && destination.attach(&there));
+        let id = SessionId([1; 16]);
+        {
+            let mut opening = Box::pin(source.open(id, Vec::new(), Arc::<User>::default()));
+            let mut context = Context::from_waker(Waker::noop());
+            assert!(matches!(opening.as_mut().poll(&mut context), Poll::Pending));
+            destination.asked(1).unwrap();
+            destination.accept(1, id, Vec::new(), 4000, Arc::<User>::default()).ok().unwrap();
+            for said in there.outbox.take() {
+                handle(&Nobody, &here, Message::decode(&said).unwrap()).unwrap();
+            }
+        }
+        for said in here.outbox.take() {
+            let said = Message::decode(&said).unwrap();
+            if !matches!(said, Message::Open { .. }) {
+                handle(&Nobody, &there, said).unwrap();
+            }
+        }
+        for heard in destination.due_acks().unwrap() {
+            assert_eq!(handle(&Nobody, &here, heard), Ok(()));
+        }
+        assert!(!source.holds_anything() && !destination.holds_anything());
+    }
+}
