@@ -103,6 +103,10 @@ async fn read(shared: &Shared, bond: &Arc<Bond>, reader: &mut RecordReader) -> L
 /// What a message does. `Err` ends the link.
 pub(crate) fn handle(acceptor: &dyn Acceptor, bond: &Arc<Bond>, message: Message) -> Result<(), String> {
     let link = &bond.link;
+    if bond.is_over() {
+        // Another took its place, and its sessions go on there: whatever of this was not heard is said again.
+        return Ok(());
+    }
     match (link.role, message) {
         (_, Message::Ping(number)) => {
             if bond.outbox.is_flooded() {
@@ -115,7 +119,7 @@ pub(crate) fn handle(acceptor: &dyn Acceptor, bond: &Arc<Bond>, message: Message
         (_, Message::Close { session, code, text }) => link.close_came(session, code, text),
         (_, Message::Heard { session, number }) => link.heard_there(session, number)?,
         (_, Message::Standing { session, heard, cumulative, ranges, more: _ }) => {
-            link.standing(session, heard, cumulative, &ranges)?;
+            link.standing(bond, session, heard, cumulative, &ranges)?;
         }
         (_, Message::Listed) => link.listed(bond)?,
         (Role::Responder, Message::Open { session, id, hello }) => {

@@ -151,7 +151,7 @@ impl LinkCore {
             self.detach(&old, &replaced);
             old.fault(replaced);
         }
-        *lock(&self.lists) = Lists::default();
+        *lock(&self.lists) = Lists::of(bond);
         let mut state = lock(&self.state);
         if self.ended().is_some() {
             return false;

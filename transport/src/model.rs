@@ -120,6 +120,12 @@ struct Heard {
 #[derive(Default)]
 pub struct User(Mutex<Heard>);
 
+impl User {
+    pub fn messages(&self) -> Vec<Vec<u8>> {
+        lock(&self.0).messages.clone()
+    }
+}
+
 impl TxEvents for User {
     fn acked(&self, cumulative: u64, _: &[(u64, u64)]) {
         lock(&self.0).acked = cumulative;

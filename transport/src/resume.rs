@@ -19,6 +19,8 @@ use crate::wire::control::{Message, RANGES_MAX};
 /// The other side's list, as it comes.
 #[derive(Default)]
 pub struct Lists {
+    /// Whose control connection it comes on.
+    of: Option<[u8; 16]>,
     theirs: HashMap<u32, Standing>,
     done: bool,
 }
@@ -27,6 +29,13 @@ pub struct Lists {
 struct Standing {
     heard: u64,
     received: RangeSet,
+}
+
+impl Lists {
+    /// To be had on a new bond.
+    pub fn of(bond: &Bond) -> Self {
+        Self { of: Some(bond.id), ..Self::default() }
+    }
 }
 
 impl LinkCore {
@@ -61,12 +70,16 @@ impl LinkCore {
     /// A part of the other side's list. `Err` ends the link.
     pub fn standing(
         &self,
+        bond: &Bond,
         session: u32,
         heard: u64,
         cumulative: u64,
         ranges: &[(u64, u64)],
     ) -> Result<(), String> {
         let mut lists = lock(&self.lists);
+        if lists.of != Some(bond.id) {
+            return Ok(());
+        }
         if lists.done {
             return Err("its list of sessions came to an end before".into());
         }
@@ -87,6 +100,9 @@ impl LinkCore {
     pub fn listed(&self, bond: &Arc<Bond>) -> Result<(), String> {
         let theirs = {
             let mut lists = lock(&self.lists);
+            if lists.of != Some(bond.id) {
+                return Ok(());
+            }
             if std::mem::replace(&mut lists.done, true) {
                 return Err("its list of sessions came to an end before".into());
             }

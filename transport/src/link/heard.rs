@@ -162,4 +162,27 @@ mod tests {
         }
         assert!(!source.holds_anything() && !destination.holds_anything());
     }
+
+    #[test]
+    fn a_bond_whose_place_was_taken_has_nothing_more_to_say() {
+        let link = link(Role::Responder);
+        let (old, new) = (bond(&link, 1), bond(&link, 2));
+        assert!(link.attach(&old));
+        link.asked(1).unwrap();
+        let user = Arc::<User>::default();
+        link.accept(1, SessionId([1; 16]), Vec::new(), 4000, user.clone()).ok().unwrap();
+        assert!(link.attach(&new));
+        let standing = Message::Standing { session: 1, heard: 0, cumulative: 0, ranges: vec![], more: false };
+        handle(&Nobody, &new, standing.clone()).unwrap();
+        // Read later, and said before.
+        let said = Message::User { session: 1, message: vec![7] };
+        for late in [standing, Message::Listed, said.clone(), Message::Ping(1)] {
+            handle(&Nobody, &old, late).unwrap();
+        }
+        assert_eq!(user.messages(), Vec::<Vec<u8>>::new());
+        assert!(old.outbox.take().len() == 1, "the session was accepted, and no ping answered");
+        assert_eq!(handle(&Nobody, &new, Message::Listed), Ok(()));
+        handle(&Nobody, &new, said).unwrap();
+        assert_eq!(user.messages(), [vec![7]]);
+    }
 }
