@@ -83,14 +83,20 @@ async fn serve(shared: &Arc<Shared>, bond: Arc<Bond>, records: Records) {
     let was_the_links = link.detach(&bond, &lost);
     shared.forget_bond(&bond);
     if !was_the_links {
+        // Another bond's, or it has ended.
+        if link.ended().is_some() {
+            shared.forget(&link);
+        }
         return;
     }
     if lost.may_pass() && link.holds_anything() && !link.timeouts.link.is_zero() {
         link.tell_down(&lost);
         let waited = link.timeouts.link;
-        if tokio::time::timeout(waited, link.bound_again(bonds)).await.is_ok() {
+        let waiting = tokio::time::timeout(waited, link.bound_again(bonds)).await;
+        if waiting.is_ok() && link.ended().is_none() {
             return;
         }
+        // Unless it ended while it was down: its peer opened another.
         link.end(Lost::Outage { why: Box::new(lost), waited });
     } else {
         link.end(lost);
@@ -176,17 +182,16 @@ async fn control_connection(
     if shared.add_inbound(&bond).is_err() {
         return Err(HandshakeError::Protocol("the link's id is taken".into()));
     }
-    let undo = Forget { shared, bond: Some(&bond) };
+    let undo = Forget { shared, bond: Some(&bond), is_new: !resumed };
     records
         .writer
         .send(&Message::Started(Started { resumed, ..agreed }))
         .await
         .map_err(|e| HandshakeError::Protocol(e.to_string()))?;
-    undo.keep();
     if !link.attach(&bond) {
-        shared.forget_bond(&bond);
         return Err(HandshakeError::Protocol("the link ended meanwhile".into()));
     }
+    undo.keep();
     if resumed {
         link.send_list(&bond);
     } else {
@@ -195,10 +200,11 @@ async fn control_connection(
     Ok((bond, records))
 }
 
-/// Takes a bond out again whose opening fails or runs out of time.
+/// Takes a bond out again whose opening fails or runs out of time, and a link that has no other.
 struct Forget<'a> {
     shared: &'a Arc<Shared>,
     bond: Option<&'a Arc<Bond>>,
+    is_new: bool,
 }
 
 impl Forget<'_> {
@@ -211,6 +217,9 @@ impl Drop for Forget<'_> {
     fn drop(&mut self) {
         if let Some(bond) = self.bond {
             self.shared.forget_bond(bond);
+            if self.is_new || bond.link.ended().is_some() {
+                self.shared.forget(&bond.link);
+            }
         }
     }
 }
@@ -240,4 +249,85 @@ async fn lane(
         shared.lanes.add(NewLane { bond, socket, core: Core::Rx(core) });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::config::{NodeConfig, Peer};
+    use crate::events::Acceptor;
+    use crate::incoming::Incoming;
+    use crate::key::StaticKey;
+    use crate::model::{User, bond, link};
+    use crate::names::{PeerName, SessionId};
+    use crate::node::Node;
+
+    /// Lets everybody in.
+    struct Open;
+
+    impl Acceptor for Open {
+        fn open(&self, _: &PeerName, _: Vec<u8>, incoming: Incoming) {
+            let session = incoming.accept(Vec::new(), 1 << 20, Arc::<User>::default());
+            std::mem::forget(session);
+        }
+    }
+
+    fn peer(name: &str, key: &StaticKey, addresses: Vec<String>) -> Peer {
+        Peer { name: name.into(), addresses, public_key: key.public(), may_send: true, may_receive: true }
+    }
+
+    fn node(key: &StaticKey, peer: Peer) -> Node {
+        let mut config = NodeConfig::new(key.clone());
+        config.listen = vec!["127.0.0.1:0".parse().unwrap()];
+        config.peers = vec![peer];
+        (config.lanes, config.lane_threads) = (1, 1);
+        Node::start(config, Arc::new(Open)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_link_that_ends_while_it_is_down_is_forgotten() {
+        let (tokyo, osaka) = (StaticKey::generate().unwrap(), StaticKey::generate().unwrap());
+        let there = node(&osaka, peer("tokyo", &tokyo, vec![]));
+        let address = there.addresses()[0].to_string();
+        let here = || node(&tokyo, peer("osaka", &osaka, vec![address.clone()]));
+        let (first, second) = (here(), here());
+        let link = first.link(&"osaka".into()).await.unwrap();
+        let _session = link.open(SessionId([1; 16]), vec![], Arc::<User>::default()).await.unwrap();
+        let shared = there.shared();
+        let [inbound] = &shared.inbound_links()[..] else { panic!("one link") };
+        // A fault of nobody: its sessions wait.
+        let silent = Lost::Silent { peer: "tokyo".into(), silent_for: Duration::ZERO };
+        inbound.bond().unwrap().fault(silent);
+        let patience = Instant::now() + Duration::from_secs(10);
+        while inbound.bond().is_some() {
+            assert!(Instant::now() < patience);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(inbound.ended().is_none());
+        second.link(&"osaka".into()).await.unwrap();
+        while shared.inbound_links().len() > 1 {
+            assert!(Instant::now() < patience, "the dead link is kept");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(inbound.ended().is_some());
+    }
+
+    #[test]
+    fn a_link_whose_first_answer_was_not_written_is_forgotten() {
+        let key = StaticKey::generate().unwrap();
+        let node = node(&key, peer("tokyo", &StaticKey::generate().unwrap(), vec![]));
+        let shared = node.shared();
+        let link = link(Role::Responder);
+        let (first, next) = (bond(&link, 1), bond(&link, 2));
+        for (bond, is_new) in [(&next, false), (&first, true)] {
+            shared.add_inbound(bond).unwrap();
+            drop(Forget { shared, bond: Some(bond), is_new });
+            assert_eq!(
+                (shared.inbound(&bond.id).is_none(), shared.inbound_links().is_empty()),
+                (true, is_new)
+            );
+        }
+    }
 }

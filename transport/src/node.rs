@@ -158,6 +158,13 @@ impl Node {
     }
 }
 
+#[cfg(test)]
+impl Node {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.0.shared
+    }
+}
+
 impl Drop for Guard {
     fn drop(&mut self) {
         let links: Vec<_> = lock(&self.shared.all).drain(..).filter_map(|link| link.upgrade()).collect();
@@ -249,6 +256,11 @@ impl Shared {
 
     pub fn inbound_link(&self, name: &[u8; 16]) -> Option<Arc<LinkCore>> {
         lock(&self.inbound_links).get(name).cloned()
+    }
+
+    #[cfg(test)]
+    pub fn inbound_links(&self) -> Vec<Arc<LinkCore>> {
+        lock(&self.inbound_links).values().cloned().collect()
     }
 
     pub fn remember(&self, link: &Arc<LinkCore>) {
