@@ -107,11 +107,11 @@ pub(crate) fn handle(acceptor: &dyn Acceptor, bond: &Arc<Bond>, message: Message
         // Another took its place, and its sessions go on there: whatever of this was not heard is said again.
         return Ok(());
     }
+    if matches!(message, Message::Ping(_) | Message::Open { .. }) && bond.outbox.is_flooded() {
+        return Err("the peer asks without reading the answers".into());
+    }
     match (link.role, message) {
         (_, Message::Ping(number)) => {
-            if bond.outbox.is_flooded() {
-                return Err("the peer asks without reading the answers".into());
-            }
             bond.outbox.push(&Message::Pong(number));
         }
         (_, Message::Pong(number)) => link.pong(number),

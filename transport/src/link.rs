@@ -94,7 +94,10 @@ struct State {
 #[derive(Default)]
 pub struct Received {
     pub open: HashMap<u32, Arc<RxAccount>>,
+    /// Questions that wait for their user's answer.
     asked: HashSet<u32>,
+    /// Those of them that were taken back. Their user holds them still, so they count.
+    withdrawn: HashSet<u32>,
     /// Sessions are numbered upwards; what is below and not here was closed.
     highest: u32,
 }
@@ -151,8 +154,10 @@ impl LinkCore {
             self.detach(&old, &replaced);
             old.fault(replaced);
         }
-        *lock(&self.lists) = Lists::of(bond);
+        let mut lists = lock(&self.lists);
         let mut state = lock(&self.state);
+        *lists = Lists::of(bond, state.bonds > 0);
+        drop(lists);
         if self.ended().is_some() {
             return false;
         }
@@ -185,7 +190,9 @@ impl LinkCore {
         for (session, _unanswered) in std::mem::take(&mut *lock(&self.opening)) {
             self.queue.remove_session(session);
         }
-        lock(&self.received).asked.clear();
+        let mut received = lock(&self.received);
+        let unanswered = std::mem::take(&mut received.asked);
+        received.withdrawn.extend(unanswered);
         true
     }
 
@@ -358,7 +365,9 @@ impl LinkCore {
         if hello.len() > limit {
             return Err(OpenError::HelloTooLong { bytes: hello.len(), limit });
         }
-        if self.queue.sessions() >= self.limits.sessions {
+        // One that was closed is there until the other side has heard so.
+        let told = lock(&self.voices).len() + lock(&self.opening).len();
+        if self.queue.sessions().max(told) >= self.limits.sessions {
             return Err(OpenError::TooManySessions(self.limits.sessions));
         }
         let wire = self.next_session.fetch_add(1, Ordering::Relaxed);
@@ -457,10 +466,12 @@ impl LinkCore {
         let account = Arc::new(RxAccount::new(session, id, credit_bytes, self.limits.gaps, events));
         {
             let mut received = lock(&self.received);
+            received.withdrawn.remove(&session);
+            let still_asked = received.asked.remove(&session);
             if let Some(lost) = self.ended() {
                 return Err(Some(lost.clone()));
             }
-            if !received.asked.remove(&session) {
+            if !still_asked {
                 return Err(None);
             }
             received.open.insert(session, account.clone());
@@ -471,7 +482,12 @@ impl LinkCore {
     }
 
     pub fn refuse(&self, session: u32, code: u16, text: &str) {
-        if lock(&self.received).asked.remove(&session) {
+        let still_asked = {
+            let mut received = lock(&self.received);
+            received.withdrawn.remove(&session);
+            received.asked.remove(&session)
+        };
+        if still_asked {
             let text = shorten(text, self.agreed.message_bytes_max as usize);
             self.push(&Message::Refused { session, code, text });
         }

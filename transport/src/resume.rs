@@ -22,6 +22,9 @@ pub struct Lists {
     /// Whose control connection it comes on.
     of: Option<[u8; 16]>,
     theirs: HashMap<u32, Standing>,
+    /// Of all sessions.
+    ranges: usize,
+    /// It is complete; or there is none, for the link is new.
     done: bool,
 }
 
@@ -32,9 +35,9 @@ struct Standing {
 }
 
 impl Lists {
-    /// To be had on a new bond.
-    pub fn of(bond: &Bond) -> Self {
-        Self { of: Some(bond.id), ..Self::default() }
+    /// To be had on a new bond, if the link goes on with it.
+    pub fn of(bond: &Bond, goes_on: bool) -> Self {
+        Self { of: Some(bond.id), done: !goes_on, ..Self::default() }
     }
 }
 
@@ -81,16 +84,23 @@ impl LinkCore {
             return Ok(());
         }
         if lists.done {
-            return Err("its list of sessions came to an end before".into());
+            return Err("a list of sessions that is complete, or that nobody waits for".into());
+        }
+        if self.role == Role::Responder && !ranges.is_empty() {
+            return Err(format!("session {session}: chunks that came, from the side that sends them"));
         }
         // Those that are open, and as many that were closed and are not told yet.
         if lists.theirs.len() > 2 * self.limits.sessions {
             return Err("it lists more sessions than can be".into());
         }
+        // One session's bound is that of all together: they share one path's disorder.
+        lists.ranges += ranges.len();
+        if lists.ranges > self.limits.gaps {
+            return Err("it lists more gaps than can be".into());
+        }
         let standing = lists.theirs.entry(session).or_default();
         standing.heard = heard;
-        let in_order = standing.received.extend(cumulative, ranges);
-        if !in_order || standing.received.gaps() > self.limits.gaps {
+        if !standing.received.extend(cumulative, ranges) {
             return Err(format!("session {session}: ranges that cannot be"));
         }
         Ok(())
@@ -104,7 +114,7 @@ impl LinkCore {
                 return Ok(());
             }
             if std::mem::replace(&mut lists.done, true) {
-                return Err("its list of sessions came to an end before".into());
+                return Err("a list of sessions that is complete, or that nobody waits for".into());
             }
             std::mem::take(&mut lists.theirs)
         };

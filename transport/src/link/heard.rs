@@ -10,12 +10,15 @@ use crate::wire::control::Message;
 impl LinkCore {
     /// Responder: registers a question. `Err` ends the link; `Ok(false)`: too many sessions, already refused.
     pub fn asked(&self, session: u32) -> Result<bool, String> {
+        // The open ones, and those whose end the other side has not heard of.
+        let told = lock(&self.voices).len();
         let mut received = lock(&self.received);
         if session <= received.highest {
             return Err(format!("session number {session} was used before"));
         }
         received.highest = session;
-        if received.open.len() + received.asked.len() >= self.limits.sessions {
+        let unanswered = received.asked.len() + received.withdrawn.len();
+        if received.open.len().max(told) + unanswered >= self.limits.sessions {
             drop(received);
             let text = format!("{} sessions are open, which is the limit", self.limits.sessions);
             self.push(&Message::Refused { session, code: crate::code::TOO_MANY, text });
@@ -90,7 +93,9 @@ impl LinkCore {
             Role::Responder => {
                 let account = {
                     let mut received = lock(&self.received);
-                    received.asked.remove(&session);
+                    if received.asked.remove(&session) {
+                        received.withdrawn.insert(session);
+                    }
                     received.open.remove(&session)
                 };
                 if let Some(account) = account {
@@ -119,10 +124,11 @@ impl LinkCore {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::{Arc, Mutex};
     use std::task::{Context, Poll, Waker};
 
     use super::*;
+    use crate::bond::Bond;
     use crate::control::handle;
     use crate::events::Acceptor;
     use crate::incoming::Incoming;
@@ -133,6 +139,31 @@ mod tests {
 
     impl Acceptor for Nobody {
         fn open(&self, _: &PeerName, _: Vec<u8>, _: Incoming) {}
+    }
+
+    /// Answers nothing, and keeps the questions.
+    #[derive(Default)]
+    struct Slow(Mutex<Vec<Incoming>>);
+
+    impl Acceptor for Slow {
+        fn open(&self, _: &PeerName, _: Vec<u8>, incoming: Incoming) {
+            lock(&self.0).push(incoming);
+        }
+    }
+
+    fn open(session: u32) -> Message {
+        Message::Open { session, id: [1; 16], hello: vec![0; 100] }
+    }
+
+    fn close(session: u32) -> Message {
+        Message::Close { session, code: 1, text: "no more".into() }
+    }
+
+    fn bound(role: Role) -> (Arc<LinkCore>, Arc<Bond>) {
+        let link = link(role);
+        let bond = bond(&link, 1);
+        assert!(link.attach(&bond));
+        (link, bond)
     }
 
     #[tokio::test]
@@ -184,5 +215,71 @@ mod tests {
         assert_eq!(handle(&Nobody, &new, Message::Listed), Ok(()));
         handle(&Nobody, &new, said).unwrap();
         assert_eq!(user.messages(), [vec![7]]);
+    }
+
+    #[test]
+    fn sessions_whose_end_the_peer_does_not_hear_count_as_open() {
+        let (link, _bond) = bound(Role::Responder);
+        let accepts = |session| {
+            link.asked(session).unwrap()
+                && link.accept(session, SessionId([1; 16]), vec![], 1, Arc::<User>::default()).is_ok()
+        };
+        let accepted = (1..=1000).take_while(|&session| {
+            let accepted = accepts(session);
+            link.send_close(session, 1, "no");
+            link.forget_rx(session);
+            accepted
+        });
+        assert_eq!(accepted.count(), link.limits.sessions);
+        link.heard_there(1, 1).unwrap();
+        assert!(accepts(2000), "one was heard");
+    }
+
+    #[test]
+    fn questions_that_were_taken_back_count_until_their_user_lets_them_go() {
+        let (link, bond) = bound(Role::Responder);
+        let user = Slow::default();
+        for session in 1..=1000 {
+            handle(&user, &bond, open(session)).unwrap();
+            handle(&user, &bond, close(session)).unwrap();
+        }
+        assert_eq!(lock(&user.0).len(), link.limits.sessions);
+        // The same across bonds.
+        let next = crate::model::bond(&link, 2);
+        assert!(link.attach(&next));
+        handle(&user, &next, open(1001)).unwrap();
+        assert_eq!(lock(&user.0).len(), link.limits.sessions);
+        lock(&user.0).clear();
+        handle(&user, &next, open(1002)).unwrap();
+        assert_eq!(lock(&user.0).len(), 1);
+    }
+
+    #[test]
+    fn a_peer_that_asks_without_reading_the_answers_loses_the_link() {
+        let (link, bond) = bound(Role::Responder);
+        let refused = (1..1_000_000).take_while(|&session| handle(&Nobody, &bond, open(session)).is_ok());
+        assert!(refused.count() < 1_000_000 - 1);
+        let kept: usize = bond.outbox.take().iter().map(Vec::len).sum();
+        assert!(kept <= 2 * link.limits.outbox_bytes + 100, "{kept}");
+    }
+
+    #[test]
+    fn a_list_comes_only_where_a_link_goes_on_and_all_its_ranges_are_bounded() {
+        let (link, new) = bound(Role::Initiator);
+        let part =
+            |session, ranges| Message::Standing { session, heard: 0, cumulative: 0, ranges, more: false };
+        assert!(handle(&Nobody, &new, part(1, vec![])).is_err());
+        assert!(handle(&Nobody, &new, Message::Listed).is_err());
+        let next = bond(&link, 2);
+        assert!(link.attach(&next));
+        let ranges: Vec<_> = (1..=512).map(|n| (2 * n, 2 * n)).collect();
+        let taken =
+            (1..1000).take_while(|&session| handle(&Nobody, &next, part(session, ranges.clone())).is_ok());
+        assert_eq!(taken.count(), link.limits.gaps / 512);
+        let (_, there) = bound(Role::Responder);
+        let next = bond(&there.link, 2);
+        assert!(there.link.attach(&next));
+        assert!(handle(&Nobody, &next, part(1, ranges)).is_err(), "it sends chunks, and receives none");
+        assert_eq!(handle(&Nobody, &next, part(1, vec![])), Ok(()));
     }
 }

@@ -12,7 +12,7 @@ use zeroize::Zeroize;
 pub const RECORD_BYTES_MAX: usize = 65_535;
 /// Longest encoded message.
 pub const PLAIN_BYTES_MAX: usize = RECORD_BYTES_MAX - 16;
-/// Ranges in one acknowledgement; the others come with the next.
+/// Ranges in one acknowledgement or part of a list; the others come with the next.
 pub const RANGES_MAX: usize = 512;
 
 const CONFIG: Configuration<LittleEndian, Fixint, Limit<PLAIN_BYTES_MAX>> =
@@ -142,6 +142,8 @@ pub enum ControlError {
     Trailing(usize),
     #[error("the control message is too long")]
     TooLong,
+    #[error("{0} ranges in one control message")]
+    Ranges(usize),
 }
 
 impl Message {
@@ -150,7 +152,13 @@ impl Message {
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self, ControlError> {
-        decode(bytes)
+        let message = decode(bytes)?;
+        match &message {
+            Message::Ack { ranges, .. } | Message::Standing { ranges, .. } if ranges.len() > RANGES_MAX => {
+                Err(ControlError::Ranges(ranges.len()))
+            }
+            _ => Ok(message),
+        }
     }
 }
 
@@ -243,6 +251,14 @@ mod tests {
     fn the_longest_things_we_send_fit() {
         let ack = Message::Ack { session: 1, cumulative: 1, credit: 1, ranges: vec![(1, 1); RANGES_MAX] };
         assert!(ack.encode().is_ok());
+        let ranges = vec![(1, 1); RANGES_MAX + 1];
+        let standing = Message::Standing { session: 1, heard: 0, cumulative: 0, ranges, more: false };
+        let bytes = standing.encode().unwrap();
+        assert_eq!(
+            Message::decode(&bytes),
+            Err(ControlError::Ranges(RANGES_MAX + 1)),
+            "nobody sends so many"
+        );
         let user = Message::User { session: 1, message: vec![0; crate::config::MESSAGE_BYTES_CEILING] };
         assert!(user.encode().is_ok());
         let user = Message::User { session: 1, message: vec![0; RECORD_BYTES_MAX] };
