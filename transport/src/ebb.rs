@@ -8,7 +8,8 @@
 //!      └─▶ half the goodput ──▶ RTT near its least, or it falls no more, or time is up ──▶ 0.9 of it ──▶ dropped: no pace
 //! ```
 //! Half drains a queue in twice its time. What is not sent meanwhile waits here instead of there: newer versions can still
-//! replace it, and it need not have crossed before the guest's last pages do.
+//! replace it, and it need not have crossed before the guest's last pages do. Another guest that stands already is not
+//! held up: its frames are urgent, and those are not paced.
 //!
 //! [`Course`] is told times and round trips; no socket, no clock. The pace shows nowhere as a limit.
 
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::link::LinkCore;
-use crate::throttle::wire_bytes;
+use crate::throttle::{Holder, wire_bytes};
 use crate::wire::control::Message;
 
 /// Of the goodput: while the queue runs empty, and until the guest stands, so that none builds.
@@ -32,9 +33,10 @@ const LOOK: Duration = Duration::from_millis(10);
 /// A round trip that was not shorter for so long, and for one of itself, falls no more.
 const STILL: Duration = Duration::from_millis(60);
 
-/// The link sends less than its path carries, until this is dropped.
+/// The link sends less than its path carries, until this and all others of the link are dropped.
 pub struct Ebb {
     link: Arc<LinkCore>,
+    holder: Holder,
     /// The queue at the beginning, as time.
     pub queue: Duration,
     /// What was left of it at the end.
@@ -50,15 +52,20 @@ impl fmt::Debug for Ebb {
 
 impl Drop for Ebb {
     fn drop(&mut self) {
-        self.link.queue.set_ebb(None, Instant::now());
+        self.link.queue.set_ebb(self.holder, None, Instant::now());
     }
 }
 
 /// Leaves the queue of a link's path to run empty. Returns within three round trips and twice the queue.
 pub(crate) async fn ebb(link: &Arc<LinkCore>) -> Ebb {
     let begun = Instant::now();
-    let mut ebb =
-        Ebb { link: link.clone(), queue: Duration::ZERO, left: Duration::ZERO, took: Duration::ZERO };
+    let mut ebb = Ebb {
+        link: link.clone(),
+        holder: Holder::new(),
+        queue: Duration::ZERO,
+        left: Duration::ZERO,
+        took: Duration::ZERO,
+    };
     let rtt = link.round_trips();
     let (Some(latest), Some(smoothed), Some(min)) = (rtt.latest, rtt.smoothed, rtt.min) else { return ebb };
     // One that is long alone was late on a busy machine.
@@ -68,7 +75,7 @@ pub(crate) async fn ebb(link: &Arc<LinkCore>) -> Ebb {
     let Some(mut course) = Course::begin(begun, latest, min) else { return ebb };
     let Some(goodput) = link.queue.goodput() else { return ebb };
     let share = |of: f64| Some(wire_bytes((goodput as f64 * of) as u64));
-    link.queue.set_ebb(share(EBBING), begun);
+    link.queue.set_ebb(ebb.holder, share(EBBING), begun);
     loop {
         link.push(&Message::Ping(link.now_us()));
         tokio::time::sleep(LOOK).await;
@@ -80,7 +87,7 @@ pub(crate) async fn ebb(link: &Arc<LinkCore>) -> Ebb {
             break;
         }
     }
-    link.queue.set_ebb(share(HELD), Instant::now());
+    link.queue.set_ebb(ebb.holder, share(HELD), Instant::now());
     ebb.took = begun.elapsed();
     ebb
 }

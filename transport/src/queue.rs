@@ -25,7 +25,7 @@ use crate::meter::GoodputMeter;
 use crate::ranges::RangeSet;
 use crate::schedule::{Priority, Schedule};
 use crate::session::Chunk;
-use crate::throttle::{HostLimit, Slice, Throttle, least, session_bucket, socket_bytes, wire_bytes};
+use crate::throttle::{Holder, HostLimit, Slice, Throttle, least, session_bucket, socket_bytes, wire_bytes};
 use crate::wire::frame::{HEADER_BYTES, TAG_BYTES};
 
 /// One connection of one lane, for as long as it lives: who has a chunk in flight. Never used twice on a link.
@@ -312,9 +312,9 @@ impl TxQueue {
         self.lock().throttle.pace = bytes_per_s;
     }
 
-    /// For all, too, and no limit that anybody sees.
-    pub fn set_ebb(&self, bytes_per_s: Option<u64>, now: Instant) {
-        self.lock().throttle.ebb.set_rate(bytes_per_s, now);
+    /// For all that are not urgent, too, and no limit that anybody sees. `None`: no more for this holder.
+    pub fn set_ebb(&self, holder: Holder, bytes_per_s: Option<u64>, now: Instant) {
+        self.lock().throttle.set_ebb(holder, bytes_per_s, now);
         self.wake();
     }
 
@@ -433,14 +433,14 @@ impl State {
         if session == PADDING_SESSION {
             // The smoother lets a tenth more through than the limits.
             let limits = self.limits_of_all().map(|sum| sum - sum / 11);
-            return self.throttle.slice(carrier, limits, left, now);
+            return self.throttle.slice(carrier, Priority::Low, limits, left, now);
         }
         let limited = self.sessions.get(&session).is_some_and(|account| account.limit.rate().is_some());
         let limits = limited.then(|| {
             let at_work = self.sessions.iter().filter(|(id, account)| **id == session || account.has_some());
             at_work.filter_map(|(_, account)| account.limit.rate()).fold(0, u64::saturating_add)
         });
-        self.throttle.slice(carrier, limits, left, now)
+        self.throttle.slice(carrier, self.schedule.priority(session), limits, left, now)
     }
 }
 
@@ -636,6 +636,38 @@ mod tests {
         assert!(queue.take(lanes[1], next.due).is_none());
         queue.set_priority(2, Priority::Urgent);
         assert_eq!(queue.take(lanes[1], next.due).unwrap().session, 2);
+    }
+
+    #[test]
+    fn an_ebb_holds_until_its_last_holder_goes_and_not_for_urgent_frames() {
+        let queue = queue(&[1, 2]);
+        let now = Instant::now();
+        for session in [1, 2] {
+            queue.grant(session, 1 << 30);
+            (1..=4).for_each(|seq| queue.push(session, chunk(seq, 100_000)).unwrap());
+        }
+        let holders = [Holder::new(), Holder::new()];
+        queue.set_ebb(holders[0], Some(1_000_000), now);
+        queue.set_ebb(holders[1], Some(2_000_000), now);
+        let lanes = [queue.new_carrier(), queue.new_carrier(), queue.new_carrier()];
+        let slow = queue.take(lanes[0], now).unwrap();
+        assert!(slow.slice.bytes < 5_000 && slow.slice.pace == Some(1_125_000));
+        assert!(queue.take(lanes[1], now + Duration::from_micros(10)).is_none());
+        // The other guest stands.
+        queue.set_priority(2, Priority::Urgent);
+        for lane in &lanes[1..] {
+            let urgent = queue.take(*lane, now).unwrap();
+            assert_eq!((urgent.session, urgent.slice.due, urgent.slice.pace), (2, now, None));
+            assert!(urgent.slice.bytes > 100_000, "the whole frame");
+        }
+        queue.set_priority(2, Priority::Normal);
+        let pace = |queue: &TxQueue| queue.slice(lanes[0], 1, 50_000, now).pace;
+        queue.set_ebb(holders[0], None, now);
+        assert_eq!(pace(&queue), Some(2_250_000));
+        queue.set_ebb(holders[0], None, now);
+        assert_eq!(pace(&queue), Some(2_250_000));
+        queue.set_ebb(holders[1], None, now);
+        assert_eq!(pace(&queue), None);
     }
 
     #[test]

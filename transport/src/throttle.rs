@@ -19,6 +19,7 @@
 //! Invariant: a lane in `waiting` holds a frame whose next slice is not due yet, and will ask again when it is.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -78,10 +79,25 @@ pub struct Throttle {
     pub host: Arc<HostLimit>,
     /// What the kernel is to pace each lane at, whatever the limits, bytes per second.
     pub pace: Option<u64>,
-    /// The transport's own, for a moment; nobody's limit (`ebb.rs`).
-    pub ebb: Bucket,
+    /// The transport's own, for a moment; nobody's limit (`ebb.rs`). Urgent frames are for a guest that stands still already,
+    /// and leave whatever others leave room for.
+    ebb: Bucket,
+    /// Who wants it, and how low; the lowest holds.
+    ebbs: BTreeMap<Holder, u64>,
     smoother: Bucket,
     waiting: BTreeMap<Carrier, Waiting>,
+}
+
+/// One who wants an ebb.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Holder(u64);
+
+impl Holder {
+    /// Unlike any other.
+    pub fn new() -> Self {
+        static HOLDERS: AtomicU64 = AtomicU64::new(0);
+        Self(HOLDERS.fetch_add(1, Ordering::Relaxed))
+    }
 }
 
 /// A lane that holds a frame whose next slice is not due.
@@ -107,6 +123,7 @@ impl Default for Throttle {
             host: Arc::default(),
             pace: None,
             ebb: Bucket::new(DEPTH),
+            ebbs: BTreeMap::new(),
             smoother: Bucket::new(DEPTH),
             waiting: BTreeMap::new(),
         }
@@ -119,16 +136,25 @@ impl Throttle {
         least(self.link.rate(), self.host.with(|bucket| bucket.rate()))
     }
 
+    /// `None`: the holder wants none any more; what others want goes on.
+    pub fn set_ebb(&mut self, holder: Holder, wire_bytes_per_s: Option<u64>, now: Instant) {
+        match wire_bytes_per_s {
+            Some(rate) => self.ebbs.insert(holder, rate),
+            None => self.ebbs.remove(&holder),
+        };
+        self.ebb.set_rate(self.ebbs.values().min().copied(), now);
+    }
+
     /// When a lane may take a frame, its session's own bucket apart.
     pub fn free_at(&self, limited: bool, priority: Priority, now: Instant) -> Instant {
         let mut at = self.link.free_at(now).max(self.host.with(|bucket| bucket.free_at(now)));
-        at = at.max(self.ebb.free_at(now));
         if limited {
             at = at.max(self.smoother.free_at(now));
         }
         if priority == Priority::Urgent {
             return at.checked_sub(URGENT_AHEAD).unwrap_or(at).max(now);
         }
+        at = at.max(self.ebb.free_at(now));
         if self.waiting.values().any(|waiting| limited || waiting.shared) {
             // Whoever waits goes on first, unless its socket holds it up.
             at = at.max(now + SLICE);
@@ -138,9 +164,18 @@ impl Throttle {
 
     /// The next slice of a frame that has `left` bytes. `limits`: the sum of the limits of those sessions that have
     /// something to send, if this one has a limit.
-    pub fn slice(&mut self, carrier: Carrier, limits: Option<u64>, left: usize, now: Instant) -> Slice {
+    pub fn slice(
+        &mut self,
+        carrier: Carrier,
+        priority: Priority,
+        limits: Option<u64>,
+        left: usize,
+        now: Instant,
+    ) -> Slice {
+        let ebbs = priority != Priority::Urgent;
+        let ebb_rate = self.ebb.rate().filter(|_| ebbs);
         let smooth = limits.map(|sum| sum.saturating_add(sum / 10));
-        let Some(rate) = least(smooth, least(self.shared_rate(), self.ebb.rate())) else {
+        let Some(rate) = least(smooth, least(self.shared_rate(), ebb_rate)) else {
             self.waiting.remove(&carrier);
             return Slice { bytes: left, due: now, pace: self.pace };
         };
@@ -148,7 +183,7 @@ impl Throttle {
         let bytes = left.min(usize::try_from(slice_bytes.max(SLICE_BYTES_MIN)).unwrap_or(usize::MAX));
         let wire = wire_bytes(bytes as u64);
         let shared = self.link.take(wire, now).max(self.host.with(|bucket| bucket.take(wire, now)));
-        let shared = shared.max(self.ebb.take(wire, now));
+        let shared = if ebbs { shared.max(self.ebb.take(wire, now)) } else { shared };
         let mut due = shared;
         if smooth.is_some() {
             self.smoother.set_rate(smooth, now);
