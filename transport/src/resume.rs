@@ -90,7 +90,7 @@ impl LinkCore {
             return Err(format!("session {session}: chunks that came, from the side that sends them"));
         }
         // Those that are open, and as many that were closed and are not told yet.
-        if lists.theirs.len() > 2 * self.limits.sessions {
+        if lists.theirs.len() >= 2 * self.limits.sessions && !lists.theirs.contains_key(&session) {
             return Err("it lists more sessions than can be".into());
         }
         // One session's bound is that of all together: they share one path's disorder.
