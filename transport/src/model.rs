@@ -126,20 +126,26 @@ impl User {
     }
 }
 
+macro_rules! what_both_ends_hear {
+    () => {
+        fn message(&self, message: Vec<u8>) {
+            lock(&self.0).messages.push(message);
+        }
+        fn lost(&self, lost: Lost) {
+            lock(&self.0).over = Some(lost.to_string());
+        }
+        fn closed(&self, _: u16, text: String) {
+            lock(&self.0).over = Some(text);
+        }
+    };
+}
+
 impl TxEvents for User {
     fn acked(&self, cumulative: u64, _: &[(u64, u64)]) {
         lock(&self.0).acked = cumulative;
     }
     fn room(&self) {}
-    fn message(&self, message: Vec<u8>) {
-        lock(&self.0).messages.push(message);
-    }
-    fn lost(&self, lost: Lost) {
-        lock(&self.0).over = Some(lost.to_string());
-    }
-    fn closed(&self, _: u16, text: String) {
-        lock(&self.0).over = Some(text);
-    }
+    what_both_ends_hear!();
 }
 
 impl RxEvents for User {
@@ -147,15 +153,7 @@ impl RxEvents for User {
         let mut heard = lock(&self.0);
         heard.twice += usize::from(heard.chunks.insert(seq, (after, payload)).is_some());
     }
-    fn message(&self, message: Vec<u8>) {
-        lock(&self.0).messages.push(message);
-    }
-    fn lost(&self, lost: Lost) {
-        lock(&self.0).over = Some(lost.to_string());
-    }
-    fn closed(&self, _: u16, text: String) {
-        lock(&self.0).over = Some(text);
-    }
+    what_both_ends_hear!();
 }
 
 struct NoQuestions;
