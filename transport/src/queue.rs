@@ -630,12 +630,16 @@ mod tests {
         let lanes = [queue.new_carrier(), queue.new_carrier()];
         let taken = queue.take(lanes[0], now).unwrap();
         assert_eq!((taken.slice.due, taken.slice.pace), (now, Some(1_125_000)));
+        // What a full socket held leaves at its pace beside the slices of other lanes: 4 ms of the limit at most, or four packets.
+        assert_eq!(taken.slice.unsent_most, Some(4 * 1448));
         let left = 100_000 - taken.slice.bytes;
         let next = queue.slice(lanes[0], taken.session, left, now + Duration::from_millis(1));
         assert!(next.bytes < 5_000 && next.due > now + Duration::from_millis(1));
         assert!(queue.take(lanes[1], next.due).is_none());
         queue.set_priority(2, Priority::Urgent);
         assert_eq!(queue.take(lanes[1], next.due).unwrap().session, 2);
+        queue.set_link_limit(None, now);
+        assert_eq!(queue.slice(lanes[0], taken.session, 1000, now).unsent_most, None);
     }
 
     #[test]

@@ -114,6 +114,9 @@ pub struct Slice {
     /// What the kernel is to pace the lane at, bytes per second. It can only smooth what the lane's socket held back:
     /// slices come more slowly.
     pub pace: Option<u64>,
+    /// Under a limit: what the lane's socket may hold that was never sent. When its window opens it leaves beside the slices
+    /// that other lanes got meanwhile.
+    pub unsent_most: Option<u32>,
 }
 
 impl Default for Throttle {
@@ -177,10 +180,11 @@ impl Throttle {
         let smooth = limits.map(|sum| sum.saturating_add(sum / 10));
         let Some(rate) = least(smooth, least(self.shared_rate(), ebb_rate)) else {
             self.waiting.remove(&carrier);
-            return Slice { bytes: left, due: now, pace: self.pace };
+            return Slice { bytes: left, due: now, pace: self.pace, unsent_most: None };
         };
         let slice_bytes = (rate as f64 * SLICE.as_secs_f64()) as u64;
-        let bytes = left.min(usize::try_from(slice_bytes.max(SLICE_BYTES_MIN)).unwrap_or(usize::MAX));
+        let slice_bytes = slice_bytes.max(SLICE_BYTES_MIN);
+        let bytes = left.min(usize::try_from(slice_bytes).unwrap_or(usize::MAX));
         let wire = wire_bytes(bytes as u64);
         let shared = self.link.take(wire, now).max(self.host.with(|bucket| bucket.take(wire, now)));
         let shared = if ebbs { shared.max(self.ebb.take(wire, now)) } else { shared };
@@ -194,7 +198,8 @@ impl Throttle {
         } else {
             self.waiting.remove(&carrier);
         }
-        Slice { bytes, due, pace: least(Some(rate.saturating_add(rate / 8)), self.pace) }
+        let pace = least(Some(rate.saturating_add(rate / 8)), self.pace);
+        Slice { bytes, due, pace, unsent_most: Some(u32::try_from(2 * slice_bytes).unwrap_or(u32::MAX)) }
     }
 
     /// A lane's slice is due, or the lane is gone.

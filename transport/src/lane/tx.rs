@@ -24,6 +24,7 @@ pub struct TxLane {
     /// Whose frame it is.
     session: u32,
     pace: Option<u64>,
+    unsent_most: Option<u32>,
     /// The frame is padding.
     padding: bool,
     padding_bytes: usize,
@@ -56,6 +57,7 @@ impl TxLane {
             end: 0,
             session: 0,
             pace: None,
+            unsent_most: None,
             padding: false,
             padding_bytes: PADDING.len().min(body_bytes_max as usize),
         }
@@ -133,8 +135,10 @@ impl TxLane {
         true
     }
 
-    /// What its socket may hold that was never sent, if it usually holds `usual`: little of padding, which is in the way.
+    /// What its socket may hold that was never sent, if it usually holds `usual`: little of padding, which is in the way, and
+    /// of what a limit holds back.
     pub fn notsent_low(&self, usual: u32) -> u32 {
+        let usual = usual.min(self.unsent_most.unwrap_or(u32::MAX));
         if self.padding { usual.min(2 * PADDING.len() as u32) } else { usual }
     }
 
@@ -142,6 +146,7 @@ impl TxLane {
         self.granted = self.end.min(self.granted + slice.bytes);
         self.due = (slice.due > now).then_some(slice.due);
         self.pace = slice.pace;
+        self.unsent_most = slice.unsent_most;
     }
 
     /// The frame before is gone.
