@@ -5,7 +5,7 @@
 mod common;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::proxy::*;
@@ -276,5 +276,35 @@ over_both! {
         }
         send(&tx, 301..=400);
         all_came(&sender, &receiver, 400).await;
+    }
+
+    async fn lanes_whose_own_path_takes_connections_and_no_hello_are_not_lost(io: Io) {
+        let mut setup = Setup::new(io);
+        let spare = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        setup.listen = spare.local_addr().unwrap();
+        drop(spare);
+        let first = Arc::new(Meddler { spares_first: true, ..Meddler::default() });
+        let second = Arc::new(Meddler::default());
+        let via = [proxy(setup.listen, first.clone()).await, proxy(setup.listen, second.clone()).await];
+        setup.via = Some(via.iter().map(ToString::to_string).collect());
+        let pair = setup.pair(ACCEPT);
+        let (tx, sender, _rx, receiver) = pair.open().await;
+        let until = Instant::now() + LONG;
+        let wait_for = async |count: &AtomicUsize, least: usize| {
+            while count.load(Ordering::SeqCst) < least {
+                assert!(Instant::now() < until, "{} of {least}", count.load(Ordering::SeqCst));
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        // Only the control connection stays there. Four lanes are refused as they fall, and again as they try to go home.
+        first.refusing.store(true, Ordering::SeqCst);
+        first.cut();
+        wait_for(&first.refused, 8).await;
+        first.refusing.store(false, Ordering::SeqCst);
+        second.cut();
+        wait_for(&first.seen, 1 + 4 + 4).await;
+        send(&tx, 1..=100);
+        all_came(&sender, &receiver, 100).await;
+        assert_eq!(sender.0.read(|sent| sent.down), 0, "the link was never down");
     }
 }

@@ -130,6 +130,7 @@ mod tests {
     use super::*;
     use crate::bond::Bond;
     use crate::control::handle;
+    use crate::error::OpenError;
     use crate::events::Acceptor;
     use crate::incoming::Incoming;
     use crate::model::{User, bond, link};
@@ -281,5 +282,17 @@ mod tests {
         assert!(there.link.attach(&next));
         assert!(handle(&Nobody, &next, part(1, ranges)).is_err(), "it sends chunks, and receives none");
         assert_eq!(handle(&Nobody, &next, part(1, vec![])), Ok(()));
+    }
+
+    #[tokio::test]
+    async fn nothing_more_is_opened_at_a_peer_that_hears_of_no_end() {
+        let (link, _bond) = bound(Role::Initiator);
+        for session in 1..=link.limits.sessions as u32 {
+            let _answer = link.expect_answer(session);
+            link.answered(session, OpenAnswer::Accepted { reply: vec![] }, 0);
+            link.send_close(session, 1, "done");
+        }
+        let opened = link.open(SessionId([1; 16]), vec![], Arc::<User>::default()).await;
+        assert!(matches!(opened, Err(OpenError::TooManySessions(_))));
     }
 }

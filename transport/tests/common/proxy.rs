@@ -27,8 +27,11 @@ pub struct Meddler {
     /// Passes nothing on any connection, in either direction.
     pub frozen: AtomicBool,
     pub seen: AtomicUsize,
-    /// Takes no connection while set.
+    /// Takes no connection while set, but ends each as soon as it is there.
     pub refusing: AtomicBool,
+    pub refused: AtomicUsize,
+    /// Never cut: the control connection.
+    pub spares_first: bool,
     /// Connections older than this are closed: see [`Meddler::cut`].
     pub cuts: Watch<usize>,
 }
@@ -62,6 +65,7 @@ pub async fn proxy(to: SocketAddr, meddler: Arc<Meddler>) -> SocketAddr {
     tokio::spawn(async move {
         while let Ok((near, _)) = listener.accept().await {
             if meddler.refusing.load(Ordering::SeqCst) {
+                meddler.refused.fetch_add(1, Ordering::SeqCst);
                 continue;
             }
             let Ok(far) = TcpStream::connect(to).await else { continue };
@@ -74,10 +78,11 @@ pub async fn proxy(to: SocketAddr, meddler: Arc<Meddler>) -> SocketAddr {
                 pass(far_read, near_write, meddler.clone(), false),
             );
             let mut cuts = meddler.cuts.0.subscribe();
+            let spared = meddler.spares_first && number == 0;
             tokio::spawn(async move {
                 tokio::select! {
                     _ = async { tokio::join!(there, back) } => {}
-                    _ = cuts.wait_for(|cut| *cut > number) => {}
+                    _ = cuts.wait_for(|cut| !spared && *cut > number) => {}
                 }
             });
         }
