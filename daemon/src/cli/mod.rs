@@ -246,9 +246,10 @@ fn run(cli: &Cli) -> Result<Ending, CliError> {
             Ok(Ending::Moved)
         }
         Verb::Watch { id } => {
+            // Events first: an end that came between the two would never be heard of.
+            let mut events = subscribe(cli)?;
             let which = Command::Status(Which { id: id.clone() });
             let status: Status = Client::connect(&cli.api)?.execute(which)?;
-            let mut events = subscribe(cli)?;
             follow::follow(&mut events, status.id, Some(status), cli.json)
         }
         Verb::Cancel { id } => {
@@ -339,6 +340,49 @@ fn absolute(path: &std::path::Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::wire::{Reply, Request, Role};
+    use crate::outcome::{Outcome, Whereabouts};
+    use crate::ownership;
+    use crate::registry::Registry;
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::net::UnixListener;
+
+    /// A daemon in which a migration ends as soon as the first command has been answered. Nobody hears of it by an event.
+    fn daemon_that_ends_a_migration(api: &std::path::Path) -> std::thread::JoinHandle<()> {
+        let listener = UnixListener::bind(api).unwrap();
+        let registry = Registry::default();
+        let entry =
+            registry.enter(Id::random(), "web", Role::Destination, None, ownership::Phase::Armed).unwrap();
+        std::thread::spawn(move || {
+            let mut open = Vec::new();
+            for stream in listener.incoming().take(2) {
+                let stream = stream.unwrap();
+                writeln!(&stream, r#"{{"hikyaku": {{"version": "0.1.0", "schema": 1}}}}"#).unwrap();
+                let mut line = String::new();
+                BufReader::new(&stream).read_line(&mut line).unwrap();
+                let request: Request = serde_json::from_str(&line).unwrap();
+                let value = match request.command {
+                    Command::Subscribe => serde_json::to_value(registry.statuses()),
+                    _ => serde_json::to_value(entry.status()),
+                };
+                let reply = Reply { value: Some(value.unwrap()), error: None, id: None };
+                writeln!(&stream, "{}", serde_json::to_string(&reply).unwrap()).unwrap();
+                let outcome = Outcome::new(Ending::Cancelled, Whereabouts::Untouched, "cancelled");
+                entry.finish(ownership::Phase::Refused, outcome);
+                open.push(stream);
+            }
+        })
+    }
+
+    #[test]
+    fn a_migration_that_ends_while_it_begins_to_be_watched_is_seen_to_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let api = dir.path().join("api.sock");
+        let daemon = daemon_that_ends_a_migration(&api);
+        let cli = Cli::parse_from(["hikyaku", "--json", "--api", api.to_str().unwrap(), "watch", "web"]);
+        assert_eq!(run(&cli).unwrap(), Ending::Cancelled);
+        daemon.join().unwrap();
+    }
 
     #[test]
     fn the_command_line_is_consistent() {
