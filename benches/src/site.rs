@@ -39,6 +39,8 @@ impl Programs {
             .context("this program lies in no target directory")?
             .to_owned();
         let mut build = Command::new(cargo);
+        // Where *this* package's build script wrote: others' would run again for it.
+        build.env_remove("OUT_DIR");
         // What cargo says of *this* package would make build scripts of others run again, and be wrong for them.
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("CARGO_")

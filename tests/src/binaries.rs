@@ -30,6 +30,8 @@ fn build(package: &str) -> PathBuf {
     let (target, profile) = layout();
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
+    // Where *this* package's build script wrote: others' would run again for it.
+    build.env_remove("OUT_DIR");
     // What cargo says of *this* package would make build scripts of others run again, and be wrong for them.
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("CARGO_") && name != "CARGO_HOME" && name != "CARGO_TARGET_DIR"
