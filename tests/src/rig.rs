@@ -314,7 +314,7 @@ impl Rig {
         &mut self,
         flags: &[&str],
         disturb: impl FnOnce(&mut Rig, &Running),
-    ) -> Duration {
+    ) -> (Duration, Output) {
         self.arm_with(&["--paused"]);
         let began = Instant::now();
         let command = self.migrate_beside(flags);
@@ -324,7 +324,7 @@ impl Rig {
         assert_eq!(self.destination().status().expect("QMP"), "paused", "at the destination; {output}");
         assert_stopped(&mut self.source);
         assert!(self.destination().console().snapshot().heartbeats.len() <= 1, "it ran before it was let");
-        total
+        (total, output)
     }
 
     /// The arrived guest becomes the source of a move in the other direction.
@@ -399,6 +399,15 @@ impl Rig {
             "only {} pages compared",
             here.pages()
         );
+    }
+
+    /// Lets a guest that arrived paused work, until it has checked all of its memory.
+    #[track_caller]
+    pub fn works_on(&mut self) {
+        let destination = self.destination();
+        destination.cont().expect("QMP");
+        let swept = destination.wait_swept(SWEEP_LIMIT).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(swept.bad, 0, "bad pages");
     }
 
     /// Lets the arrived guest work for a moment.

@@ -58,6 +58,17 @@ fn live(rig: &mut Rig, disturb: impl FnOnce(&mut Rig, &Running)) -> (Duration, O
     })
 }
 
+/// Arrives paused, every page equal to the source's; then it works on, and finds nothing bad.
+fn equal(rig: &mut Rig, disturb: impl FnOnce(&mut Rig)) -> (Duration, Output) {
+    let moved = rig.migrate_paused_disturbed(&[], |rig, command| {
+        command.wait_acked(SOME_PAGES_BYTES);
+        disturb(rig);
+    });
+    rig.assert_memory_equal();
+    rig.works_on();
+    moved
+}
+
 fn cut_for(rig: &Rig, outage: Duration) {
     rig.network().set_outage(true);
     std::thread::sleep(outage);
@@ -124,12 +135,8 @@ fn memory_is_equal_after_an_outage() {
     let Some(mut rig) = rig("us") else { return };
     let undisturbed = undisturbed(&mut rig);
     let outage = Duration::from_secs(12);
-    let total = rig.migrate_paused_disturbed(&[], |rig, command| {
-        command.wait_acked(SOME_PAGES_BYTES);
-        cut_for(rig, outage);
-    });
+    let (total, _) = equal(&mut rig, |rig| cut_for(rig, outage));
     assert_prompt(total, undisturbed, outage);
-    rig.assert_memory_equal();
 }
 
 /// It stops its guest by itself when it is read too far, and is read in grants: none leads it there over an outage.
@@ -147,10 +154,10 @@ fn a_daemon_that_stands_still() {
     let Some(mut rig) = rig("jgn") else { return };
     let undisturbed = undisturbed(&mut rig);
     let outage = Duration::from_secs(15);
-    let (total, _) = live(&mut rig, |rig, _| stand(rig.source_site(), outage));
+    let (total, _) = equal(&mut rig, |rig| stand(rig.source_site(), outage));
     assert_prompt(total, undisturbed, outage);
     rig.turn_around();
-    let (total, _) = live(&mut rig, |rig, _| stand(rig.destination_site(), outage));
+    let (total, _) = equal(&mut rig, |rig| stand(rig.destination_site(), outage));
     assert_prompt(total, undisturbed, outage);
 }
 
@@ -192,7 +199,7 @@ fn one_of_two_paths_goes_dark_for_good() {
 #[test]
 fn the_path_becomes_longer_and_slower() {
     let Some(mut rig) = rig("jgn") else { return };
-    let (total, output) = live(&mut rig, |rig, _| {
+    let (total, output) = equal(&mut rig, |rig| {
         rig.network().set_rtt(Duration::from_millis(250));
         rig.network().set_rate(Some(hikyaku_lab::link::Rate::payload(300_000_000)));
     });
