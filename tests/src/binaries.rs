@@ -7,17 +7,18 @@ use std::sync::LazyLock;
 /// `hikyakud` or `hikyaku`. Built on first use, so that no test meets a stale one; `$HIKYAKU_BIN_DIR` names a
 /// directory to take them from instead.
 pub fn product(name: &str) -> PathBuf {
-    static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| match std::env::var_os("HIKYAKU_BIN_DIR") {
-        Some(directory) => directory.into(),
-        None => build("hikyaku-daemon"),
-    });
+    static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| directory_of("hikyaku-daemon"));
     existing(DIRECTORY.join(name))
 }
 
-/// A helper program of the tests' own.
+/// A helper program of the tests' own, built or taken like those.
 pub fn helper(name: &str) -> PathBuf {
-    static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| build("hikyaku-tests"));
+    static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| directory_of("hikyaku-tests"));
     existing(DIRECTORY.join(name))
+}
+
+fn directory_of(package: &str) -> PathBuf {
+    std::env::var_os("HIKYAKU_BIN_DIR").map_or_else(|| build(package), PathBuf::from)
 }
 
 fn existing(program: PathBuf) -> PathBuf {
