@@ -124,7 +124,7 @@ fn every_load_writes_at_its_rate_and_finds_nothing_bad() {
         let qemu = Qemu::start(&GuestSpec::new(256, load.clone())).unwrap();
         qemu.wait_ready(READY).unwrap();
         // Whole periods of a load that comes in bursts.
-        sleep(3.0);
+        sleep(2.2);
         let rate = qemu.console().writes_per_s(Qemu::last(Duration::from_secs(2)));
         let asked = f64::from(load.rate_pages_per_s);
         println!("{name}: {rate:.0} pages/s of {asked:.0}");
@@ -207,7 +207,9 @@ fn memory_of_a_running_guest_is_not_read() {
 fn it_survives_being_saved_and_restored() {
     let _alone = alone();
     for machine in ["q35", "pc"] {
-        let spec = GuestSpec::new(128, load("rand@100")).machine(machine);
+        let mut load = load("rand@100");
+        load.sweep_pages_per_s = Some(20_000);
+        let spec = GuestSpec::new(128, load).machine(machine);
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("state");
         let mut first = Qemu::start(&spec).unwrap();
@@ -240,7 +242,9 @@ fn it_survives_being_saved_and_restored() {
 #[test]
 fn a_live_move_shows_one_gap_and_one_guest() {
     let _alone = alone();
-    let spec = GuestSpec::new(128, load("oltp@20"));
+    let mut load = load("oltp@20");
+    load.sweep_pages_per_s = Some(20_000);
+    let spec = GuestSpec::new(128, load);
     let folder = tempfile::tempdir().unwrap();
     let uri = format!("unix:{}", folder.path().join("wire").display());
     let mut source = Qemu::start(&spec).unwrap();

@@ -32,6 +32,8 @@ const BARE_MEMORY_MIB: u32 = 160;
 const KVM_MEMORY_MIB: u32 = 16;
 /// 100-500 bytes per page, Zipf: what deltas and superseding are made for.
 const BARE_LOAD: &str = "oltp";
+/// All of its memory each second, instead of each fourth: a test waits for up to two rounds after each move.
+const BARE_SWEEP_PAGES_PER_S: u32 = BARE_MEMORY_MIB << 8;
 /// A machine type that both QEMUs of a pair know.
 const COMMON_MACHINE: &str = "pc-q35-7.2";
 
@@ -89,6 +91,8 @@ pub struct Plan {
 impl Plan {
     /// The bare-metal guest, over the link of this name, between two QEMUs of one version.
     pub fn new(link: &'static str, qemu: &QemuBinary) -> Plan {
+        let mut bare = Load::preset(BARE_LOAD).expect("a preset");
+        bare.sweep_pages_per_s = Some(BARE_SWEEP_PAGES_PER_S);
         Plan {
             link,
             source: qemu.clone(),
@@ -96,7 +100,7 @@ impl Plan {
             machine: "q35".to_owned(),
             memory_mib: BARE_MEMORY_MIB,
             accel: "tcg",
-            kind: GuestKind::bare(BARE_LOAD),
+            kind: GuestKind::Bare(bare),
             destination_machine: None,
             destination_memory_mib: None,
         }

@@ -16,9 +16,9 @@ $bb mkfifo tick
 exec 3<>tick
 echo 0 0 0 >counters
 
-DIRECTORIES='0 1 2 3 4 5 6 7'
-FILES='0 1 2 3 4 5 6 7'
-FILE_BYTES=131072
+DIRECTORIES='0 1 2 3'
+FILES='0 1 2 3'
+FILE_BYTES=524288
 
 churn() {
     writes=0 sweeps=0 bad=0
