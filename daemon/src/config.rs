@@ -109,7 +109,7 @@ pub struct Link {
     /// to begin with, and up to 32 where losses or the kernel's bounds on buffers keep each small.
     #[serde(deserialize_with = "lanes")]
     pub lanes: Option<u16>,
-    /// Congestion control of the lanes, by kernel name. Default: the host's.
+    /// Congestion control of the lanes, by kernel name. Default "auto": `bbr` where the kernel has it, else the host's.
     pub congestion: Option<String>,
     /// Differentiated services code point of everything that goes to and comes from peers, 0 to 63. Default: the host's.
     pub dscp: Option<u8>,

@@ -249,8 +249,8 @@ fn options() -> anyhow::Result<Options> {
             "--lanes" => options.config.lanes = value.parse()?,
             "--threads" => options.config.lane_threads = value.parse()?,
             "--buffers" => {
-                let bytes = if value == "auto" { None } else { Some(value.parse()?) };
-                options.config.sockets.send_buffer_bytes = bytes;
+                let bytes: Option<u32> = if value == "auto" { None } else { Some(value.parse()?) };
+                options.config.sockets.send_buffer_bytes = bytes.map(|bytes| bytes..=bytes);
                 options.config.sockets.receive_buffer_bytes = bytes;
             }
             "--lanes-most" => options.config.lanes_most = value.parse()?,
@@ -259,7 +259,7 @@ fn options() -> anyhow::Result<Options> {
             "--every" => options.every = Duration::from_millis(value.parse()?),
             "--congestion" => {
                 options.config.sockets.congestion = match value.as_str() {
-                    "host" => Congestion::HostDefault,
+                    "auto" => Congestion::Auto,
                     _ => Congestion::Named(value),
                 }
             }

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, Weak};
 use tokio::sync::Notify;
 
 use crate::error::Lost;
+use crate::fit::Tuning;
 use crate::lane::rx::Progress;
 use crate::lane_stats::LaneStats;
 use crate::link::{LinkCore, Role, lock};
@@ -25,6 +26,8 @@ pub struct Bond {
     pub id: [u8; 16],
     pub secret: LinkSecret,
     pub outbox: Outbox,
+    /// Of its lanes' sockets.
+    pub tuning: Tuning,
     lanes: Mutex<HashMap<LaneId, Lane>>,
     fallen: Mutex<Vec<LaneId>>,
     /// A lane fell or came up, or the bond is over.
@@ -54,6 +57,7 @@ impl Bond {
             id,
             secret,
             outbox,
+            tuning: Tuning::default(),
             lanes: Mutex::default(),
             fallen: Mutex::default(),
             stirred: Notify::new(),
@@ -137,6 +141,7 @@ impl Bond {
         if let Some(known) = lock(&self.lanes).get_mut(&lane).filter(|known| known.epoch == epoch) {
             known.socket = Arc::downgrade(socket);
         }
+        self.tuning.apply(socket);
     }
 
     /// The lanes that are up, and their connections, by number.

@@ -1,6 +1,7 @@
 //! Every knob of the transport, in one place: unit, default and why.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::key::{PublicKey, StaticKey};
@@ -209,13 +210,13 @@ pub const CHUNK_BYTES_CEILING: u32 = 4 * 1024 * 1024;
 /// Socket options of the lanes.
 #[derive(Clone, Debug)]
 pub struct Sockets {
-    /// Send buffer per lane, bytes, set past `wmem_max` where the process may (`SO_SNDBUFFORCE`); where it may not, and
-    /// with `None`, the kernel's autotuning decides. Default 4 MiB (the kernel doubles it): eight lanes then hold what
-    /// 1 Gbit/s x 200 ms with a full bottleneck queue needs. Worst-case kernel memory: twice this per lane, when the
-    /// path stalls.
-    pub send_buffer_bytes: Option<u32>,
-    /// The same for the receive buffer (`SO_RCVBUFFORCE`). Default 4 MiB: the window opens at once instead of growing by
-    /// autotuning, which costs seconds at 200 ms. It fills only when packets are missing, for lanes are always read.
+    /// Send buffer per lane, bytes, from and to: as long as bandwidth x round trip wants it, by what is found of the path. It is set past
+    /// `wmem_max` where the process may (`SO_SNDBUFFORCE`); where it may not, and with `None`, the kernel's autotuning decides.
+    /// Default 1 to 8 MiB: 32 lanes of 8 hold 10 Gbit/s x 200 ms. The kernel doubles it, and uses that much only while a path stalls.
+    pub send_buffer_bytes: Option<RangeInclusive<u32>>,
+    /// Receive buffer per lane, bytes (`SO_RCVBUFFORCE`). Default 8 MiB, what a lane's window can be where `tcp_rmem` is as Linux has
+    /// it: the window opens at once instead of growing by autotuning, which costs seconds at 200 ms. It fills only when packets
+    /// are missing, for lanes are always read, and with no more than the peer's send buffers hold.
     pub receive_buffer_bytes: Option<u32>,
     /// `TCP_NOTSENT_LOWAT`, bytes. Default 128 KiB: a lane takes its next chunk only when its socket has less than
     /// this that was never sent, so that pages can be superseded until late.
@@ -230,11 +231,11 @@ pub struct Sockets {
 impl Default for Sockets {
     fn default() -> Self {
         Self {
-            send_buffer_bytes: Some(4 << 20),
-            receive_buffer_bytes: Some(4 << 20),
+            send_buffer_bytes: Some(1 << 20..=8 << 20),
+            receive_buffer_bytes: Some(8 << 20),
             notsent_low_bytes: 128 * 1024,
             user_timeout: Duration::from_secs(5),
-            congestion: Congestion::HostDefault,
+            congestion: Congestion::Auto,
             dscp: None,
         }
     }
@@ -243,12 +244,10 @@ impl Default for Sockets {
 /// Congestion control of the lanes.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub enum Congestion {
-    /// What the host uses for everybody. The default: several `bbr` connections through one short drop-tail queue take
-    /// turns in overflowing it, and carry less on a clean path (`docs/transport.md`).
+    /// `bbr` where the kernel has it and lets us, with a ceiling that keeps it off the path's queue; else what the host uses for
+    /// everybody. The default.
     #[default]
-    HostDefault,
-    /// `bbr` where the kernel has it and lets us, else the host's default.
-    PreferBbr,
+    Auto,
     /// This one, or the link does not open.
     Named(String),
 }

@@ -33,7 +33,7 @@ pub async fn run(shared: Arc<Shared>, peer: Peer, mut bond: Arc<Bond>, mut recor
     let link = bond.link.clone();
     loop {
         let lanes = tokio::spawn(lanes::keep(shared.clone(), bond.clone(), way));
-        let tending = tokio::spawn(tend::run(bond.clone()));
+        let tending = tokio::spawn(tend::run(bond.clone(), shared.config.sockets.clone()));
         let lost = control::run(&shared, &bond, records).await;
         tending.abort();
         link.detach(&bond, &lost);

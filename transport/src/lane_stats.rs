@@ -30,6 +30,8 @@ pub struct LaneStats {
     pub sent_segments: u64,
     pub resent_segments: u64,
     pub acked_bytes: u64,
+    /// What arrived, with what lies behind a hole, in whole segments.
+    pub arrived_bytes: u64,
     pub in_flight_bytes: u64,
     /// In the socket, never sent.
     pub unsent_bytes: u64,
@@ -74,6 +76,12 @@ impl LaneStats {
             sent_segments: info.data_segs_out.into(),
             resent_segments: info.total_retrans.into(),
             acked_bytes: info.bytes_acked,
+            // Kernels before 4.18 do not say.
+            arrived_bytes: if info.delivered > 0 {
+                u64::from(info.delivered) * mss
+            } else {
+                info.bytes_acked
+            },
             in_flight_bytes: u64::from(in_flight) * mss,
             unsent_bytes: info.notsent_bytes.into(),
             pacing_bytes_per_s: Some(info.pacing_rate).filter(|rate| *rate != u64::MAX && *rate != 0),
@@ -96,6 +104,7 @@ fn raw(socket: &OwnedFd) -> std::os::fd::RawFd {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sums {
     pub acked_bytes: u64,
+    pub arrived_bytes: u64,
     pub sent_segments: u64,
     pub resent_segments: u64,
     pub busy: Duration,
@@ -108,6 +117,7 @@ impl Sums {
     pub fn since(&self, before: &Sums) -> Sums {
         Sums {
             acked_bytes: self.acked_bytes.saturating_sub(before.acked_bytes),
+            arrived_bytes: self.arrived_bytes.saturating_sub(before.arrived_bytes),
             sent_segments: self.sent_segments.saturating_sub(before.sent_segments),
             resent_segments: self.resent_segments.saturating_sub(before.resent_segments),
             busy: self.busy.saturating_sub(before.busy),
@@ -124,6 +134,7 @@ impl Sums {
     fn of(lane: &LaneStats) -> Sums {
         Sums {
             acked_bytes: lane.acked_bytes,
+            arrived_bytes: lane.arrived_bytes,
             sent_segments: lane.sent_segments,
             resent_segments: lane.resent_segments,
             busy: lane.busy,
@@ -134,6 +145,7 @@ impl Sums {
 
     fn add(&mut self, more: &Sums) {
         self.acked_bytes += more.acked_bytes;
+        self.arrived_bytes += more.arrived_bytes;
         self.sent_segments += more.sent_segments;
         self.resent_segments += more.resent_segments;
         self.busy += more.busy;
@@ -177,6 +189,7 @@ pub(crate) fn some_lane(lane: u16) -> LaneStats {
         sent_segments: 0,
         resent_segments: 0,
         acked_bytes: 0,
+        arrived_bytes: 0,
         in_flight_bytes: 0,
         unsent_bytes: 0,
         pacing_bytes_per_s: None,

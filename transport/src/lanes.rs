@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use crate::bond::Bond;
 use crate::dial::connect;
+use crate::fit::{self, Fit};
 use crate::hello;
 use crate::keep::Pauses;
 use crate::lane::engine::{Core, NewLane};
@@ -22,7 +23,6 @@ use crate::lane::tx::TxLane;
 use crate::link::{LinkCore, lock};
 use crate::names::{Epoch, LaneId};
 use crate::node::Shared;
-use crate::widen::{self, Widening};
 
 /// How often lanes that live elsewhere try their own path again.
 const HOME_AGAIN: Duration = Duration::from_secs(5);
@@ -71,7 +71,7 @@ impl Reason {
     }
 }
 
-/// The lanes that a bond begins with; more may come ([`widen`](crate::widen)).
+/// The lanes that a bond begins with; more may come ([`fit`]).
 pub fn first(shared: &Shared, link: &LinkCore) -> u16 {
     shared.config.lanes.min(link.agreed.lanes)
 }
@@ -97,7 +97,7 @@ pub async fn keep(shared: Arc<Shared>, bond: Arc<Bond>, mut way: Way) {
     let way = Arc::new(way);
     let mut dialling = JoinSet::new();
     let mut early = early.into_iter();
-    let (link, mut lanes) = (&bond.link, first(&shared, &bond.link));
+    let mut lanes = first(&shared, &bond.link);
     for lane in (0..lanes).map(LaneId) {
         dialling.spawn(bring_up(shared.clone(), bond.clone(), way.clone(), lane, early.next()));
     }
@@ -107,19 +107,21 @@ pub async fn keep(shared: Arc<Shared>, bond: Arc<Bond>, mut way: Way) {
     let mut home_again = tokio::time::interval(HOME_AGAIN);
     home_again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // The first lanes say how long the path is.
-    let mut fitted = lanes >= link.agreed.lanes;
-    let mut widening = Widening::new(lanes, link.agreed.lanes);
-    let mut look = tokio::time::interval(widen::LOOK);
+    let mut fitted = false;
+    let sockets = &shared.config.sockets;
+    let mut fit = Fit::new(&bond, lanes);
+    let mut look = tokio::time::interval(fit::LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         for lane in bond.take_fallen() {
-            widening.fell();
+            fit.fell();
             away.retain(|known| *known != lane);
             dialling.spawn(bring_up(shared.clone(), bond.clone(), way.clone(), lane, None));
         }
         if bond.is_over() {
             return;
         }
+        let mut more = 0;
         tokio::select! {
             () = bond.stirred.notified() => {}
             Some(up) = dialling.join_next() => {
@@ -132,41 +134,21 @@ pub async fn keep(shared: Arc<Shared>, bond: Arc<Bond>, mut way: Way) {
                 away.extend(lives_away);
                 if !fitted && dialling.is_empty() {
                     fitted = true;
-                    let more = widen::at_first(&bond.lane_stats(), send_buffer_most(), link.agreed.lanes);
-                    for lane in (lanes..lanes + more).map(LaneId) {
-                        dialling.spawn(bring_up(shared.clone(), bond.clone(), way.clone(), lane, None));
-                    }
-                    widening.grew(more);
-                    lanes += more;
+                    more = fit.first(&bond, sockets);
                 }
             }
-            _ = look.tick(), if lanes < link.agreed.lanes => {
-                if !link.has_sessions() {
-                    widening.rest();
-                    continue;
-                }
-                let more = widening.look(link.reading());
-                if more > 0 {
-                    tracing::info!(peer = %link.peer, lanes = lanes + more, "more lanes: the path keeps each small");
-                }
-                for lane in (lanes..lanes + more).map(LaneId) {
-                    dialling.spawn(bring_up(shared.clone(), bond.clone(), way.clone(), lane, None));
-                }
-                lanes += more;
-            }
+            _ = look.tick() => more = fit.look(&bond, sockets),
             _ = home_again.tick(), if !away.is_empty() => {
                 for lane in std::mem::take(&mut away) {
                     dialling.spawn(go_home(shared.clone(), bond.clone(), way.clone(), lane));
                 }
             }
         }
+        for lane in (lanes..lanes + more).map(LaneId) {
+            dialling.spawn(bring_up(shared.clone(), bond.clone(), way.clone(), lane, None));
+        }
+        lanes += more;
     }
-}
-
-/// What the kernel lets a send buffer grow to by itself, bytes.
-fn send_buffer_most() -> u64 {
-    let text = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_wmem").unwrap_or_default();
-    text.split_whitespace().nth(2).and_then(|most| most.parse().ok()).unwrap_or(u64::MAX)
 }
 
 /// Dials a lane until it is up. `None`: the bond is over.

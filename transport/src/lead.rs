@@ -110,7 +110,7 @@ impl Lead {
     }
 }
 
-fn round(lanes: &[LaneStats]) -> Duration {
+pub fn round(lanes: &[LaneStats]) -> Duration {
     min_rtt(lanes).unwrap_or_default().max(ROUND_LEAST)
 }
 

@@ -6,7 +6,8 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use crate::lane_stats::{Adder, LaneStats};
+use crate::fit::BY_RATE;
+use crate::lane_stats::{Adder, LaneStats, Sums};
 use crate::throttle::wire_bytes;
 
 /// Shares of the time between two readings from which something counts as the cause.
@@ -87,15 +88,25 @@ pub fn queue_in(rtt: Duration, min_rtt: Duration) -> Option<Duration> {
     (rtt > min_rtt.mul_f64(1.0 + QUEUE_SHARE) + QUEUE_LEAST).then(|| rtt - min_rtt)
 }
 
+/// Payload and frames that arrived between two readings, bytes per second.
+pub fn rate(before: &Reading, after: &Reading) -> f64 {
+    let elapsed = after.at.saturating_duration_since(before.at).as_secs_f64();
+    if elapsed == 0.0 { 0.0 } else { went(before, after).acked_bytes as f64 / elapsed }
+}
+
+fn went(before: &Reading, after: &Reading) -> Sums {
+    let mut adder = Adder::default();
+    let first = adder.add(&before.lanes);
+    adder.add(&after.lanes).since(&first)
+}
+
 /// What limited the rate between two readings of a link.
 pub fn what_limits(before: &Reading, after: &Reading) -> Limit {
     let elapsed = after.at.saturating_duration_since(before.at).as_secs_f64();
     if elapsed == 0.0 || after.lanes.is_empty() {
         return Limit::Source;
     }
-    let mut adder = Adder::default();
-    let first = adder.add(&before.lanes);
-    let went = adder.add(&after.lanes).since(&first);
+    let went = went(before, after);
     if let Some(limit) = after.limit_bytes_per_s
         && wire_bytes(went.acked_bytes) as f64 >= MOST * elapsed * limit as f64
     {
@@ -125,32 +136,43 @@ pub fn what_limits(before: &Reading, after: &Reading) -> Limit {
     {
         return Limit::Path { queue };
     }
+    if let (Some(rtt), Some(min)) = (after.rtt, after.min_rtt)
+        && after.lanes.iter().all(|lane| lane.congestion == BY_RATE && !lane.slow_start)
+    {
+        // Its queue is kept short.
+        return Limit::Path { queue: rtt.saturating_sub(min) };
+    }
     if went.resent_segments > 0 {
         return Limit::Losses { share: went.loss() };
     }
     Limit::Growing
 }
 
+/// Of eight lanes over 120 ms that have something to send, to change in tests.
+#[cfg(test)]
+pub(crate) fn some_reading() -> Reading {
+    let rtt = Duration::from_millis(120);
+    Reading {
+        at: Instant::now(),
+        lanes: (0..8).map(crate::lane_stats::some_lane).collect(),
+        threads: vec![Duration::ZERO; 2],
+        rtt: Some(rtt),
+        min_rtt: Some(rtt),
+        unsent_bytes: 1 << 20,
+        waits_for_credit: false,
+        limit_bytes_per_s: None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lane_stats::some_lane;
 
     const MS: Duration = Duration::from_millis(1);
 
     /// A second at 1 Gbit/s over eight lanes that no one holds up, with something left to send.
     fn second() -> (Reading, Reading) {
-        let at = Instant::now();
-        let before = Reading {
-            at,
-            lanes: (0..8).map(some_lane).collect(),
-            threads: vec![Duration::ZERO; 2],
-            rtt: Some(120 * MS),
-            min_rtt: Some(120 * MS),
-            unsent_bytes: 1 << 20,
-            waits_for_credit: false,
-            limit_bytes_per_s: None,
-        };
+        let before = some_reading();
         let mut after = before.clone();
         after.at += 1000 * MS;
         after.threads = vec![300 * MS; 2];

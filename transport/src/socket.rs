@@ -14,15 +14,15 @@ pub fn prepare_lane(socket: &impl AsFd, config: &Sockets) -> io::Result<()> {
     set_dscp(socket, config);
     set_notsent_low(socket.as_fd(), config.notsent_low_bytes)?;
     set_user_timeout(socket, config)?;
-    if let Some(bytes) = config.send_buffer_bytes {
-        allowed("send buffer", setsockopt(socket, sockopt::SndBufForce, &(bytes as usize)));
+    if let Some(bounds) = &config.send_buffer_bytes {
+        allowed("send buffer", setsockopt(socket, sockopt::SndBufForce, &(*bounds.start() as usize)));
     }
     if let Some(bytes) = config.receive_buffer_bytes {
         allowed("receive buffer", setsockopt(socket, sockopt::RcvBufForce, &(bytes as usize)));
     }
     match &config.congestion {
-        Congestion::HostDefault => {}
-        Congestion::PreferBbr => allowed("bbr", setsockopt(socket, sockopt::TcpCongestion, &"bbr".into())),
+        // When the first windows are filled.
+        Congestion::Auto => {}
         Congestion::Named(name) => setsockopt(socket, sockopt::TcpCongestion, &name.into())?,
     }
     Ok(())
@@ -51,7 +51,7 @@ fn set_user_timeout(socket: &impl AsFd, config: &Sockets) -> io::Result<()> {
     Ok(setsockopt(socket, sockopt::TcpUserTimeout, &ms)?)
 }
 
-fn allowed(what: &str, result: nix::Result<()>) {
+pub fn allowed(what: &str, result: nix::Result<()>) {
     if let Err(error) = result {
         tracing::debug!(%error, what, "the host does not allow this socket option; left as it is");
     }

@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 
 use crate::bond::Bond;
+use crate::config::Sockets;
+use crate::fit::{raise_buffers, while_warming, while_working};
+use crate::hold::Hold;
 use crate::lead::Lead;
 use crate::link::{LinkCore, lock};
 use crate::warm::{Probe, Sight, Step, Warmth};
@@ -15,6 +18,8 @@ use crate::warm::{Probe, Sight, Step, Warmth};
 const NOTICED: Duration = Duration::from_millis(100);
 /// A connection that was idle for longer than this and a round trip has lost its window (RTO is at least 200 ms).
 const COLD_AFTER: Duration = Duration::from_millis(200);
+/// One that goes by rate keeps what it knows; but the path may change.
+const BY_RATE_COLD_AFTER: Duration = Duration::from_secs(30);
 
 /// Where those who want a warm link, and the task that warms it, meet.
 pub struct Wish {
@@ -86,12 +91,14 @@ impl Wish {
 }
 
 /// Until the bond is over.
-pub async fn run(bond: Arc<Bond>) {
+pub async fn run(bond: Arc<Bond>, sockets: Sockets) {
     let link = bond.link.clone();
     let mut warmth = Warmth::default();
     // A bond's lanes are cold.
     let mut warm_at: Option<Instant> = None;
     let mut lead: Option<Lead> = None;
+    let mut hold: Option<Hold> = None;
+    let mut limited_to = None;
     link.queue.set_pace(None);
     loop {
         let works = link.queue.has_work();
@@ -102,7 +109,8 @@ pub async fn run(bond: Arc<Bond>) {
             let sight = Sight { at: Instant::now(), lanes: &lanes, padding_bytes, chunks_queued };
             let in_any_case = asked == Asked::InAnyCase;
             let rtt = link.stats().rtt.unwrap_or_default();
-            let is_warm = works || warm_at.is_some_and(|at| at.elapsed() < COLD_AFTER + rtt);
+            let cold_after = if hold.is_some() { BY_RATE_COLD_AFTER } else { COLD_AFTER + rtt };
+            let is_warm = works || warm_at.is_some_and(|at| at.elapsed() < cold_after);
             if !warmth.is_under_way()
                 && (works || is_warm && !in_any_case || !warmth.begin(sight, in_any_case))
             {
@@ -110,6 +118,10 @@ pub async fn run(bond: Arc<Bond>) {
                     link.wish.answer(rough(&link));
                 }
                 continue;
+            }
+            while_warming(&bond);
+            if let Some(rate) = warmth.peak() {
+                raise_buffers(&bond, &sockets, rate);
             }
             match warmth.step(sight) {
                 Step::Pad { up_to_bytes, pace, again } => {
@@ -122,9 +134,15 @@ pub async fn run(bond: Arc<Bond>) {
                     tracing::debug!(peer = %link.peer, ?probe, "link warmed up");
                     warm_at = Some(Instant::now());
                     // What was found under a limit says nothing of the path, and the limit may go.
-                    let limited = link.queue.limit().is_some();
-                    lead = Lead::new(&probe, sight.at, &lanes).filter(|_| !limited);
-                    link.queue.set_pace(lead.as_ref().map(|lead| lead.pace(&lanes)));
+                    limited_to = link.queue.limit();
+                    let limited = limited_to.is_some();
+                    if while_working(&bond, &sockets) {
+                        let found = probe.bandwidth_bytes_per_s.filter(|_| probe.filled && !limited);
+                        hold = Some(Hold::new(found.map(|found| found as f64), sight.at, &lanes));
+                    } else {
+                        lead = Lead::new(&probe, sight.at, &lanes).filter(|_| !limited);
+                        link.queue.set_pace(lead.as_ref().map(|lead| lead.pace(&lanes)));
+                    }
                     link.wish.answer(probe);
                     continue;
                 }
@@ -145,7 +163,19 @@ pub async fn run(bond: Arc<Bond>) {
             if works {
                 warm_at = Some(Instant::now());
             }
-            NOTICED
+            let limit = link.queue.limit();
+            if limit != limited_to {
+                // What arrived under another one says nothing of the path.
+                (limited_to, hold) = (limit, None);
+            }
+            if while_working(&bond, &sockets) {
+                let (at, lanes) = (Instant::now(), bond.lane_stats());
+                let hold = hold.get_or_insert_with(|| Hold::new(None, at, &lanes));
+                link.queue.set_pace(hold.look(at, &lanes, works));
+                if works { Hold::again(&lanes) } else { NOTICED }
+            } else {
+                NOTICED
+            }
         } else {
             Duration::from_secs(3600)
         };

@@ -156,6 +156,11 @@ impl Warmth {
         self.under_way.is_some()
     }
 
+    /// The most that was seen to arrive so far, bytes per second.
+    pub fn peak(&self) -> Option<f64> {
+        self.under_way.as_ref().map(|round| round.peak)
+    }
+
     pub fn step(&mut self, sight: Sight<'_>) -> Step {
         let Some(round) = &mut self.under_way else { return Step::Done(Probe::default()) };
         let sums = self.adder.add(sight.lanes);

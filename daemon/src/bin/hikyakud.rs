@@ -67,8 +67,12 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         (node.lanes, node.lanes_most) = (lanes, lanes);
     }
     node.io = if uring { hikyaku_transport::Io::Auto } else { hikyaku_transport::Io::Plain };
-    node.sockets.congestion =
-        config.link.congestion.clone().map_or(Congestion::HostDefault, Congestion::Named);
+    node.sockets.congestion = config
+        .link
+        .congestion
+        .clone()
+        .filter(|name| name != "auto")
+        .map_or(Congestion::Auto, Congestion::Named);
     node.sockets.dscp = config.link.dscp;
     node.timeouts.connect = config.link.connect_timeout;
     node.timeouts.handshake = config.link.connect_timeout;

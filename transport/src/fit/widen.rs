@@ -7,21 +7,14 @@
 //! the kernel's bounds on buffers do: a lane has no more under way than they let it. They stay until
 //! the link's connection ends. It does not look at what a path with a queue drops: there all lanes share what it carries.
 
-use std::time::Duration;
-
+use super::BY_RATE;
+use super::buffers::{DATA, RATE};
 use crate::lane_stats::LaneStats;
 use crate::limit::{Limit, Reading, queue_in, what_limits};
 use crate::warm::min_rtt;
 
-/// Between two looks: some round trips of a long path. What slow start sent too much is repaired within two of them.
-pub const LOOK: Duration = Duration::from_secs(1);
 /// Looks that must agree.
 const IN_A_ROW: u32 = 2;
-
-/// The rate whose bytes under way the first lanes are to hold, bytes per second: 1 Gbit/s, and something for a queue.
-const RATE: f64 = 1.2 * 125e6;
-/// How much of a send buffer, as the kernel counts it, is data.
-const DATA: f64 = 0.6;
 
 /// How many lanes are to come to those that are up, before anything is sent: a lane has no more under way than its buffer holds,
 /// which is `send_buffer_most` if the kernel chooses.
@@ -70,7 +63,8 @@ impl Widening {
         let Some(before) = self.before.replace(now.clone()) else { return 0 };
         let queue = now.rtt.zip(now.min_rtt).and_then(|(rtt, min)| queue_in(rtt, min));
         let held = match what_limits(&before, &now) {
-            Limit::Losses { .. } => true,
+            // That one's windows are not decided by losses.
+            Limit::Losses { .. } => now.lanes.iter().all(|lane| lane.congestion != BY_RATE),
             Limit::SendBuffer | Limit::ReceiveBuffer => queue.is_none(),
             _ => false,
         };
@@ -87,10 +81,12 @@ impl Widening {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::time::Duration;
 
+    use super::super::LOOK;
     use super::*;
     use crate::lane_stats::some_lane;
+    use crate::limit::some_reading;
 
     const MS: Duration = Duration::from_millis(1);
 
@@ -102,17 +98,7 @@ mod tests {
 
     impl Path {
         fn new() -> Self {
-            let now = Reading {
-                at: Instant::now(),
-                lanes: (0..8).map(some_lane).collect(),
-                threads: vec![Duration::ZERO],
-                rtt: Some(120 * MS),
-                min_rtt: Some(120 * MS),
-                unsent_bytes: 1 << 20,
-                waits_for_credit: false,
-                limit_bytes_per_s: None,
-            };
-            let mut path = Self { now, widening: Widening::new(8, 32) };
+            let mut path = Self { now: some_reading(), widening: Widening::new(8, 32) };
             path.widening.look(path.now.clone());
             path
         }
@@ -136,6 +122,13 @@ mod tests {
         let mut path = Path::new();
         let got: Vec<_> = (0..8).map(|_| path.second(1, Duration::ZERO)).collect();
         assert_eq!(got, [0, 4, 6, 9, 5, 0, 0, 0]);
+    }
+
+    #[test]
+    fn losses_are_no_reason_for_a_control_that_does_not_go_by_them() {
+        let mut path = Path::new();
+        path.now.lanes.iter_mut().for_each(|lane| lane.congestion = BY_RATE.into());
+        assert!((0..8).all(|_| path.second(100, Duration::ZERO) == 0));
     }
 
     #[test]

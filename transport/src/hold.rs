@@ -1,0 +1,299 @@
+//! A ceiling for lanes whose congestion control goes by what arrives, and not by losses.
+//!
+//! ```text
+//!            a queue                              no queue: what arrived at most, and a little more
+//!  (none) ──────────▶ holding ───────────────────┐
+//!    ▲                 ▲   └─────────────────────┘ a queue: what arrived at most; less, until it is gone
+//!    └─────────────────┘
+//!   it does not go: it is not ours, for a while
+//! ```
+//! Connections of `bbr` keep up to two bandwidths × round trips under way together. Where the path's queue is shorter than its round
+//! trip it is always full then, and every tenth packet is lost, those of others too. What a path carries has been seen to arrive when
+//! there was a queue; as much, and less until the queue is gone, arrives at once, losses or not.
+//!
+//! What arrived at most in the last seconds is remembered, so a queue that others make never takes more than a part of our share.
+//!
+//! [`Hold`] is told times and figures: no socket, no clock.
+
+use std::time::{Duration, Instant};
+
+use crate::lane_stats::{Adder, LaneStats, Sums};
+use crate::lead::{round, share};
+use crate::warm::usual_rtt;
+
+/// Of the ceiling, from which on it is used.
+const USED: f64 = 0.7;
+/// Of what arrived at most, without a queue: before a path was found, and later.
+const MORE_FAST: f64 = 1.25;
+const MORE: f64 = 1.05;
+/// A queue is to be gone after so many rounds; but not less, or more, is left away for it.
+const GONE_AFTER: f64 = 2.0;
+const LESS: (f64, f64) = (0.03, 0.25);
+/// Of what arrives, how much is the last round's.
+const LAST: f64 = 0.5;
+/// What arrived at most is remembered for once to twice as long.
+const REMEMBERED: Duration = Duration::from_secs(5);
+/// A queue is not ours if it is that long after so many rounds in which as much as may be was left away; or if it is there at all when
+/// everything that was remembered arrived beside it.
+const ROUNDS_LESS: u32 = 10;
+const NOT_OURS_AFTER: Duration = Duration::from_secs(12);
+/// Of the round before: what grows as much is not full, whoever's the queue is.
+const GROWS: f64 = 1.6;
+/// How long somebody else's queue is taken to stay.
+const OTHERS: Duration = Duration::from_secs(10);
+/// A queue, of the shortest round trip and at least and at most.
+const BEGUN: u32 = 8;
+const BEGUN_LEAST: Duration = Duration::from_millis(4);
+const BEGUN_MOST: Duration = Duration::from_millis(16);
+/// It costs some system calls for each lane.
+const AGAIN_LEAST: Duration = Duration::from_millis(10);
+
+pub struct Hold {
+    state: State,
+    /// Smoothed, bytes per second.
+    arrives: f64,
+    most: Most,
+    adder: Adder,
+    round_begun: Instant,
+    before: Sums,
+}
+
+enum State {
+    /// No ceiling. Somebody else's queue is taken to stay until then.
+    Free { until: Instant },
+    /// `found`: a queue was seen that did not come while everything still doubled. `queue`: there is one.
+    Holding { found: bool, queue: Option<Queue> },
+}
+
+/// One that there is.
+struct Queue {
+    since: Instant,
+    /// What is left away for it.
+    less: f64,
+    /// For how many rounds that is as much as may be.
+    rounds: u32,
+}
+
+/// The most of the last seconds.
+struct Most {
+    since: Instant,
+    now: f64,
+    before: f64,
+}
+
+impl Most {
+    fn add(&mut self, at: Instant, rate: f64) {
+        if at.saturating_duration_since(self.since) >= REMEMBERED {
+            (self.since, self.before, self.now) = (at, self.now, rate);
+        }
+        self.now = self.now.max(rate);
+    }
+
+    fn get(&self) -> f64 {
+        self.now.max(self.before)
+    }
+}
+
+impl Hold {
+    /// `found`: what the path carries, bytes per second, if that is known.
+    pub fn new(found: Option<f64>, at: Instant, lanes: &[LaneStats]) -> Self {
+        let mut adder = Adder::default();
+        let before = adder.add(lanes);
+        let rate = found.unwrap_or_default();
+        Self {
+            state: match found {
+                Some(_) => State::Holding { found: true, queue: None },
+                None => State::Free { until: at },
+            },
+            arrives: rate,
+            most: Most { since: at, now: rate, before: 0.0 },
+            adder,
+            round_begun: at,
+            before,
+        }
+    }
+
+    /// When to look again.
+    pub fn again(lanes: &[LaneStats]) -> Duration {
+        (round(lanes) / 4).max(AGAIN_LEAST)
+    }
+
+    /// How the lanes do; what each is to be paced at, bytes per second.
+    ///
+    /// `works`: there is something to send. If not, what arrives tells nothing of the path.
+    pub fn look(&mut self, at: Instant, lanes: &[LaneStats], works: bool) -> Option<u64> {
+        let sums = self.adder.add(lanes);
+        let elapsed = at.saturating_duration_since(self.round_begun);
+        let round = round(lanes);
+        if elapsed >= round {
+            let rate = sums.since(&self.before).arrived_bytes as f64 / elapsed.as_secs_f64();
+            (self.round_begun, self.before) = (at, sums);
+            // What grows is believed at once while it grows freely.
+            let free = matches!(self.state, State::Free { .. });
+            let grows = free && rate > GROWS * self.arrives;
+            self.arrives += if free && rate > self.arrives { 1.0 } else { LAST } * (rate - self.arrives);
+            let begun = (round / BEGUN).clamp(BEGUN_LEAST, BEGUN_MOST);
+            let queue = usual_rtt(lanes).unwrap_or_default().saturating_sub(round);
+            let used = self.ceiling().is_none_or(|ceiling| self.arrives >= USED * ceiling);
+            if works && (used || queue > begun) {
+                self.most.add(at, self.arrives);
+            }
+            self.round(at, (queue > begun && !grows).then(|| less(queue, round)));
+        }
+        self.ceiling().map(|ceiling| share(ceiling, lanes))
+    }
+
+    fn ceiling(&self) -> Option<f64> {
+        let of_the_most = match &self.state {
+            State::Free { .. } => return None,
+            State::Holding { queue: Some(queue), .. } => 1.0 - queue.less,
+            State::Holding { queue: None, found: false } => MORE_FAST,
+            State::Holding { queue: None, found: true } => MORE,
+        };
+        Some(self.most.get() * of_the_most)
+    }
+
+    /// A round is over. `less`: what is to be left away for the queue that there is.
+    fn round(&mut self, at: Instant, less: Option<f64>) {
+        let Some(less) = less else {
+            if let State::Holding { queue, .. } = &mut self.state {
+                *queue = None;
+            }
+            return;
+        };
+        match &mut self.state {
+            State::Free { until } if at < *until => {}
+            State::Free { .. } => {
+                self.state = State::Holding { found: false, queue: Some(Queue::new(at, less)) };
+            }
+            State::Holding { found, queue: queue @ None } => {
+                (*found, *queue) = (true, Some(Queue::new(at, less)));
+            }
+            State::Holding { queue: Some(queue), .. } => {
+                queue.less = less;
+                queue.rounds = if less < LESS.1 { 0 } else { queue.rounds + 1 };
+                let long = at.saturating_duration_since(queue.since) > NOT_OURS_AFTER;
+                if long || queue.rounds > ROUNDS_LESS {
+                    self.state = State::Free { until: at + OTHERS };
+                }
+            }
+        }
+    }
+}
+
+impl Queue {
+    fn new(since: Instant, less: f64) -> Self {
+        Self { since, less, rounds: 0 }
+    }
+}
+
+fn less(queue: Duration, round: Duration) -> f64 {
+    (queue.as_secs_f64() / round.as_secs_f64() / GONE_AFTER).clamp(LESS.0, LESS.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lane_stats::some_lane;
+
+    const RTT: Duration = Duration::from_millis(120);
+
+    /// Eight lanes over a path of `rate` bytes/s, which send as fast as their pace lets them, but not more than doubles in each round.
+    struct Path {
+        now: Instant,
+        lanes: Vec<LaneStats>,
+        rate: f64,
+        sends: f64,
+        queued: f64,
+        /// Of somebody else.
+        others: Duration,
+        hold: Hold,
+    }
+
+    impl Path {
+        fn new(rate: f64, found: Option<f64>) -> Self {
+            let (now, mut lanes): (_, Vec<_>) = (Instant::now(), (0..8).map(some_lane).collect());
+            lanes.iter_mut().for_each(|lane| lane.window_bytes = 1 << 30);
+            let hold = Hold::new(found, now, &lanes);
+            let sends = found.unwrap_or(rate / 100.0);
+            Self { now, lanes, rate, sends, queued: 0.0, others: Duration::ZERO, hold }
+        }
+
+        /// What arrived, of what the path carries, and its queue.
+        fn round(&mut self) -> (f64, Duration) {
+            self.now += RTT;
+            let pace = self.hold.look(self.now, &self.lanes, true).map_or(f64::MAX, |pace| pace as f64 * 8.0);
+            self.sends = (2.0 * self.sends).min(2.0 * self.rate).min(pace);
+            let sent = self.sends * RTT.as_secs_f64() + self.queued;
+            let arrived = sent.min(self.rate * RTT.as_secs_f64());
+            self.queued = (sent - arrived).min(0.1 * self.rate);
+            let queue = Duration::from_secs_f64(self.queued / self.rate).max(self.others);
+            for lane in &mut self.lanes {
+                lane.arrived_bytes += (arrived / 8.0) as u64;
+                lane.rtt = RTT + queue;
+            }
+            (arrived / RTT.as_secs_f64() / self.rate, queue)
+        }
+
+        fn rounds(&mut self, rounds: u32) -> (f64, Duration) {
+            let each: Vec<_> = (0..rounds).map(|_| self.round()).collect();
+            let mean = each.iter().map(|(arrived, _)| arrived).sum::<f64>() / f64::from(rounds);
+            (mean, each.iter().map(|(_, queue)| *queue).max().unwrap_or_default())
+        }
+    }
+
+    #[test]
+    fn a_path_is_kept_full_and_its_queue_short() {
+        for (rate, found) in [(12.5e6, None), (125e6, None), (125e6, Some(100e6)), (125e6, Some(140e6))] {
+            let mut path = Path::new(rate, found);
+            let full = (0..20).position(|_| path.round().0 > 0.95).expect("it is filled");
+            assert!(full < 16, "{full}");
+            path.rounds(8);
+            let (mean, longest) = path.rounds(200);
+            assert!(mean > 0.95, "{mean}");
+            assert!(longest < Duration::from_millis(40), "{longest:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_gets_narrower_or_wider_is_followed() {
+        let mut path = Path::new(125e6, Some(120e6));
+        path.rounds(30);
+        path.rate = 60e6;
+        path.rounds(200);
+        let (mean, longest) = path.rounds(50);
+        assert!(mean > 0.9 && longest < Duration::from_millis(40), "{mean} {longest:?}");
+        path.rate = 120e6;
+        path.rounds(40);
+        assert!(path.rounds(30).0 > 0.95);
+    }
+
+    #[test]
+    fn somebody_else_s_queue_is_no_reason_to_send_less_and_less() {
+        let mut path = Path::new(125e6, Some(120e6));
+        path.others = Duration::from_millis(80);
+        path.rounds(14);
+        assert_eq!(path.hold.ceiling(), None);
+        path.rounds(70);
+        assert_eq!(path.hold.ceiling(), None, "for ten seconds");
+        path.others = Duration::ZERO;
+        path.rounds(30);
+        let (mean, longest) = path.rounds(50);
+        assert!(mean > 0.95 && longest < Duration::from_millis(40), "{mean} {longest:?}");
+    }
+
+    #[test]
+    fn lanes_that_have_little_or_nothing_to_send_change_nothing() {
+        let mut path = Path::new(125e6, Some(100e6));
+        for _ in 0..50 {
+            path.now += RTT;
+            path.lanes[0].arrived_bytes += 1_000_000;
+            path.hold.look(path.now, &path.lanes, true);
+        }
+        assert_eq!(path.hold.ceiling(), Some(100e6 * MORE));
+        let before = path.hold.ceiling();
+        path.now += 10 * OTHERS;
+        path.hold.look(path.now, &path.lanes, false);
+        assert_eq!(path.hold.ceiling(), before);
+    }
+}
