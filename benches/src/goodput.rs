@@ -33,6 +33,9 @@ pub struct GoodputArgs {
     /// Leave the sockets' buffers to the kernel's autotuning, as a daemon without privileges must
     #[arg(long)]
     autotune: bool,
+    /// Congestion control of the lanes; "auto" is the transport's choice
+    #[arg(long, default_value = "cubic")]
+    congestion: String,
 }
 
 pub fn run(args: &GoodputArgs) -> anyhow::Result<ExitCode> {
@@ -80,7 +83,9 @@ pub fn run(args: &GoodputArgs) -> anyhow::Result<ExitCode> {
 
 /// One transfer between new processes in new hosts; and how many packets found the link's queue full.
 fn measure(profile: &Profile, args: &GoodputArgs, bytes_per_s: f64) -> anyhow::Result<(Outcome, u64)> {
-    let manner = Manner { amount: Amount::Bytes(args.bytes), autotune: args.autotune, ..Manner::default() };
+    let congestion = Some(args.congestion.clone()).filter(|name| name != "auto");
+    let amount = Amount::Bytes(args.bytes);
+    let manner = Manner { amount, autotune: args.autotune, congestion, ..Manner::default() };
     let network = Link::builder().hosts(HOSTS).profile(*profile).build()?;
     let outcome = transfer(Place::Hosts(&network), &manner, bytes_per_s)?;
     let applied = outcome.received.series().bytes();

@@ -81,6 +81,10 @@ struct Pour {
 
 impl Pour {
     fn over(profile: &str, io: Io, sessions: usize, limit: Option<u64>) -> Pour {
+        Pour::with(profile, io, sessions, limit, Congestion::Auto)
+    }
+
+    fn with(profile: &str, io: Io, sessions: usize, limit: Option<u64>, congestion: Congestion) -> Pour {
         let network = Link::builder().profile(Profile::named(profile).unwrap()).build().unwrap();
         let keys = [(); 2].map(|()| StaticKey::generate().unwrap());
         let peer = |key: &StaticKey, addresses: Vec<String>| Peer {
@@ -100,6 +104,7 @@ impl Pour {
         let destination = start("b", config);
         let mut config = NodeConfig::new(keys[0].clone());
         config.io = io;
+        config.sockets.congestion = congestion;
         config.peers = vec![peer(&keys[1], vec![destination.addresses()[0].to_string()])];
         let source = start("a", config);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -142,7 +147,7 @@ impl Pour {
 fn a_full_path_runs_empty_when_it_is_to_and_fills_again() {
     let _alone = alone();
     for profile in ["jgn", "us"] {
-        let pour = Pour::over(profile, Io::Auto, 1, None);
+        let pour = Pour::with(profile, Io::Auto, 1, None, Congestion::Named("cubic".into()));
         pour.run(seconds(4.0));
         let (before, _) = pour.run(seconds(2.0));
         let over = AtomicBool::new(false);
@@ -172,6 +177,48 @@ fn a_full_path_runs_empty_when_it_is_to_and_fills_again() {
         println!("{:.0} Mbit/s before, {:.0} after", before * 8e-6, after * 8e-6);
         assert!(after > 0.8 * before);
     }
+}
+
+/// Where the kernel has a congestion control that goes by what arrives, a full pipe has hardly a queue, and loses nothing to it.
+#[test]
+fn a_full_path_has_a_short_queue_where_lanes_go_by_rate() {
+    let _alone = alone();
+    let known = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control").unwrap();
+    if !known.split_whitespace().any(|name| name == "bbr") {
+        eprintln!("skipped: needs a kernel with bbr");
+        return;
+    }
+    for profile in ["jgn", "us", "lossy"] {
+        let pour = Pour::over(profile, Io::Auto, 1, None);
+        pour.run(seconds(5.0));
+        eventually(profile, || {
+            let before = pour.network.counters_of("a", "b").dropped_queue;
+            let (rate, _) = pour.run(seconds(3.0));
+            let (stats, lanes) = (pour.tx(0).stats(), pour.link.lanes());
+            assert!(lanes.iter().all(|lane| lane.congestion == "bbr"), "{lanes:?}");
+            let queue = stats.rtt.unwrap().saturating_sub(stats.min_rtt.unwrap());
+            let dropped = pour.network.counters_of("a", "b").dropped_queue - before;
+            println!("{profile}: {:.0} Mbit/s, {queue:?} queued, {dropped} dropped", rate * 8e-6);
+            // On the wire 1 Gbit/s of payload are 1054 Mbit/s.
+            let well = rate > 0.9 * 131.7e6 && queue < seconds(0.03) && dropped == 0;
+            if well { Ok(()) } else { Err(format!("{rate:.0} B/s, {queue:?} queued, {dropped} dropped")) }
+        });
+    }
+}
+
+/// A limit that is raised or goes is used at once.
+#[test]
+fn a_limit_that_goes_leaves_no_ceiling_behind() {
+    let _alone = alone();
+    let pour = Pour::over("us", Io::Auto, 1, Some(2_500_000));
+    pour.run(seconds(4.0));
+    pour.tx(0).set_limit(None);
+    pour.run(seconds(1.5));
+    eventually("us", || {
+        let (rate, _) = pour.run(seconds(1.0));
+        println!("{:.0} Mbit/s", rate * 8e-6);
+        if rate > 0.8 * 131.7e6 { Ok(()) } else { Err(format!("{rate:.0} B/s")) }
+    });
 }
 
 fn seconds(s: f64) -> Duration {

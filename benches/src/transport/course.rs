@@ -36,6 +36,23 @@ impl Course {
     }
 }
 
+/// A congestion control to go by: the transport's own choice, or `cubic`, as where there is nothing else.
+#[derive(Debug, Clone, Copy)]
+pub struct Control {
+    /// For what is printed.
+    pub name: &'static str,
+    pub congestion: Option<&'static str>,
+}
+
+pub const CONTROLS: [Control; 2] =
+    [Control { name: "", congestion: None }, Control { name: " with cubic only", congestion: Some("cubic") }];
+
+impl Control {
+    pub fn congestion(&self) -> Option<String> {
+        self.congestion.map(str::to_owned)
+    }
+}
+
 /// The machine's, over the last minute: other work shows in the figures.
 pub fn load_average() -> String {
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();

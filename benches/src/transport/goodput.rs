@@ -13,8 +13,8 @@ use crate::link::Profile;
 use crate::link::cli::named;
 
 const OURS: &str = "hikyaku";
+const OURS_CUBIC: &str = "hikyaku, cubic only";
 const OURS_AUTOTUNED: &str = "hikyaku, kernel's buffers";
-const OURS_BBR: &str = "hikyaku, bbr";
 const ONE_STREAM: &str = "iperf3, 1 stream";
 const MANY_STREAMS: &str = "iperf3, as many as lanes";
 
@@ -37,8 +37,8 @@ pub fn goodput(links: &[String], course: &Course) -> anyhow::Result<Vec<Verdict>
         let profile = profile(name)?;
         let (mut rows, rate) = (plain_rows(course)?, payload_rate(&profile)?);
         measure(name, &profile, course, &mut rows)?;
-        let [ours, autotuned, one, _] = &rows[..] else { continue };
-        for row in [ours, autotuned] {
+        let [ours, cubic, autotuned, one, _] = &rows[..] else { continue };
+        for row in [ours, cubic, autotuned] {
             let what = format!("{name}: goodput of {} by the payload rate", row.name());
             verdicts.push(Verdict::new(
                 what,
@@ -48,8 +48,10 @@ pub fn goodput(links: &[String], course: &Course) -> anyhow::Result<Vec<Verdict>
             ));
         }
         if LONG.contains(&name.as_str()) {
-            let what = format!("{name}: goodput of {OURS} by that of one plain stream");
-            verdicts.push(Verdict::new(what, ours.by(one).median(), Bound::AtLeast(OF_ONE_STREAM), ""));
+            for row in [ours, cubic] {
+                let what = format!("{name}: goodput of {} by that of one plain stream", row.name());
+                verdicts.push(Verdict::new(what, row.by(one).median(), Bound::AtLeast(OF_ONE_STREAM), ""));
+            }
         }
     }
     Ok(verdicts)
@@ -58,39 +60,43 @@ pub fn goodput(links: &[String], course: &Course) -> anyhow::Result<Vec<Verdict>
 pub fn lan(course: &Course) -> anyhow::Result<Vec<Verdict>> {
     let mut rows = plain_rows(course)?;
     measure("lan", &profile("lan")?, course, &mut rows)?;
-    let [ours, _, _, many] = &rows[..] else { return Ok(Vec::new()) };
-    let what = format!("lan: goodput of {OURS} by that of as many plain streams");
-    Ok(vec![Verdict::new(what, ours.by(many).median(), Bound::AtLeast(OF_MANY_STREAMS), "")])
+    let [ours, cubic, _, _, many] = &rows[..] else { return Ok(Vec::new()) };
+    let verdict = |row: &Row| {
+        let what = format!("lan: goodput of {} by that of as many plain streams", row.name());
+        Verdict::new(what, row.by(many).median(), Bound::AtLeast(OF_MANY_STREAMS), "")
+    };
+    Ok(vec![verdict(ours), verdict(cubic)])
 }
 
 pub fn lossy(course: &Course) -> anyhow::Result<Vec<Verdict>> {
     let (profile, course) = (profile("lossy")?, &course.with_losses());
     let rate = payload_rate(&profile)?;
     let mut rows = plain_rows(course)?;
-    let has_bbr = allow("bbr");
-    if has_bbr {
-        let manner = Manner { congestion: Some("bbr".to_owned()), ..ours(course) };
-        rows.insert(1, Row::new(OURS_BBR, Thing::Ours(manner)));
-    }
     measure("lossy", &profile, course, &mut rows)?;
-    let mut verdicts = Vec::new();
-    for (name, bound) in [(OURS_BBR, LOSSY_BBR), (OURS, LOSSY_CUBIC)] {
-        let what = format!("lossy: goodput of {name} by the payload rate");
-        verdicts.push(match rows.iter().find(|row| row.name() == name) {
-            Some(row) => Verdict::new(what, row.goodputs().median() / rate, Bound::AtLeast(bound), ""),
-            None => Verdict::without(what, "this kernel has no bbr for its hosts", Bound::AtLeast(bound), ""),
-        });
-    }
-    Ok(verdicts)
+    let [ours, cubic, ..] = &rows[..] else { return Ok(Vec::new()) };
+    let verdict = |row: &Row, bound| {
+        let what = format!("lossy: goodput of {} by the payload rate", row.name());
+        Verdict::new(what, row.goodputs().median() / rate, Bound::AtLeast(bound), "")
+    };
+    // Without it the transport has nothing to choose.
+    let ours = if allow("bbr") {
+        verdict(ours, LOSSY_BBR)
+    } else {
+        let what = format!("lossy: goodput of {OURS} by the payload rate");
+        Verdict::without(what, "this kernel has no bbr for its hosts", Bound::AtLeast(LOSSY_BBR), "")
+    };
+    Ok(vec![ours, verdict(cubic, LOSSY_CUBIC)])
 }
 
-/// With the defaults, without the right to force buffers, and plain TCP.
+/// With the defaults, with cubic as where there is nothing else, then also without the right to force buffers, and plain TCP.
 fn plain_rows(course: &Course) -> anyhow::Result<Vec<Row>> {
     iperf::need()?;
     let lanes = course.lanes.unwrap_or(NodeConfig::new(StaticKey::generate()?).lanes);
+    let cubic = Manner { congestion: Some("cubic".to_owned()), ..ours(course) };
     Ok(vec![
         Row::new(OURS, Thing::Ours(ours(course))),
-        Row::new(OURS_AUTOTUNED, Thing::Ours(Manner { autotune: true, ..ours(course) })),
+        Row::new(OURS_CUBIC, Thing::Ours(cubic.clone())),
+        Row::new(OURS_AUTOTUNED, Thing::Ours(Manner { autotune: true, ..cubic })),
         Row::new(ONE_STREAM, Thing::Iperf(1)),
         Row::new(MANY_STREAMS, Thing::Iperf(lanes)),
     ])

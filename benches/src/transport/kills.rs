@@ -7,7 +7,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::course::{Course, load_average};
+use super::course::{CONTROLS, Control, Course, load_average};
 use super::pair::{HOSTS, Outcome, Pair, Place};
 use super::plan::{Amount, Manner, now_ns};
 use super::rows::payload_rate;
@@ -30,48 +30,55 @@ const ROUND_TRIPS: f64 = 10.0;
 
 pub fn kills(course: &Course) -> anyhow::Result<Vec<Verdict>> {
     let mut verdicts = Vec::new();
-    let time = if course.quick { QUICK } else { FOR };
     for name in LINKS {
-        let profile = named(name).map_err(anyhow::Error::msg)?;
-        println!("\n{KILLS_PER_S} lanes killed in each second for {time:?} on {name}: {profile}");
-        let (mut shares, mut recoveries, mut broken) = (Repeats::default(), Repeats::default(), None);
-        for repeat in 1..=course.repeats {
-            match run(&profile, course, time) {
-                Ok(seen) => {
-                    println!(
-                        "  {repeat} {} of {} kills met a lane; meanwhile {:.1} % of the payload rate; {:.0} % again after {}; load {}",
-                        seen.killed,
-                        seen.tried,
-                        seen.share * 100.0,
-                        WELL * 100.0,
-                        seen.recovery.map_or("never".to_owned(), |trips| format!("{trips:.1} round trips")),
-                        load_average(),
-                    );
-                    println!("         Mbit/s of each second: {}", seen.course);
-                    shares.add(seen.share);
-                    recoveries.add(seen.recovery.unwrap_or(f64::INFINITY));
-                }
-                Err(error) => {
-                    println!("  {repeat} {error:#}");
-                    broken = Some(format!("{error:#}"));
-                }
-            }
-        }
-        let goodput = format!("{name}: goodput while lanes are killed, by the payload rate");
-        let well = format!("{name}: until {:.0} % of the payload rate after the last kill", WELL * 100.0);
-        let bounds = [Bound::AtLeast(MEANWHILE), Bound::AtMost(ROUND_TRIPS)];
-        match broken {
-            None => {
-                verdicts.push(Verdict::new(goodput, shares.median(), bounds[0], ""));
-                verdicts.push(Verdict::new(well, recoveries.median(), bounds[1], " round trips"));
-            }
-            Some(why) => {
-                verdicts.push(Verdict::without(goodput, &why, bounds[0], ""));
-                verdicts.push(Verdict::without(well, &why, bounds[1], " round trips"));
-            }
+        for control in &CONTROLS {
+            verdicts.extend(on(name, control, course)?);
         }
     }
     Ok(verdicts)
+}
+
+fn on(name: &str, control: &Control, course: &Course) -> anyhow::Result<[Verdict; 2]> {
+    let time = if course.quick { QUICK } else { FOR };
+    let profile = named(name).map_err(anyhow::Error::msg)?;
+    let name = format!("{name}{}", control.name);
+    println!("\n{KILLS_PER_S} lanes killed in each second for {time:?} on {name}: {profile}");
+    let (mut shares, mut recoveries, mut broken) = (Repeats::default(), Repeats::default(), None);
+    for repeat in 1..=course.repeats {
+        match run(&profile, course, time, control) {
+            Ok(seen) => {
+                println!(
+                    "  {repeat} {} of {} kills met a lane; meanwhile {:.1} % of the payload rate; {:.0} % again after {}; load {}",
+                    seen.killed,
+                    seen.tried,
+                    seen.share * 100.0,
+                    WELL * 100.0,
+                    seen.recovery.map_or("never".to_owned(), |trips| format!("{trips:.1} round trips")),
+                    load_average(),
+                );
+                println!("         Mbit/s of each second: {}", seen.course);
+                shares.add(seen.share);
+                recoveries.add(seen.recovery.unwrap_or(f64::INFINITY));
+            }
+            Err(error) => {
+                println!("  {repeat} {error:#}");
+                broken = Some(format!("{error:#}"));
+            }
+        }
+    }
+    let goodput = format!("{name}: goodput while lanes are killed, by the payload rate");
+    let well = format!("{name}: until {:.0} % of the payload rate after the last kill", WELL * 100.0);
+    let bounds = [Bound::AtLeast(MEANWHILE), Bound::AtMost(ROUND_TRIPS)];
+    Ok(match broken {
+        None => [
+            Verdict::new(goodput, shares.median(), bounds[0], ""),
+            Verdict::new(well, recoveries.median(), bounds[1], " round trips"),
+        ],
+        Some(why) => [
+            Verdict::without(goodput, &why, bounds[0], ""),
+            Verdict::without(well, &why, bounds[1], " round trips"),
+        ],
+    })
 }
 
 struct Seen {
@@ -83,11 +90,12 @@ struct Seen {
     course: String,
 }
 
-fn run(profile: &Profile, course: &Course, time: Duration) -> anyhow::Result<Seen> {
+fn run(profile: &Profile, course: &Course, time: Duration, control: &Control) -> anyhow::Result<Seen> {
     let rate = payload_rate(profile)?;
     let network = Link::builder().hosts(HOSTS).profile(*profile).build()?;
     let amount = Amount::Time(course.steady_from + time + AFTERWARDS);
-    let manner = Manner { amount, lanes: course.lanes, ..Manner::default() };
+    let congestion = control.congestion();
+    let manner = Manner { amount, congestion, lanes: course.lanes, ..Manner::default() };
     let mut pair = Pair::start(Place::Hosts(&network), &manner, rate)?;
     let started_ns = pair.wait_for_start()?;
     let begin = Instant::now() + course.steady_from;

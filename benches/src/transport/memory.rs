@@ -6,7 +6,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use super::course::{Course, load_average};
+use super::course::{CONTROLS, Control, Course, load_average};
 use super::pair::{HOSTS, Pair, Place, need};
 use super::plan::{Amount, Manner};
 use super::rows::payload_rate;
@@ -25,15 +25,16 @@ pub fn memory(links: &[String], course: &Course) -> anyhow::Result<Vec<Verdict>>
     need("ss", "iproute2", "what sockets hold in memory")?;
     println!("\nmemory per end of a link: peak beyond what there was before it, and its sockets'");
     let mut verdicts = Vec::new();
-    for name in links {
+    for (name, control) in links.iter().flat_map(|name| CONTROLS.iter().map(move |control| (name, control))) {
         let profile = named(name).map_err(anyhow::Error::msg)?;
         let rate = payload_rate(&profile)?;
+        let name = format!("{name}{}", control.name);
         let limit = OF_BDP * rate * profile.rtt.as_secs_f64() + BESIDE_BYTES;
         let mut totals = [Repeats::default(), Repeats::default()];
         for repeat in 1..=course.repeats {
             let network = Link::builder().hosts(HOSTS).profile(profile).build()?;
             let amount = Amount::Time(course.time + 2 * profile.rtt);
-            let manner = Manner { amount, own_memory: true, lanes: course.lanes, ..Manner::default() };
+            let manner = manner(amount, control, course);
             let mut pair = Pair::start(Place::Hosts(&network), &manner, rate)?;
             pair.wait_for_start()?;
             let mut sockets_bytes = [0; 2];
@@ -49,7 +50,7 @@ pub fn memory(links: &[String], course: &Course) -> anyhow::Result<Vec<Verdict>>
                 let process = usage.rss_peak_bytes.saturating_sub(usage.rss_before_bytes);
                 let all = (process + sockets_bytes[role]) as f64;
                 println!(
-                    "  {repeat} {name:<5} {:<9} process {:>6.1} MiB, sockets {:>6.1}, together {:>6.1} of {:.1}; load {}",
+                    "  {repeat} {name}, {:<9} process {:>6.1} MiB, sockets {:>6.1}, together {:>6.1} of {:.1}; load {}",
                     ROLES[role],
                     process as f64 / MIB,
                     sockets_bytes[role] as f64 / MIB,
@@ -66,6 +67,11 @@ pub fn memory(links: &[String], course: &Course) -> anyhow::Result<Vec<Verdict>>
         }
     }
     Ok(verdicts)
+}
+
+fn manner(amount: Amount, control: &Control, course: &Course) -> Manner {
+    let congestion = control.congestion();
+    Manner { amount, own_memory: true, congestion, lanes: course.lanes, ..Manner::default() }
 }
 
 /// Bytes of memory that the host's TCP sockets hold now.

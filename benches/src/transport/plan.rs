@@ -42,7 +42,7 @@ pub struct Manner {
     pub limit_bytes_per_s: Option<u64>,
     /// Leave the sockets' buffers to the kernel's autotuning.
     pub autotune: bool,
-    /// `None`: the host's.
+    /// `None`: the transport's choice.
     pub congestion: Option<String>,
     /// `None`: the transport's default; so below.
     pub lanes: Option<u16>,

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::course::{Course, load_average};
+use super::course::{CONTROLS, Control, Course, load_average};
 use super::pair::{HOSTS, Place, transfer};
 use super::plan::{Amount, Manner};
 use super::rows::payload_rate;
@@ -43,38 +43,47 @@ pub fn warmup(links: &[String], course: &Course) -> anyhow::Result<Vec<Verdict>>
     for name in links {
         let profile = named(name).map_err(anyhow::Error::msg)?;
         let rate = payload_rate(&profile)?;
-        let (mut warm, mut padding) = (Repeats::default(), Repeats::default());
-        for repeat in 1..=course.repeats {
-            for (start, text) in [
-                (Start::AtOnce, "at once"),
-                (Start::Warm, "as soon as it is warm"),
-                (Start::Late, "after 3 s"),
-            ] {
-                let seen = run(&profile, course, start)?;
-                println!(
-                    "  {repeat} {name:<4} first chunk {text:<22} ({:.2} s): {}; directly after two round trips {:.1} % of the rate; \
-                     padding {:.1} MB; load {}; Mbit/s of each second: {}",
-                    seen.first_chunk.as_secs_f64(),
-                    seen.round_trips
-                        .map_or("not at all".to_owned(), |trips| format!("{trips:.1} round trips")),
-                    seen.afterwards * 100.0,
-                    seen.padding_bytes as f64 / 1e6,
-                    load_average(),
-                    seen.course,
-                );
-                if start == Start::Warm {
-                    warm.add(seen.round_trips.unwrap_or(f64::INFINITY));
-                    padding.add(seen.padding_bytes as f64 / (rate * profile.rtt.as_secs_f64()));
-                }
-            }
+        for control in &CONTROLS {
+            verdicts.extend(measured(name, &profile, rate, control, course)?);
         }
-        let what =
-            format!("{name}: warm, from the first byte to {:.0} % of the payload rate", AT_RATE * 100.0);
-        verdicts.push(Verdict::new(what, warm.median(), Bound::AtMost(ROUND_TRIPS), " round trips"));
-        let what = format!("{name}: padding, by bandwidth x round trip");
-        verdicts.push(Verdict::new(what, padding.median(), Bound::AtMost(PADDING), ""));
     }
     Ok(verdicts)
+}
+
+fn measured(
+    name: &str,
+    profile: &Profile,
+    rate: f64,
+    control: &Control,
+    course: &Course,
+) -> anyhow::Result<[Verdict; 2]> {
+    let (mut warm, mut padding) = (Repeats::default(), Repeats::default());
+    let name = format!("{name}{}", control.name);
+    for repeat in 1..=course.repeats {
+        for (start, text) in
+            [(Start::AtOnce, "at once"), (Start::Warm, "as soon as it is warm"), (Start::Late, "after 3 s")]
+        {
+            let seen = run(profile, course, start, control)?;
+            println!(
+                "  {repeat} {name}: first chunk {text:<22} ({:.2} s): {}; directly after two round trips {:.1} % of the rate; \
+                     padding {:.1} MB; load {}; Mbit/s of each second: {}",
+                seen.first_chunk.as_secs_f64(),
+                seen.round_trips.map_or("not at all".to_owned(), |trips| format!("{trips:.1} round trips")),
+                seen.afterwards * 100.0,
+                seen.padding_bytes as f64 / 1e6,
+                load_average(),
+                seen.course,
+            );
+            if start == Start::Warm {
+                warm.add(seen.round_trips.unwrap_or(f64::INFINITY));
+                padding.add(seen.padding_bytes as f64 / (rate * profile.rtt.as_secs_f64()));
+            }
+        }
+    }
+    let what = format!("{name}: warm, from the first byte to {:.0} % of the payload rate", AT_RATE * 100.0);
+    let warm = Verdict::new(what, warm.median(), Bound::AtMost(ROUND_TRIPS), " round trips");
+    let what = format!("{name}: padding, by bandwidth x round trip");
+    Ok([warm, Verdict::new(what, padding.median(), Bound::AtMost(PADDING), "")])
 }
 
 struct Seen {
@@ -87,7 +96,7 @@ struct Seen {
     course: String,
 }
 
-fn run(profile: &Profile, course: &Course, start: Start) -> anyhow::Result<Seen> {
+fn run(profile: &Profile, course: &Course, start: Start, control: &Control) -> anyhow::Result<Seen> {
     let rate = payload_rate(profile)?;
     let network = Link::builder().hosts(HOSTS).profile(*profile).build()?;
     let time = if course.quick { QUICK } else { TIME } + 4 * profile.rtt;
@@ -95,6 +104,7 @@ fn run(profile: &Profile, course: &Course, start: Start) -> anyhow::Result<Seen>
         amount: Amount::Time(time),
         preparation: if start == Start::Late { PREPARATION } else { Duration::ZERO },
         warm: start == Start::Warm,
+        congestion: control.congestion(),
         lanes: course.lanes,
         ..Manner::default()
     };
