@@ -1,5 +1,5 @@
 //! The initiator's care for how full its pipe is: warms it when a session is asked for, or somebody wants to know the path.
-//! What to do, and how long, is said by `warm.rs`, and what follows by `lead.rs`.
+//! What to do, and how long, is said by `warm.rs`, and what follows by `hold.rs`, or `lead.rs` where the lanes go by losses.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
