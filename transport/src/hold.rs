@@ -22,7 +22,15 @@ use crate::lead::{round, share};
 use crate::warm::usual_rtt;
 
 /// Of the ceiling, from which on it is used.
-const USED: f64 = 0.7;
+const USED: f64 = 0.85;
+/// After so many rounds in which it was, without a queue, the path carries more than what is remembered.
+const ROUNDS_USED: u32 = 8;
+/// The ceiling is not lower than this, bytes per second, nor than this share of the most that ever arrived: it is there for queues, and
+/// what makes none needs none.
+const FLOOR: f64 = 5e6;
+const FLOOR_OF_BEST: f64 = 0.25;
+/// Packets sent again, of all, that are a queue, too: one that is too short to be seen, or none at all, as a policer has.
+const LOSSES: f64 = 0.02;
 /// Of what arrived at most, without a queue: before a path was found, and later.
 const MORE_FAST: f64 = 1.25;
 const MORE: f64 = 1.05;
@@ -37,6 +45,8 @@ const REMEMBERED: Duration = Duration::from_secs(5);
 /// everything that was remembered arrived beside it.
 const ROUNDS_LESS: u32 = 10;
 const NOT_OURS_AFTER: Duration = Duration::from_secs(12);
+/// A queue for so many rounds is not what the warm-up left.
+const ROUNDS_SEEN: u32 = 4;
 /// Of the round before: what grows as much is not full, whoever's the queue is.
 const GROWS: f64 = 1.6;
 /// How long somebody else's queue is taken to stay.
@@ -53,6 +63,14 @@ pub struct Hold {
     /// Smoothed, bytes per second.
     arrives: f64,
     most: Most,
+    /// What is remembered was found by a warm-up, which may have been deceived, and was not seen since.
+    hint: bool,
+    /// The most that ever arrived.
+    best: f64,
+    /// Since this round began there always was something to send.
+    busy: bool,
+    /// Rounds in which the ceiling was used without a queue.
+    used: u32,
     adder: Adder,
     round_begun: Instant,
     before: Sums,
@@ -72,6 +90,8 @@ struct Queue {
     less: f64,
     /// For how many rounds that is as much as may be.
     rounds: u32,
+    /// For how many rounds there is one.
+    seen: u32,
 }
 
 /// The most of the last seconds.
@@ -107,6 +127,10 @@ impl Hold {
             },
             arrives: rate,
             most: Most { since: at, now: rate, before: 0.0 },
+            hint: found.is_some(),
+            best: 0.0,
+            busy: false,
+            used: 0,
             adder,
             round_begun: at,
             before,
@@ -120,25 +144,27 @@ impl Hold {
 
     /// How the lanes do; what each is to be paced at, bytes per second.
     ///
-    /// `works`: there is something to send. If not, what arrives tells nothing of the path.
-    pub fn look(&mut self, at: Instant, lanes: &[LaneStats], works: bool) -> Option<u64> {
+    /// `busy`: something waits for a lane. What arrives in a round in which that was not always so tells nothing of the path.
+    pub fn look(&mut self, at: Instant, lanes: &[LaneStats], busy: bool) -> Option<u64> {
         let sums = self.adder.add(lanes);
+        self.busy &= busy;
         let elapsed = at.saturating_duration_since(self.round_begun);
         let round = round(lanes);
         if elapsed >= round {
-            let rate = sums.since(&self.before).arrived_bytes as f64 / elapsed.as_secs_f64();
+            let went = sums.since(&self.before);
             (self.round_begun, self.before) = (at, sums);
-            // What grows is believed at once while it grows freely.
-            let free = matches!(self.state, State::Free { .. });
-            let grows = free && rate > GROWS * self.arrives;
-            self.arrives += if free && rate > self.arrives { 1.0 } else { LAST } * (rate - self.arrives);
-            let begun = (round / BEGUN).clamp(BEGUN_LEAST, BEGUN_MOST);
-            let queue = usual_rtt(lanes).unwrap_or_default().saturating_sub(round);
-            let used = self.ceiling().is_none_or(|ceiling| self.arrives >= USED * ceiling);
-            if works && (used || queue > begun) {
-                self.most.add(at, self.arrives);
+            if std::mem::replace(&mut self.busy, busy) {
+                let begun = (round / BEGUN).clamp(BEGUN_LEAST, BEGUN_MOST);
+                let queue = usual_rtt(lanes).unwrap_or_default().saturating_sub(round);
+                let full = queue > begun || went.loss() > LOSSES;
+                self.round(
+                    at,
+                    went.arrived_bytes as f64 / elapsed.as_secs_f64(),
+                    full.then(|| less(queue, round)),
+                );
+            } else {
+                self.clear();
             }
-            self.round(at, (queue > begun && !grows).then(|| less(queue, round)));
         }
         self.ceiling().map(|ceiling| share(ceiling, lanes))
     }
@@ -147,20 +173,38 @@ impl Hold {
         let of_the_most = match &self.state {
             State::Free { .. } => return None,
             State::Holding { queue: Some(queue), .. } => 1.0 - queue.less,
-            State::Holding { queue: None, found: false } => MORE_FAST,
-            State::Holding { queue: None, found: true } => MORE,
+            State::Holding { queue: None, found: true } if self.used <= ROUNDS_USED => MORE,
+            State::Holding { queue: None, .. } => MORE_FAST,
         };
-        Some(self.most.get() * of_the_most)
+        Some((self.most.get() * of_the_most).max(FLOOR).max(self.best * FLOOR_OF_BEST))
     }
 
-    /// A round is over. `less`: what is to be left away for the queue that there is.
-    fn round(&mut self, at: Instant, less: Option<f64>) {
-        let Some(less) = less else {
-            if let State::Holding { queue, .. } = &mut self.state {
-                *queue = None;
-            }
+    /// There is no queue, or what there is says nothing.
+    fn clear(&mut self) {
+        self.used = 0;
+        if let State::Holding { queue, .. } = &mut self.state {
+            *queue = None;
+        }
+    }
+
+    /// A round is over in which so much arrived, bytes per second. `less`: what is to be left away for the queue that there is.
+    fn round(&mut self, at: Instant, rate: f64, less: Option<f64>) {
+        // What grows is believed at once while it grows freely.
+        let free = matches!(self.state, State::Free { .. });
+        let grows = free && rate > GROWS * self.arrives;
+        let used = self.ceiling().is_none_or(|ceiling| rate >= USED * ceiling);
+        self.arrives += if free && rate > self.arrives { 1.0 } else { LAST } * (rate - self.arrives);
+        self.best = self.best.max(self.arrives);
+        if used || less.is_some() {
+            self.most.add(at, self.arrives);
+        }
+        let Some(less) = less.filter(|_| !grows) else {
+            let rounds = if used { self.used + 1 } else { 0 };
+            self.clear();
+            self.used = rounds;
             return;
         };
+        self.used = 0;
         match &mut self.state {
             State::Free { until } if at < *until => {}
             State::Free { .. } => {
@@ -171,6 +215,12 @@ impl Hold {
             }
             State::Holding { queue: Some(queue), .. } => {
                 queue.less = less;
+                queue.seen += 1;
+                if self.hint && queue.seen >= ROUNDS_SEEN {
+                    // As much as the path carries arrives beside a queue.
+                    self.most = Most { since: at, now: rate, before: 0.0 };
+                    self.hint = false;
+                }
                 queue.rounds = if less < LESS.1 { 0 } else { queue.rounds + 1 };
                 let long = at.saturating_duration_since(queue.since) > NOT_OURS_AFTER;
                 if long || queue.rounds > ROUNDS_LESS {
@@ -183,7 +233,7 @@ impl Hold {
 
 impl Queue {
     fn new(since: Instant, less: f64) -> Self {
-        Self { since, less, rounds: 0 }
+        Self { since, less, rounds: 0, seen: 1 }
     }
 }
 
@@ -244,11 +294,13 @@ mod tests {
 
     #[test]
     fn a_path_is_kept_full_and_its_queue_short() {
-        for (rate, found) in [(12.5e6, None), (125e6, None), (125e6, Some(100e6)), (125e6, Some(140e6))] {
+        for (rate, found) in
+            [(12.5e6, None), (125e6, None), (125e6, Some(100e6)), (125e6, Some(140e6)), (125e6, Some(250e6))]
+        {
             let mut path = Path::new(rate, found);
             let full = (0..20).position(|_| path.round().0 > 0.95).expect("it is filled");
             assert!(full < 16, "{full}");
-            path.rounds(8);
+            path.rounds(12);
             let (mean, longest) = path.rounds(200);
             assert!(mean > 0.95, "{mean}");
             assert!(longest < Duration::from_millis(40), "{longest:?}");
@@ -292,8 +344,55 @@ mod tests {
         }
         assert_eq!(path.hold.ceiling(), Some(100e6 * MORE));
         let before = path.hold.ceiling();
-        path.now += 10 * OTHERS;
-        path.hold.look(path.now, &path.lanes, false);
+        for _ in 0..500 {
+            path.now += RTT;
+            path.lanes
+                .iter_mut()
+                .for_each(|lane| (lane.arrived_bytes, lane.rtt) = (lane.arrived_bytes + 300, 2 * RTT));
+            path.hold.look(path.now, &path.lanes, false);
+        }
         assert_eq!(path.hold.ceiling(), before);
+    }
+
+    #[test]
+    fn what_a_source_that_falls_off_sends_is_no_path() {
+        let mut path = Path::new(125e6, Some(120e6));
+        path.rounds(20);
+        for sends in (1..=12).map(|n| 100e6 * 0.75_f64.powi(n)) {
+            for _ in 0..80 {
+                path.now += RTT;
+                path.lanes[0].arrived_bytes += (sends * RTT.as_secs_f64()) as u64;
+                path.hold.look(path.now, &path.lanes, false);
+            }
+        }
+        assert!(path.hold.ceiling().unwrap() > 115e6);
+        // Though there always is something, as with a receiver that is slow: not below the floor.
+        for _ in 0..500 {
+            path.now += RTT;
+            path.lanes
+                .iter_mut()
+                .for_each(|lane| (lane.arrived_bytes, lane.rtt) = (lane.arrived_bytes + 300, 3 * RTT / 2));
+            path.hold.look(path.now, &path.lanes, true);
+            assert!(path.hold.ceiling().is_none_or(|ceiling| ceiling > 30e6));
+        }
+    }
+
+    #[test]
+    fn a_queue_that_is_too_short_to_be_seen_shows_by_its_losses() {
+        let mut path = Path::new(125e6, Some(160e6));
+        path.hold.most.now = 160e6;
+        let mut last = 0.0;
+        for _ in 0..300 {
+            path.now += RTT;
+            let sends = path.hold.look(path.now, &path.lanes, true).map_or(200e6, |pace| pace as f64 * 8.0);
+            last = sends / path.rate;
+            let lost = (1.0 - path.rate / sends).max(0.0);
+            for lane in &mut path.lanes {
+                lane.arrived_bytes += (sends.min(path.rate) * RTT.as_secs_f64() / 8.0) as u64;
+                lane.sent_segments += 1000;
+                lane.resent_segments += (1000.0 * lost) as u64;
+            }
+        }
+        assert!((0.9..1.08).contains(&last), "{last}");
     }
 }

@@ -383,6 +383,8 @@ impl LinkCore {
         };
         if self.warm_up {
             self.wish.opening();
+        } else {
+            self.wish.stir();
         }
         bond.outbox.push(&Message::Open { session: wire, id: id.0, hello });
         let answer = tokio::time::timeout(self.timeouts.open, answered).await;

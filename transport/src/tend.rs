@@ -20,6 +20,8 @@ const NOTICED: Duration = Duration::from_millis(100);
 const COLD_AFTER: Duration = Duration::from_millis(200);
 /// One that goes by rate keeps what it knows; but the path may change.
 const BY_RATE_COLD_AFTER: Duration = Duration::from_secs(30);
+/// A session that was at work so shortly before is not disturbed by padding.
+const IN_USE: Duration = Duration::from_secs(1);
 
 /// Where those who want a warm link, and the task that warms it, meet.
 pub struct Wish {
@@ -52,6 +54,11 @@ impl Wish {
     /// A session is being opened.
     pub fn opening(&self) {
         self.ask(Asked::Opening);
+    }
+
+    /// A session is being opened on a link that is not to be warmed.
+    pub fn stir(&self) {
+        self.notify.notify_one();
     }
 
     /// Warms the link, or waits for the warm-up that is under way, and says what it found.
@@ -111,8 +118,12 @@ pub async fn run(bond: Arc<Bond>, sockets: Sockets) {
             let rtt = link.stats().rtt.unwrap_or_default();
             let cold_after = if hold.is_some() { BY_RATE_COLD_AFTER } else { COLD_AFTER + rtt };
             let is_warm = works || warm_at.is_some_and(|at| at.elapsed() < cold_after);
+            if !warmth.is_under_way() && !is_warm {
+                hold = None;
+            }
+            let in_use = works || link.has_sessions() && warm_at.is_some_and(|at| at.elapsed() < IN_USE);
             if !warmth.is_under_way()
-                && (works || is_warm && !in_any_case || !warmth.begin(sight, in_any_case))
+                && (in_use || is_warm && !in_any_case || !warmth.begin(sight, in_any_case))
             {
                 if in_any_case {
                     link.wish.answer(rough(&link));
@@ -137,7 +148,8 @@ pub async fn run(bond: Arc<Bond>, sockets: Sockets) {
                     limited_to = link.queue.limit();
                     let limited = limited_to.is_some();
                     if while_working(&bond, &sockets) {
-                        let found = probe.bandwidth_bytes_per_s.filter(|_| probe.filled && !limited);
+                        let found =
+                            probe.bandwidth_bytes_per_s.filter(|_| probe.filled && probe.known && !limited);
                         hold = Some(Hold::new(found.map(|found| found as f64), sight.at, &lanes));
                     } else {
                         lead = Lead::new(&probe, sight.at, &lanes).filter(|_| !limited);
@@ -171,7 +183,8 @@ pub async fn run(bond: Arc<Bond>, sockets: Sockets) {
             if while_working(&bond, &sockets) {
                 let (at, lanes) = (Instant::now(), bond.lane_stats());
                 let hold = hold.get_or_insert_with(|| Hold::new(None, at, &lanes));
-                link.queue.set_pace(hold.look(at, &lanes, works));
+                let (unsent, waits_for_credit, _) = link.queue.pressure();
+                link.queue.set_pace(hold.look(at, &lanes, unsent > 0 && !waits_for_credit));
                 if works { Hold::again(&lanes) } else { NOTICED }
             } else {
                 NOTICED

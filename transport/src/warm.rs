@@ -64,6 +64,8 @@ pub struct Probe {
     pub padding_bytes: u64,
     /// The windows hold as much as the path.
     pub filled: bool,
+    /// The bandwidth was no more in the last round trip than in the one before: it is the path's.
+    pub known: bool,
 }
 
 /// Figures of one instant.
@@ -217,6 +219,7 @@ impl Warmth {
                 took: sight.at.saturating_duration_since(round.begun),
                 padding_bytes: sent,
                 filled: round.filled,
+                known: round.known,
             };
             self.under_way = None;
             return Step::Done(probe);

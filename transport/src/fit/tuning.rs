@@ -23,12 +23,12 @@ struct Settings {
 impl Tuning {
     /// For a connection that just came.
     pub fn apply(&self, socket: &OwnedFd) {
-        let settings = lock(&self.0);
+        let mut settings = lock(&self.0);
         if settings.send_buffer_bytes > 0 {
             set_send_buffer(socket, settings.send_buffer_bytes);
         }
-        if let Some(name) = &settings.congestion {
-            set_congestion(socket, name);
+        if let Some(name) = settings.congestion.take_if(|name| !set_congestion(socket, name)) {
+            settings.refused = Some(name);
         }
     }
 
@@ -43,7 +43,7 @@ impl Tuning {
         }
     }
 
-    /// Another congestion control for all, and those that will come. False: the host refuses it, and nothing has changed.
+    /// Another congestion control for all, and those that will come. False: the host refuses it, or there is none yet to ask it for.
     pub fn set_congestion(&self, name: &str, sockets: impl FnOnce() -> Vec<Arc<OwnedFd>>) -> bool {
         let mut settings = lock(&self.0);
         if settings.refused.as_deref() == Some(name) {
@@ -52,7 +52,11 @@ impl Tuning {
         if settings.congestion.as_deref() == Some(name) {
             return true;
         }
-        for socket in sockets() {
+        let sockets = sockets();
+        if sockets.is_empty() {
+            return false;
+        }
+        for socket in sockets {
             if !set_congestion(&socket, name) {
                 settings.refused = Some(name.to_owned());
                 return false;
@@ -97,6 +101,7 @@ mod tests {
         assert!(tuning.set_congestion("reno", || vec![first.clone()]));
         tuning.apply(&second);
         assert_eq!((congestion(&first), congestion(&second)), ("reno".into(), "reno".into()));
+        assert!(!tuning.set_congestion("none-such", Vec::new), "nobody was asked");
         assert!(!tuning.set_congestion("none-such", || vec![first.clone()]));
         tuning.apply(&second);
         assert_eq!((congestion(&first), congestion(&second)), ("reno".into(), "reno".into()));
