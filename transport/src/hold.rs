@@ -15,10 +15,12 @@
 //!
 //! [`Hold`] is told times and figures: no socket, no clock.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::lane_stats::{Adder, LaneStats, Sums};
 use crate::lead::{round, share};
+use crate::names::{Epoch, LaneId};
 use crate::warm::usual_rtt;
 
 /// Of the ceiling, from which on it is used.
@@ -74,6 +76,8 @@ pub struct Hold {
     adder: Adder,
     round_begun: Instant,
     before: Sums,
+    /// What had arrived of each connection when this round began.
+    had: HashMap<(LaneId, Epoch), u64>,
 }
 
 enum State {
@@ -134,6 +138,7 @@ impl Hold {
             adder,
             round_begun: at,
             before,
+            had: arrived(lanes),
         }
     }
 
@@ -152,10 +157,11 @@ impl Hold {
         let round = round(lanes);
         if elapsed >= round {
             let went = sums.since(&self.before);
-            (self.round_begun, self.before) = (at, sums);
             if std::mem::replace(&mut self.busy, busy) {
                 let begun = (round / BEGUN).clamp(BEGUN_LEAST, BEGUN_MOST);
-                let queue = usual_rtt(lanes).unwrap_or_default().saturating_sub(round);
+                // What a lane knows that carries nothing is of another time.
+                let at_work: Vec<_> = lanes.iter().filter(|lane| self.has_more(lane)).cloned().collect();
+                let queue = usual_rtt(&at_work).unwrap_or_default().saturating_sub(round);
                 let full = queue > begun || went.loss() > LOSSES;
                 self.round(
                     at,
@@ -165,8 +171,14 @@ impl Hold {
             } else {
                 self.clear();
             }
+            (self.round_begun, self.before, self.had) = (at, sums, arrived(lanes));
         }
         self.ceiling().map(|ceiling| share(ceiling, lanes))
+    }
+
+    /// Something of this lane arrived in this round.
+    fn has_more(&self, lane: &LaneStats) -> bool {
+        self.had.get(&(lane.lane, lane.epoch)).copied().unwrap_or(0) < lane.arrived_bytes
     }
 
     fn ceiling(&self) -> Option<f64> {
@@ -235,6 +247,10 @@ impl Queue {
     fn new(since: Instant, less: f64) -> Self {
         Self { since, less, rounds: 0, seen: 1 }
     }
+}
+
+fn arrived(lanes: &[LaneStats]) -> HashMap<(LaneId, Epoch), u64> {
+    lanes.iter().map(|lane| ((lane.lane, lane.epoch), lane.arrived_bytes)).collect()
 }
 
 fn less(queue: Duration, round: Duration) -> f64 {
@@ -332,6 +348,18 @@ mod tests {
         path.rounds(30);
         let (mean, longest) = path.rounds(50);
         assert!(mean > 0.95 && longest < Duration::from_millis(40), "{mean} {longest:?}");
+    }
+
+    #[test]
+    fn a_lane_that_carries_nothing_knows_of_no_queue() {
+        let mut path = Path::new(125e6, Some(100e6));
+        path.lanes.iter_mut().skip(1).for_each(|lane| lane.rtt = 2 * RTT);
+        for _ in 0..50 {
+            path.now += RTT;
+            path.lanes[0].arrived_bytes += 12_000_000;
+            path.hold.look(path.now, &path.lanes, true);
+        }
+        assert!(path.hold.ceiling().unwrap() > 100e6);
     }
 
     #[test]

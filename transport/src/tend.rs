@@ -105,7 +105,6 @@ pub async fn run(bond: Arc<Bond>, sockets: Sockets) {
     let mut warm_at: Option<Instant> = None;
     let mut lead: Option<Lead> = None;
     let mut hold: Option<Hold> = None;
-    let mut limited_to = None;
     link.queue.set_pace(None);
     loop {
         let works = link.queue.has_work();
@@ -145,8 +144,7 @@ pub async fn run(bond: Arc<Bond>, sockets: Sockets) {
                     tracing::debug!(peer = %link.peer, ?probe, "link warmed up");
                     warm_at = Some(Instant::now());
                     // What was found under a limit says nothing of the path, and the limit may go.
-                    limited_to = link.queue.limit();
-                    let limited = limited_to.is_some();
+                    let limited = link.queue.limit().is_some();
                     if while_working(&bond, &sockets) {
                         let found =
                             probe.bandwidth_bytes_per_s.filter(|_| probe.filled && probe.known && !limited);
@@ -175,12 +173,13 @@ pub async fn run(bond: Arc<Bond>, sockets: Sockets) {
             if works {
                 warm_at = Some(Instant::now());
             }
-            let limit = link.queue.limit();
-            if limit != limited_to {
-                // What arrived under another one says nothing of the path.
-                (limited_to, hold) = (limit, None);
-            }
-            if while_working(&bond, &sockets) {
+            let by_rate = while_working(&bond, &sockets);
+            if link.queue.limit().is_some() {
+                // What arrives says nothing of the path then, and one lane may carry all of it.
+                hold = None;
+                link.queue.set_pace(None);
+                NOTICED
+            } else if by_rate {
                 let (at, lanes) = (Instant::now(), bond.lane_stats());
                 let hold = hold.get_or_insert_with(|| Hold::new(None, at, &lanes));
                 let (unsent, waits_for_credit, _) = link.queue.pressure();
