@@ -14,6 +14,9 @@ use hikyaku_transport::*;
 
 const CHUNK_BYTES: usize = 256 << 10;
 const ATTEMPTS: usize = 5;
+/// So late a thread is now and then beside this test's own work.
+const LATE: Duration = Duration::from_millis(8);
+const DISTURBED_MOST: usize = 15;
 
 /// The machine's network belongs to one test at a time.
 fn alone() -> MutexGuard<'static, ()> {
@@ -149,33 +152,43 @@ fn a_full_path_runs_empty_when_it_is_to_and_fills_again() {
     for profile in ["jgn", "us"] {
         let pour = Pour::with(profile, Io::Auto, 1, None, Congestion::Named("cubic".into()));
         pour.run(seconds(4.0));
-        let (before, _) = pour.run(seconds(2.0));
-        let over = AtomicBool::new(false);
-        let ebb = thread::scope(|scope| {
-            let pouring = scope.spawn(|| {
-                while !over.load(Ordering::Relaxed) {
-                    pour.run(seconds(0.1));
-                }
+        eventually(profile, || {
+            let (before, _) = pour.run(seconds(2.0));
+            let over = AtomicBool::new(false);
+            let ebb = thread::scope(|scope| {
+                let pouring = scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        pour.run(seconds(0.1));
+                    }
+                });
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                let ebb = runtime.block_on(pour.tx(0).ebb());
+                // Until it is dropped no queue comes back, and nobody sees a limit.
+                thread::sleep(seconds(0.5));
+                let stats = pour.tx(0).stats();
+                assert_eq!(stats.limit_bytes_per_s, None);
+                over.store(true, Ordering::Relaxed);
+                pouring.join().unwrap();
+                println!(
+                    "{profile}: {ebb:?}; half a second later {:?}, least {:?}",
+                    stats.rtt, stats.min_rtt
+                );
+                assert!(ebb.took < 3 * stats.min_rtt.unwrap() + 2 * ebb.queue + seconds(0.1));
+                ebb
             });
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let ebb = runtime.block_on(pour.tx(0).ebb());
-            // Until it is dropped no queue comes back, and nobody sees a limit.
-            thread::sleep(seconds(0.5));
-            let stats = pour.tx(0).stats();
-            assert_eq!(stats.limit_bytes_per_s, None);
-            over.store(true, Ordering::Relaxed);
-            pouring.join().unwrap();
-            println!("{profile}: {ebb:?}; half a second later {:?}, least {:?}", stats.rtt, stats.min_rtt);
-            assert!(ebb.took < 3 * stats.min_rtt.unwrap() + 2 * ebb.queue + seconds(0.1));
-            ebb
+            // What several lanes lost at once may have emptied it just then.
+            let well = ebb.queue < seconds(0.02) || ebb.left < ebb.queue / 3;
+            let ebbed = format!("{ebb:?}");
+            drop(ebb);
+            pour.run(seconds(1.0));
+            let (after, _) = pour.run(seconds(2.0));
+            println!("{:.0} Mbit/s before, {:.0} after", before * 8e-6, after * 8e-6);
+            if well && after > 0.8 * before {
+                Ok(())
+            } else {
+                Err(format!("{ebbed}, {before:.0} and {after:.0} B/s"))
+            }
         });
-        // What several lanes lost at once may have emptied it just then.
-        assert!(ebb.queue < seconds(0.02) || ebb.left < ebb.queue / 3, "{ebb:?}");
-        drop(ebb);
-        pour.run(seconds(1.0));
-        let (after, _) = pour.run(seconds(2.0));
-        println!("{:.0} Mbit/s before, {:.0} after", before * 8e-6, after * 8e-6);
-        assert!(after > 0.8 * before);
     }
 }
 
@@ -225,11 +238,41 @@ fn seconds(s: f64) -> Duration {
     Duration::from_secs_f64(s)
 }
 
-/// Measures again when somebody else's work on the machine got in between.
+/// Measures again when somebody else's work on the machine got in between. A measurement during which the machine stood still is no
+/// attempt, unless it always does.
 #[track_caller]
 fn eventually(what: &str, mut measure: impl FnMut() -> Result<(), String>) {
-    let failed: Vec<_> = (0..ATTEMPTS).map_while(|_| measure().err()).collect();
-    assert!(failed.len() < ATTEMPTS, "{what}: {failed:?}");
+    let (mut failed, mut disturbed) = (Vec::new(), 0);
+    while failed.len() < ATTEMPTS {
+        let (measured, late) = watched(&mut measure);
+        let Err(why) = measured else { return };
+        if late > LATE && disturbed < DISTURBED_MOST {
+            println!("{what}: not counted, for the machine stood still for {late:.0?}: {why}");
+            disturbed += 1;
+        } else {
+            failed.push(why);
+        }
+    }
+    panic!("{what}: {failed:?}, and {disturbed} times the machine stood still");
+}
+
+/// Beside something, how late a thread was at most that wanted to sleep for a millisecond.
+fn watched<T>(something: impl FnOnce() -> T) -> (T, Duration) {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            let mut late = Duration::ZERO;
+            while !over.load(Ordering::Relaxed) {
+                let began = Instant::now();
+                thread::sleep(Duration::from_millis(1));
+                late = late.max(began.elapsed() - Duration::from_millis(1));
+            }
+            late
+        });
+        let value = something();
+        over.store(true, Ordering::Relaxed);
+        (value, watch.join().unwrap())
+    })
 }
 
 fn kept(pour: &Pour, lasts: f64, limit: u64) -> Result<(), String> {
