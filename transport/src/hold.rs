@@ -19,7 +19,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::lane_stats::{Adder, LaneStats, Sums};
-use crate::lead::{round, share};
+use crate::lead::{begun, round, share};
 use crate::names::{Epoch, LaneId};
 use crate::warm::usual_rtt;
 
@@ -53,10 +53,6 @@ const ROUNDS_SEEN: u32 = 4;
 const GROWS: f64 = 1.6;
 /// How long somebody else's queue is taken to stay.
 const OTHERS: Duration = Duration::from_secs(10);
-/// A queue, of the shortest round trip and at least and at most.
-const BEGUN: u32 = 8;
-const BEGUN_LEAST: Duration = Duration::from_millis(4);
-const BEGUN_MOST: Duration = Duration::from_millis(16);
 /// It costs some system calls for each lane.
 const AGAIN_LEAST: Duration = Duration::from_millis(10);
 
@@ -158,11 +154,10 @@ impl Hold {
         if elapsed >= round {
             let went = sums.since(&self.before);
             if std::mem::replace(&mut self.busy, busy) {
-                let begun = (round / BEGUN).clamp(BEGUN_LEAST, BEGUN_MOST);
                 // What a lane knows that carries nothing is of another time.
                 let at_work: Vec<_> = lanes.iter().filter(|lane| self.has_more(lane)).cloned().collect();
                 let queue = usual_rtt(&at_work).unwrap_or_default().saturating_sub(round);
-                let full = queue > begun || went.loss() > LOSSES;
+                let full = queue > begun(round) || went.loss() > LOSSES;
                 self.round(
                     at,
                     went.arrived_bytes as f64 / elapsed.as_secs_f64(),

@@ -94,8 +94,7 @@ impl Lead {
         let (windows, in_flight) = lanes.iter().fold((0, 0), |(windows, in_flight), lane| {
             (windows + lane.window_bytes, in_flight + lane.in_flight_bytes)
         });
-        let begun = (round / BEGUN).clamp(BEGUN_LEAST, BEGUN_MOST);
-        let queued = usual_rtt(lanes).is_some_and(|rtt| rtt > round + begun);
+        let queued = usual_rtt(lanes).is_some_and(|rtt| rtt > round + begun(round));
         let used = !queued && rate >= USED * self.ceiling;
         self.used = if used { self.used + 1 } else { 0 };
         if self.used >= ROUNDS_USED {
@@ -108,6 +107,11 @@ impl Lead {
         self.binding = if binds { self.binding + 1 } else { 0 };
         self.binding < ROUNDS_BINDING && at.saturating_duration_since(self.begun) < Self::BOUND
     }
+}
+
+/// Longer than this, a queue has begun to grow.
+pub fn begun(round: Duration) -> Duration {
+    (round / BEGUN).clamp(BEGUN_LEAST, BEGUN_MOST)
 }
 
 pub fn round(lanes: &[LaneStats]) -> Duration {
