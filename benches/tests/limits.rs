@@ -17,6 +17,8 @@ const ATTEMPTS: usize = 5;
 /// So late a thread is now and then beside this test's own work.
 const LATE: Duration = Duration::from_millis(8);
 const DISTURBED_MOST: usize = 15;
+/// So long lanes look for the shortest round trip.
+const LOOKS_FOR: Duration = Duration::from_millis(200);
 
 /// The machine's network belongs to one test at a time.
 fn alone() -> MutexGuard<'static, ()> {
@@ -56,12 +58,15 @@ struct Source {
 
 impl Source {
     fn fill(&self) {
-        let (Some(tx), Some(payload)) = (self.tx.get(), self.payload.get()) else { return };
-        while tx.unsent_bytes() < 4 << 20 {
-            let seq = self.seq.fetch_add(1, Ordering::Relaxed) + 1;
-            // Two fill at once: the later number may have been first.
-            let _ = tx.send(Chunk { seq, after: 0, payload: payload.clone() });
-        }
+        // Two fill at once: the later number may have been first.
+        while self.tx.get().is_some_and(|tx| tx.unsent_bytes() < 4 << 20) && self.send().is_some() {}
+    }
+
+    /// One chunk. `None`: it was not taken, or it is too early.
+    fn send(&self) -> Option<()> {
+        let (tx, payload) = (self.tx.get()?, self.payload.get()?);
+        let seq = self.seq.fetch_add(1, Ordering::Relaxed) + 1;
+        tx.send(Chunk { seq, after: 0, payload: payload.clone() }).ok()
     }
 }
 
@@ -196,9 +201,7 @@ fn a_full_path_runs_empty_when_it_is_to_and_fills_again() {
 #[test]
 fn a_full_path_has_a_short_queue_where_lanes_go_by_rate() {
     let _alone = alone();
-    let known = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control").unwrap();
-    if !known.split_whitespace().any(|name| name == "bbr") {
-        eprintln!("skipped: needs a kernel with bbr");
+    if !has_bbr() {
         return;
     }
     for profile in ["jgn", "us", "lossy"] {
@@ -219,6 +222,66 @@ fn a_full_path_has_a_short_queue_where_lanes_go_by_rate() {
     }
 }
 
+/// Lanes that go by rate have next to nothing under way for a moment every ten seconds, to see the shortest round trip. Not while a
+/// guest stands still.
+#[test]
+fn a_stop_does_not_fall_into_a_look_for_the_shortest_round_trip() {
+    let _alone = alone();
+    if !has_bbr() {
+        return;
+    }
+    let pour = Pour::over("jgn", Io::Auto, 2, None);
+    let urgent = pour.tx(1);
+    urgent.set_priority(Priority::Urgent);
+    let looks = || pour.link.lanes().iter().any(|lane| lane.window_bytes <= 4 * lane.segment_bytes);
+    let stop = |pause: Duration| {
+        thread::sleep(pause);
+        let (begun, before) = (Instant::now(), urgent.stats().delivered_bytes);
+        (0..8).for_each(|_| pour.sources[1].send().unwrap());
+        while urgent.stats().delivered_bytes < before + 8 * CHUNK_BYTES as u64 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        begun.elapsed()
+    };
+    let over = AtomicBool::new(false);
+    let fill = || {
+        while !over.load(Ordering::Relaxed) {
+            pour.sources[0].fill();
+            thread::sleep(Duration::from_millis(5));
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(fill);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            // The warm-up's end is when it was seen last.
+            thread::sleep(seconds(5.0));
+            within(2, "a stop in the midst of it", || {
+                let begun = Instant::now();
+                while !looks() {
+                    assert!(begun.elapsed() < seconds(30.0), "they never look");
+                    thread::sleep(Duration::from_millis(2));
+                }
+                let ebb = runtime.block_on(urgent.ebb());
+                let took = stop(Duration::ZERO);
+                println!("{ebb:?}, then {took:?}");
+                if took < LOOKS_FOR { Ok(()) } else { Err(format!("{ebb:?}, then {took:?}")) }
+            });
+            within(2, "a stop just before it", || {
+                thread::sleep(seconds(9.5));
+                let ebb = runtime.block_on(urgent.ebb());
+                let longest = (0..15).map(|_| stop(seconds(0.05))).max().unwrap();
+                println!("{ebb:?}, then at most {longest:?}");
+                if longest < LOOKS_FOR { Ok(()) } else { Err(format!("{ebb:?}, then {longest:?}")) }
+            });
+        }));
+        over.store(true, Ordering::Relaxed);
+        if let Err(panic) = result {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
 /// A limit that is raised or goes is used at once.
 #[test]
 fn a_limit_that_goes_leaves_no_ceiling_behind() {
@@ -234,6 +297,15 @@ fn a_limit_that_goes_leaves_no_ceiling_behind() {
     });
 }
 
+fn has_bbr() -> bool {
+    let known = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control").unwrap();
+    let has = known.split_whitespace().any(|name| name == "bbr");
+    if !has {
+        eprintln!("skipped: needs a kernel with bbr");
+    }
+    has
+}
+
 fn seconds(s: f64) -> Duration {
     Duration::from_secs_f64(s)
 }
@@ -241,9 +313,14 @@ fn seconds(s: f64) -> Duration {
 /// Measures again when somebody else's work on the machine got in between. A measurement during which the machine stood still is no
 /// attempt, unless it always does.
 #[track_caller]
-fn eventually(what: &str, mut measure: impl FnMut() -> Result<(), String>) {
+fn eventually(what: &str, measure: impl FnMut() -> Result<(), String>) {
+    within(ATTEMPTS, what, measure);
+}
+
+#[track_caller]
+fn within(attempts: usize, what: &str, mut measure: impl FnMut() -> Result<(), String>) {
     let (mut failed, mut disturbed) = (Vec::new(), 0);
-    while failed.len() < ATTEMPTS {
+    while failed.len() < attempts {
         let (measured, late) = watched(&mut measure);
         let Err(why) = measured else { return };
         if late > LATE && disturbed < DISTURBED_MOST {

@@ -51,10 +51,16 @@ fn plain_tcp_is_measured_beside_it() {
     let output = transport(&["--quick", "--only", "goodput", "--link", "jgn"]);
     assert!(output.status.success());
     let said = String::from_utf8_lossy(&output.stdout);
-    for row in ["hikyaku ", "hikyaku, kernel's buffers", "iperf3, 1 stream", "iperf3, as many as lanes"] {
+    for row in [
+        "hikyaku ",
+        "hikyaku, cubic only",
+        "hikyaku, kernel's buffers",
+        "iperf3, 1 stream",
+        "iperf3, as many as lanes",
+    ] {
         assert!(said.lines().any(|line| line.trim_start().starts_with(row)), "{row}");
     }
-    assert_eq!(criteria(&output).len(), 2);
+    assert_eq!(criteria(&output).len(), 3);
 }
 
 #[test]

@@ -11,12 +11,16 @@
 //! replace it, and it need not have crossed before the guest's last pages do. Another guest that stands already is not
 //! held up: its frames are urgent, and those are not paced.
 //!
+//! Lanes that go by rate have next to nothing under way for some 200 ms every ten seconds, to see the shortest round trip. So before all
+//! that those that do are waited for, and the others put it off (`fit/`).
+//!
 //! [`Course`] is told times and round trips; no socket, no clock. The pace shows nowhere as a limit.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::fit::{look_for_shortest, put_off_looks};
 use crate::link::LinkCore;
 use crate::throttle::{Holder, wire_bytes};
 use crate::wire::control::Message;
@@ -32,6 +36,8 @@ const WORTH_IT: Duration = Duration::from_millis(10);
 const LOOK: Duration = Duration::from_millis(10);
 /// A round trip that was not shorter for so long, and for one of itself, falls no more.
 const STILL: Duration = Duration::from_millis(60);
+/// So long, and two round trips, lanes look for the shortest round trip at most.
+const LOOKS_FOR: Duration = Duration::from_millis(220);
 
 /// The link sends less than its path carries, until this and all others of the link are dropped.
 pub struct Ebb {
@@ -56,7 +62,8 @@ impl Drop for Ebb {
     }
 }
 
-/// Leaves the queue of a link's path to run empty. Returns within three round trips and twice the queue.
+/// Leaves the queue of a link's path to run empty. Returns within three round trips and twice the queue; or, where lanes just look for
+/// the shortest round trip, five and some 200 ms more.
 pub(crate) async fn ebb(link: &Arc<LinkCore>) -> Ebb {
     let begun = Instant::now();
     let mut ebb = Ebb {
@@ -66,16 +73,19 @@ pub(crate) async fn ebb(link: &Arc<LinkCore>) -> Ebb {
         left: Duration::ZERO,
         took: Duration::ZERO,
     };
+    none_looks(link, begun).await;
+    ebb.took = begun.elapsed();
+    let draining = Instant::now();
     let rtt = link.round_trips();
     let (Some(latest), Some(smoothed), Some(min)) = (rtt.latest, rtt.smoothed, rtt.min) else { return ebb };
     // One that is long alone was late on a busy machine.
     let latest = latest.min(smoothed);
     ebb.queue = latest.saturating_sub(min);
     ebb.left = ebb.queue;
-    let Some(mut course) = Course::begin(begun, latest, min) else { return ebb };
+    let Some(mut course) = Course::begin(draining, latest, min) else { return ebb };
     let Some(goodput) = link.queue.goodput() else { return ebb };
     let share = |of: f64| Some(wire_bytes((goodput as f64 * of) as u64));
-    link.queue.set_ebb(ebb.holder, share(EBBING), begun);
+    link.queue.set_ebb(ebb.holder, share(EBBING), draining);
     loop {
         link.push(&Message::Ping(link.now_us()));
         tokio::time::sleep(LOOK).await;
@@ -90,6 +100,16 @@ pub(crate) async fn ebb(link: &Arc<LinkCore>) -> Ebb {
     link.queue.set_ebb(ebb.holder, share(HELD), Instant::now());
     ebb.took = begun.elapsed();
     ebb
+}
+
+/// No lane looks for the shortest round trip now, nor soon.
+async fn none_looks(link: &LinkCore, begun: Instant) {
+    let mut some = link.bond().is_some_and(|bond| put_off_looks(&bond));
+    let until = begun + LOOKS_FOR + 2 * link.round_trips().smoothed.unwrap_or_default();
+    while some && Instant::now() < until {
+        tokio::time::sleep(LOOK).await;
+        some = link.bond().is_some_and(|bond| look_for_shortest(&bond));
+    }
 }
 
 struct Course {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, sockopt};
 
+use crate::fit::BY_RATE;
 use crate::names::{Epoch, LaneId};
 use crate::sys::tcp_info;
 
@@ -92,6 +93,11 @@ impl LaneStats {
             receive_limited: us(info.rwnd_limited_us),
             buffer_limited: us(info.sndbuf_limited_us),
         })
+    }
+
+    /// It goes by rate and looks for the shortest round trip: has no more than four packets under way.
+    pub(crate) fn looks(&self) -> bool {
+        self.congestion == BY_RATE && self.window_bytes <= 4 * self.segment_bytes
     }
 }
 

@@ -177,7 +177,7 @@ impl TxSession {
 
     /// For whoever is about to stand still until what it sends has arrived: leaves the queue on the path to run empty, by
     /// sending less than the path carries, and holds the whole link to that until the answer is dropped. Returns within three
-    /// round trips and twice the queue, without one at once.
+    /// round trips and twice the queue, without one at once; where lanes look for the shortest round trip, some 200 ms later.
     pub async fn ebb(&self) -> Ebb {
         crate::ebb::ebb(&self.0.link).await
     }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crate::bond::Bond;
 use crate::config::{Congestion, Sockets};
+use crate::lane_stats::LaneStats;
 use crate::limit::{Reading, rate};
 use crate::warm::min_rtt;
 
@@ -85,6 +86,24 @@ pub fn while_working(bond: &Bond, config: &Sockets) -> bool {
         Congestion::Named(_) => return false,
     }
     bond.tuning.set_congestion(BY_RATE, || sockets(bond))
+}
+
+/// Lanes that go by rate look for the shortest round trip anew when they have not seen it for ten seconds: for 200 ms and a round trip
+/// or two they have next to nothing under way. Those that do not just now will not for ten seconds. True: some do.
+pub fn put_off_looks(bond: &Bond) -> bool {
+    let lanes = bond.lane_stats();
+    let by_rate = || lanes.iter().filter(|lane| lane.congestion == BY_RATE);
+    let others: Vec<_> = by_rate().filter(|lane| !lane.looks()).map(|lane| (lane.lane, lane.epoch)).collect();
+    let mut sockets = bond.sockets();
+    sockets.retain(|(lane, epoch, _)| others.contains(&(*lane, *epoch)));
+    let sockets: Vec<_> = sockets.into_iter().map(|(_, _, socket)| socket).collect();
+    bond.tuning.renew(&sockets, SLOW_START[1]);
+    by_rate().any(LaneStats::looks)
+}
+
+/// Whether some still do.
+pub fn look_for_shortest(bond: &Bond) -> bool {
+    bond.lane_stats().iter().any(LaneStats::looks)
 }
 
 fn sockets(bond: &Bond) -> Vec<Arc<OwnedFd>> {

@@ -65,6 +65,17 @@ impl Tuning {
         settings.congestion = Some(name.to_owned());
         true
     }
+
+    /// Makes these forget what their congestion control noted, all but their windows; `by` is another one.
+    pub fn renew(&self, sockets: &[Arc<OwnedFd>], by: &str) {
+        let settings = lock(&self.0);
+        let Some(name) = &settings.congestion else { return };
+        for socket in sockets {
+            if set_congestion(socket, by) {
+                set_congestion(socket, name);
+            }
+        }
+    }
 }
 
 fn set_send_buffer(socket: &OwnedFd, bytes: u32) {
@@ -100,6 +111,9 @@ mod tests {
         assert_eq!(congestion(&first), before);
         assert!(tuning.set_congestion("reno", || vec![first.clone()]));
         tuning.apply(&second);
+        assert_eq!((congestion(&first), congestion(&second)), ("reno".into(), "reno".into()));
+        tuning.renew(std::slice::from_ref(&first), "cubic");
+        tuning.renew(std::slice::from_ref(&second), "none-such");
         assert_eq!((congestion(&first), congestion(&second)), ("reno".into(), "reno".into()));
         assert!(!tuning.set_congestion("none-such", Vec::new), "nobody was asked");
         assert!(!tuning.set_congestion("none-such", || vec![first.clone()]));
