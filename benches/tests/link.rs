@@ -172,6 +172,14 @@ fn counters_count_every_packet_with_its_headers() {
     assert_eq!(sent.packets - before.packets, 10);
     assert_eq!(sent.bytes - before.bytes, 10 * (100 + 8 + 20 + 26));
     assert_eq!(network.wire_bytes(), network.counters().iter().map(|way| way.2.bytes).sum::<u64>());
+    // Who has received a packet finds it counted.
+    let receiver = network.host("b").within(|| UdpSocket::bind(("0.0.0.0", 9)).unwrap()).unwrap();
+    let sender = network.host("a").within(|| UdpSocket::bind(("0.0.0.0", 0)).unwrap()).unwrap();
+    for n in 1..=1000 {
+        sender.send_to(&[7; 100], (network.host("b").ip4(), 9)).unwrap();
+        receiver.recv(&mut [0; 200]).unwrap();
+        assert_eq!(network.counters_of("a", "b").packets - sent.packets, n);
+    }
 }
 
 /// Sends so many datagrams, waits until they came or 300 ms passed without one, and says how many came.

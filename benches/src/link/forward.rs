@@ -145,13 +145,18 @@ impl Out {
                 self.shared.dropped_reset.fetch_add(packets, Ordering::Relaxed);
                 // A host that does not take it would not have taken the packet.
                 let _ = write(&self.tun, &reset);
-            } else if write(&self.tun, bytes).is_ok() {
+            } else {
+                // Before it is written: who has received it finds it counted.
                 self.shared.delivered_packets.fetch_add(packets, Ordering::Relaxed);
                 self.shared.delivered_bytes.fetch_add(held.wire_bytes, Ordering::Relaxed);
-                let recent_bytes = self.window.add(held.due_ns, held.wire_bytes);
-                self.shared.peak_bytes.fetch_max(recent_bytes, Ordering::Relaxed);
-            } else {
-                self.shared.refused.fetch_add(packets, Ordering::Relaxed);
+                if write(&self.tun, bytes).is_ok() {
+                    let recent_bytes = self.window.add(held.due_ns, held.wire_bytes);
+                    self.shared.peak_bytes.fetch_max(recent_bytes, Ordering::Relaxed);
+                } else {
+                    self.shared.delivered_packets.fetch_sub(packets, Ordering::Relaxed);
+                    self.shared.delivered_bytes.fetch_sub(held.wire_bytes, Ordering::Relaxed);
+                    self.shared.refused.fetch_add(packets, Ordering::Relaxed);
+                }
             }
             self.path.pop();
         }
