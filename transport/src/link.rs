@@ -366,7 +366,8 @@ impl LinkCore {
             return Err(OpenError::HelloTooLong { bytes: hello.len(), limit });
         }
         // One that was closed is there until the other side has heard so.
-        let told = lock(&self.voices).len() + lock(&self.opening).len();
+        let told = lock(&self.voices).len();
+        let told = told + lock(&self.opening).len();
         if self.queue.sessions().max(told) >= self.limits.sessions {
             return Err(OpenError::TooManySessions(self.limits.sessions));
         }

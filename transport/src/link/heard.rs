@@ -30,7 +30,8 @@ impl LinkCore {
 
     pub fn answered(&self, session: u32, answer: OpenAnswer, credit: u64) {
         // An opener that gave up has told the peer so.
-        if let Some(waiting) = lock(&self.opening).remove(&session) {
+        let waiting = lock(&self.opening).remove(&session);
+        if let Some(waiting) = waiting {
             if matches!(answer, OpenAnswer::Accepted { .. }) {
                 lock(&self.voices).insert(session, Voice::live());
             }
@@ -124,7 +125,7 @@ impl LinkCore {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::{Arc, Mutex, mpsc};
     use std::task::{Context, Poll, Waker};
 
     use super::*;
@@ -294,5 +295,32 @@ mod tests {
         }
         let opened = link.open(SessionId([1; 16]), vec![], Arc::<User>::default()).await;
         assert!(matches!(opened, Err(OpenError::TooManySessions(_))));
+    }
+
+    #[test]
+    fn questions_and_answers_do_not_wait_for_each_other() {
+        let (link, _bond) = bound(Role::Initiator);
+        let answer = |link: &LinkCore, session| {
+            let _answer = link.expect_answer(session);
+            link.answered(session, OpenAnswer::Accepted { reply: vec![] }, 0);
+        };
+        // No question is asked any more, but each is counted.
+        (1..=link.limits.sessions as u32).for_each(|session| answer(&link, session));
+        let (done, is_done) = mpsc::channel();
+        let (asks, asked) = (link.clone(), done.clone());
+        std::thread::spawn(move || {
+            for _ in 0..1_000_000 {
+                let mut opening = Box::pin(asks.open(SessionId([1; 16]), vec![], Arc::<User>::default()));
+                assert!(opening.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready());
+            }
+            asked.send(())
+        });
+        std::thread::spawn(move || {
+            (0..1_000_000).for_each(|_| answer(&link, 1));
+            done.send(())
+        });
+        for _ in 0..2 {
+            is_done.recv_timeout(std::time::Duration::from_secs(20)).expect("both go on");
+        }
     }
 }
