@@ -523,8 +523,11 @@ impl LinkCore {
         self.clock.elapsed().as_micros() as u64
     }
 
+    /// A ping came back. What the peer says was sent later than now, or so long ago that it would have been silent, is no
+    /// round trip.
     pub fn pong(&self, sent_us: u64) {
-        let rtt = std::time::Duration::from_micros(self.now_us().saturating_sub(sent_us));
+        let rtt = self.now_us().checked_sub(sent_us).map(std::time::Duration::from_micros);
+        let Some(rtt) = rtt.filter(|rtt| *rtt <= self.timeouts.dead_after) else { return };
         // A responder does not know what is under way to it.
         let quiet = self.role == Role::Initiator && !self.queue.has_work();
         lock(&self.rtt).sample(rtt, quiet);

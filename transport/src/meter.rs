@@ -14,7 +14,7 @@ const QUIET_SAMPLES: u32 = 20;
 ///
 /// The smallest is that of a window, for the path may change. The window is counted in samples of a quiet link: one that is
 /// kept full has a queue all the time, for minutes, and a window of time would take it for the path.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RttMeter {
     pub smoothed: Option<Duration>,
     pub min: Option<Duration>,

@@ -323,4 +323,16 @@ mod tests {
             is_done.recv_timeout(std::time::Duration::from_secs(20)).expect("both go on");
         }
     }
+
+    #[test]
+    fn a_round_trip_that_cannot_be_is_not_believed() {
+        let mut link = link(Role::Initiator);
+        let dead_after = link.timeouts.dead_after;
+        Arc::get_mut(&mut link).unwrap().clock -= 3 * dead_after;
+        link.pong(link.now_us() - 40_000);
+        let known = link.round_trips();
+        link.pong(0);
+        link.pong(u64::MAX);
+        assert_eq!(link.round_trips(), known, "longer than silence may be, and not yet sent");
+    }
 }
