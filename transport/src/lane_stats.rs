@@ -11,6 +11,9 @@ use crate::fit::BY_RATE;
 use crate::names::{Epoch, LaneId};
 use crate::sys::tcp_info;
 
+/// Packets under way of a lane that looks for the shortest round trip.
+const LOOKS_WITH: u64 = 4;
+
 /// One lane of a sending link, now. Counters are since its connection was made.
 #[derive(Clone, Debug)]
 pub struct LaneStats {
@@ -95,9 +98,17 @@ impl LaneStats {
         })
     }
 
-    /// It goes by rate and looks for the shortest round trip: has no more than four packets under way.
+    /// It goes by rate and looks for the shortest round trip: lets four packets be under way. One that ran out of data in its
+    /// look has that window until it has something to send again, and looks for nothing; one that lost everything begins
+    /// with less.
     pub(crate) fn looks(&self) -> bool {
-        self.congestion == BY_RATE && self.window_bytes <= 4 * self.segment_bytes
+        let at_work = self.in_flight_bytes > 0 || self.unsent_bytes > 0;
+        self.congestion == BY_RATE && self.window_bytes == LOOKS_WITH * self.segment_bytes && at_work
+    }
+
+    /// It goes by rate and its next look may be put off: it has a window worth keeping.
+    pub(crate) fn may_put_off(&self) -> bool {
+        self.congestion == BY_RATE && self.window_bytes > LOOKS_WITH * self.segment_bytes
     }
 }
 
@@ -245,5 +256,20 @@ mod tests {
         (lanes[0].epoch, lanes[0].acked_bytes) = (Epoch(2), 10);
         assert_eq!(adder.add(&lanes).acked_bytes, 210);
         assert_eq!(adder.add(&lanes).acked_bytes, 210);
+    }
+
+    #[test]
+    fn a_lane_looks_for_the_shortest_round_trip_while_it_has_something_to_send() {
+        let mut lane = LaneStats { congestion: BY_RATE.into(), window_bytes: 4 * 1448, ..some_lane(0) };
+        assert!(!lane.looks(), "it ran out of data in its look, and goes on from there");
+        lane.unsent_bytes = 1;
+        assert!(lane.looks());
+        (lane.unsent_bytes, lane.in_flight_bytes) = (0, 1448);
+        assert!(lane.looks());
+        lane.window_bytes = 1448;
+        assert!(!lane.looks(), "it lost all that was under way");
+        assert!(!lane.may_put_off());
+        lane.window_bytes = 5 * 1448;
+        assert!(!lane.looks() && lane.may_put_off());
     }
 }

@@ -92,13 +92,13 @@ pub fn while_working(bond: &Bond, config: &Sockets) -> bool {
 /// or two they have next to nothing under way. Those that do not just now will not for ten seconds. True: some do.
 pub fn put_off_looks(bond: &Bond) -> bool {
     let lanes = bond.lane_stats();
-    let by_rate = || lanes.iter().filter(|lane| lane.congestion == BY_RATE);
-    let others: Vec<_> = by_rate().filter(|lane| !lane.looks()).map(|lane| (lane.lane, lane.epoch)).collect();
+    let others = lanes.iter().filter(|lane| lane.may_put_off());
+    let others: Vec<_> = others.map(|lane| (lane.lane, lane.epoch)).collect();
     let mut sockets = bond.sockets();
     sockets.retain(|(lane, epoch, _)| others.contains(&(*lane, *epoch)));
     let sockets: Vec<_> = sockets.into_iter().map(|(_, _, socket)| socket).collect();
     bond.tuning.renew(&sockets, SLOW_START[1]);
-    by_rate().any(LaneStats::looks)
+    lanes.iter().any(LaneStats::looks)
 }
 
 /// Whether some still do.
