@@ -66,13 +66,14 @@ impl Tuning {
         true
     }
 
-    /// Makes these forget what their congestion control noted, all but their windows; `by` is another one.
+    /// Makes these forget what their congestion control noted, all but their windows; `by` is another one. If one is left
+    /// with that, none is taken to be set.
     pub fn renew(&self, sockets: &[Arc<OwnedFd>], by: &str) {
-        let settings = lock(&self.0);
-        let Some(name) = &settings.congestion else { return };
+        let mut settings = lock(&self.0);
+        let Some(name) = settings.congestion.clone() else { return };
         for socket in sockets {
-            if set_congestion(socket, by) {
-                set_congestion(socket, name);
+            if set_congestion(socket, by) && !set_congestion(socket, &name) {
+                settings.congestion = None;
             }
         }
     }
@@ -119,6 +120,18 @@ mod tests {
         assert!(!tuning.set_congestion("none-such", || vec![first.clone()]));
         tuning.apply(&second);
         assert_eq!((congestion(&first), congestion(&second)), ("reno".into(), "reno".into()));
+    }
+
+    #[test]
+    fn a_socket_that_stays_with_another_control_is_asked_for_its_own_again() {
+        let (tuning, socket) = (Tuning::default(), socket());
+        assert!(tuning.set_congestion("reno", || vec![socket.clone()]));
+        lock(&tuning.0).congestion = Some("none-such".into());
+        tuning.renew(std::slice::from_ref(&socket), "cubic");
+        assert_eq!(congestion(&socket), "cubic");
+        assert!(!tuning.set_congestion("none-such", || vec![socket.clone()]), "it is not what is set");
+        assert!(tuning.set_congestion("reno", || vec![socket.clone()]));
+        assert_eq!(congestion(&socket), "reno");
     }
 
     #[test]
