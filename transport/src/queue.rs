@@ -203,9 +203,11 @@ impl TxQueue {
         self.lock().sessions.values().any(|account| account.has_some() || !account.in_flight.is_empty())
     }
 
-    /// The link has no bond: nothing is taken until [`TxQueue::go_on`].
+    /// The link has no bond: nothing is taken until [`TxQueue::go_on`], and what was allowed of padding was for the old path.
     pub fn pause(&self) {
-        self.lock().paused = true;
+        let mut state = self.lock();
+        state.paused = true;
+        state.padding.allowed_bytes = 0;
     }
 
     /// Every session was [resumed](TxQueue::resume).

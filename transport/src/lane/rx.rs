@@ -246,6 +246,15 @@ mod tests {
     }
 
     #[test]
+    fn an_outage_ends_padding() {
+        let mut pair = pair();
+        assert!(pair.queue.allow_padding(3 * LIMIT as u64, 0));
+        pair.queue.pause();
+        pair.queue.go_on();
+        assert_eq!(sealed(&mut pair, &[]), []);
+    }
+
+    #[test]
     fn a_length_beyond_the_limit_is_refused_at_the_header() {
         let mut pair = pair();
         let bytes = sealed(&mut pair, &[vec![0; LIMIT as usize + 1]]);
