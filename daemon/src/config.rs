@@ -226,6 +226,7 @@ impl Config {
             ("guest.qmp_timeout", self.guest.qmp_timeout),
             ("guest.closing_timeout", self.guest.closing_timeout),
             ("guest.load_timeout", self.guest.load_timeout),
+            ("guest.sync_interval", self.guest.sync_interval),
         ] {
             if time.is_zero() {
                 return Err(format!("{what} must not be 0: nothing would ever be in time"));
@@ -246,7 +247,7 @@ impl Config {
         if self.link.dscp.is_some_and(|dscp| dscp > 63) {
             return Err("link.dscp must be 0 to 63".into());
         }
-        for (what, bytes) in [("staging", self.memory.staging), ("credit", self.memory.credit)] {
+        for (what, bytes) in [("staging", self.memory.staging), ("credit", self.memory.credit), ("tail", self.memory.tail)] {
             if bytes < 8 << 20 {
                 return Err(format!("memory.{what} must be at least 8MiB"));
             }
@@ -409,6 +410,8 @@ mod tests {
         for (text, word) in [
             (format!("[link]\ndead_after = \"1s\"\n{peer}"), "dead_after"),
             (format!("[guest]\nqmp_timeout = \"0s\"\n{peer}"), "qmp_timeout"),
+            (format!("[guest]\nsync_interval = \"0s\"\n{peer}"), "sync_interval"),
+            (format!("[memory]\ntail = \"1MiB\"\n{peer}"), "memory.tail"),
             (peer.replace(":4707", ""), "192.0.2.7:4707"),
             (format!("listen = \"localhost:4707\"\n{peer}"), "[::]:4707"),
         ] {

@@ -127,6 +127,9 @@ impl Daemon {
                 let text = format!("this daemon speaks protocol {PROTOCOL}, the source {}", hello.protocol);
                 refuse(incoming, Refusal::Protocol, text);
             }
+            Ok(Hello::Migrate(hello)) if check_name(&hello.guest).is_err() => {
+                refuse(incoming, Refusal::Protocol, "the guest's name is none".into());
+            }
             Ok(Hello::Migrate(hello)) => {
                 let door = self.armed.borrow().get(&hello.guest).cloned();
                 let Some(door) = door else {

@@ -50,6 +50,12 @@ pub enum Whereabouts {
     AsItWas,
     /// It runs on at the source.
     RunsAtSource,
+    /// It is the source's, which knows more; told at the destination.
+    StaysAtSource,
+    /// The source has let go of it, and takes it back when it hears that the destination does not take it; told at the destination.
+    ReturnsToSource,
+    /// Nobody could be asked.
+    Unknown,
     /// It is stopped at the source, because it was stopped before the migration began.
     StoppedAtSource,
     /// It is stopped at the source and could not be continued: the operator must.
@@ -70,6 +76,13 @@ impl fmt::Display for Whereabouts {
             Whereabouts::Untouched => "the guest was not touched",
             Whereabouts::AsItWas => "nothing was changed",
             Whereabouts::RunsAtSource => "the guest runs on at the source",
+            Whereabouts::StaysAtSource => "the guest stays at the source, as it was there",
+            Whereabouts::ReturnsToSource => {
+                "the guest goes back to the source, which continues it as soon as it hears of this"
+            }
+            Whereabouts::Unknown => {
+                "where the guest is shows when hikyakud runs again: hikyaku list, at both hosts"
+            }
             Whereabouts::StoppedAtSource => "the guest is at the source, stopped as it was before",
             Whereabouts::StuckAtSource => {
                 "the guest is at the source, stopped: continue it there by hand (QMP \"cont\")"
@@ -103,7 +116,8 @@ pub struct Outcome {
 
 impl Outcome {
     pub fn new(ending: Ending, guest: Whereabouts, desc: impl Into<String>) -> Outcome {
-        let mut desc = desc.into();
+        // Parts of it may be a peer's or QEMU's words: they are not to move the reader's cursor.
+        let mut desc: String = desc.into().replace(|c: char| c.is_control(), " ");
         // It travels in messages and records, and QEMU's part of it may be of any length.
         if let Some((end, _)) = desc.char_indices().nth(MAX_DESC_CHARS) {
             desc.truncate(end);
@@ -137,6 +151,12 @@ mod tests {
         let outcome = Outcome::new(Ending::Failed, Whereabouts::RunsAtSource, "飛".repeat(100_000));
         assert!(outcome.desc.len() < 4096 && outcome.desc.ends_with('…'));
         assert_eq!(Outcome::new(Ending::Failed, Whereabouts::RunsAtSource, "short").desc, "short");
+    }
+
+    #[test]
+    fn a_peers_words_do_not_move_the_cursor() {
+        let outcome = Outcome::new(Ending::Failed, Whereabouts::Unknown, "no\r\n\u{1b}[2Jmoved\u{9b}");
+        assert_eq!(outcome.desc, "no   [2Jmoved ");
     }
 
     #[test]

@@ -16,6 +16,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 #[derive(Debug, thiserror::Error)]
 #[error("state directory: {what} {path}: {source}")]
@@ -170,7 +171,9 @@ impl Records {
 }
 
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let new = path.with_extension("new");
+    // Two may write one record at once; neither is to be renamed half written.
+    static WRITERS: AtomicU64 = AtomicU64::new(0);
+    let new = path.with_extension(format!("new{}", WRITERS.fetch_add(1, Ordering::Relaxed)));
     let mut file = std::fs::File::create(&new)?;
     file.write_all(bytes)?;
     file.sync_all()?;

@@ -70,7 +70,7 @@ impl Registry {
         peer: Option<&str>,
         phase: Phase,
     ) -> Result<Arc<Entry>, Outcome> {
-        let mut entries = lock(&self.entries);
+        let entries = lock(&self.entries);
         if let Some(other) =
             entries.iter().find(|e| e.guest == guest && e.role == role && !e.phase().is_final())
         {
@@ -88,6 +88,23 @@ impl Registry {
                 other.id.short()
             )));
         }
+        Ok(self.add(entries, id, guest, role, peer, phase))
+    }
+
+    /// Enters a migration that another daemon left unfinished, whatever else goes on: each has to be finished.
+    pub fn take_up(&self, id: Id, guest: &str, role: Role, peer: &str, phase: Phase) -> Arc<Entry> {
+        self.add(lock(&self.entries), id, guest, role, Some(peer), phase)
+    }
+
+    fn add(
+        &self,
+        mut entries: MutexGuard<'_, Vec<Arc<Entry>>>,
+        id: Id,
+        guest: &str,
+        role: Role,
+        peer: Option<&str>,
+        phase: Phase,
+    ) -> Arc<Entry> {
         let state = State {
             phase,
             peer: peer.map(str::to_owned),
@@ -116,7 +133,7 @@ impl Registry {
         }
         drop(entries);
         entry.publish(EventKind::Phase);
-        Ok(entry)
+        entry
     }
 
     pub fn statuses(&self) -> Vec<Status> {
@@ -347,6 +364,18 @@ mod tests {
         assert!(entered(&registry, "db").is_ok());
         first.finish(Phase::Failed, Outcome::new(Ending::Failed, Whereabouts::RunsAtSource, "x"));
         assert!(entered(&registry, "web").is_ok());
+    }
+
+    #[test]
+    fn two_that_were_left_unfinished_are_both_taken_up() {
+        let registry = Registry::default();
+        let ids = [Id::random(), Id::random()];
+        let phases = [Phase::Stopped, Phase::Ceded];
+        for (id, phase) in ids.into_iter().zip(phases) {
+            registry.take_up(id, "web", Role::Source, "osaka", phase);
+        }
+        assert!(registry.unfinished().iter().map(|entry| entry.id).eq(ids));
+        assert!(entered(&registry, "web").is_err());
     }
 
     #[test]

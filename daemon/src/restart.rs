@@ -34,15 +34,13 @@ pub fn take_up(daemon: &Rc<Daemon>) -> Result<(), RecordError> {
 async fn finish(daemon: Rc<Daemon>, record: Record) {
     match record.phase {
         Phase::Stopped => {
-            let Some(entry) = enter(&daemon, &record, Role::Source, ownership::Phase::Stopped) else {
-                return;
-            };
+            let entry = enter(&daemon, &record, Role::Source, ownership::Phase::Stopped);
             let guest = keep(&daemon, &entry, &record).await;
             let desc = "the daemon ended while the guest was stopped to be moved";
             entry.finish(ownership::Phase::Failed, Outcome::new(Ending::Failed, guest, desc));
         }
         Phase::Ceded => {
-            let Some(entry) = enter(&daemon, &record, Role::Source, ownership::Phase::Ceded) else { return };
+            let entry = enter(&daemon, &record, Role::Source, ownership::Phase::Ceded);
             match doubt::ask(&daemon, &entry, &record).await {
                 Verdict::Refused { why } => {
                     let guest = keep(&daemon, &entry, &record).await;
@@ -62,21 +60,15 @@ async fn finish(daemon: Rc<Daemon>, record: Record) {
             }
         }
         Phase::Starting => {
-            let Some(entry) = enter(&daemon, &record, Role::Destination, ownership::Phase::Starting) else {
-                return;
-            };
+            let entry = enter(&daemon, &record, Role::Destination, ownership::Phase::Starting);
             restart_starting(&daemon, &entry, &record).await;
         }
         Phase::Moved | Phase::Kept | Phase::Arrived | Phase::Refused => {}
     }
 }
 
-fn enter(daemon: &Daemon, record: &Record, role: Role, phase: ownership::Phase) -> Option<Arc<Entry>> {
-    daemon
-        .registry
-        .enter(record.id, &record.guest, role, Some(&record.peer), phase)
-        .inspect_err(|outcome| tracing::error!(%outcome, "an unfinished migration is not taken up"))
-        .ok()
+fn enter(daemon: &Daemon, record: &Record, role: Role, phase: ownership::Phase) -> Arc<Entry> {
+    daemon.registry.take_up(record.id, &record.guest, role, &record.peer, phase)
 }
 
 /// The guest is ours again: it runs if it ran before. Tries until it does; being told to end ends that, and the next start of the

@@ -1,6 +1,7 @@
 //! The API's client, as the command uses it: blocking, one request at a time.
 
 use super::wire::{Command, ErrorBody, Event, Greeting, Reply, Request};
+use crate::outcome::Whereabouts;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::io::{self, BufRead, BufReader, Write};
@@ -13,14 +14,24 @@ pub enum ClientError {
         "no hikyakud answers on {path}: {source}. Is the daemon running? Another socket is given with --api PATH"
     )]
     Connect { path: PathBuf, source: io::Error },
-    #[error("hikyakud went away: {0}")]
+    #[error("hikyakud went away: {0}; {guest}", guest = Whereabouts::Unknown)]
     Io(#[from] io::Error),
-    #[error("hikyakud closed the connection; the migration goes on in it if it still runs")]
+    #[error("hikyakud closed the connection; {guest}", guest = Whereabouts::Unknown)]
     Closed,
     #[error("hikyakud's answer is not understood: {0}")]
     Answer(#[from] serde_json::Error),
     #[error("{}; {}", .0.desc, .0.guest)]
     Refused(ErrorBody),
+}
+
+impl ClientError {
+    pub fn guest(&self) -> Whereabouts {
+        match self {
+            ClientError::Connect { .. } => Whereabouts::AsItWas,
+            ClientError::Refused(body) => body.guest.clone(),
+            ClientError::Io(_) | ClientError::Closed | ClientError::Answer(_) => Whereabouts::Unknown,
+        }
+    }
 }
 
 #[derive(Debug)]

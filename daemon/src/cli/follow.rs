@@ -23,7 +23,7 @@ pub fn follow(events: &mut Client, id: Id, now: Option<Status>, json: bool) -> R
             continue;
         }
         if json {
-            print!("{line}");
+            say!("{}", line.trim_end());
         }
         match ended(&event.data) {
             Some(ending) if event.event == EventKind::Finished => {

@@ -18,8 +18,8 @@ pub fn show(path: &Path, json: bool) -> Result<Ending, KeyFileError> {
 
 fn print(public: &str, path: &Path, json: bool) {
     if json {
-        println!("{}", serde_json::json!({ "public_key": public, "file": path }));
+        say!("{}", serde_json::json!({ "public_key": public, "file": path }));
     } else {
-        println!("{public}");
+        say!("{public}");
     }
 }

@@ -1,5 +1,13 @@
 //! What people type. It parses, asks the daemon, and shows; it decides nothing about a guest.
 
+/// A line for whoever reads. One who goes away (`| head`) is no error: the migration that is followed goes on, and so does what
+/// the exit code says of it.
+macro_rules! say {
+    ($($words:tt)*) => {
+        drop(std::io::Write::write_fmt(&mut std::io::stdout(), format_args!("{}\n", format_args!($($words)*))))
+    };
+}
+
 mod follow;
 mod keys;
 mod link;
@@ -14,7 +22,7 @@ use crate::api::wire::{
 };
 use crate::config::Config;
 use crate::id::Id;
-use crate::outcome::Ending;
+use crate::outcome::{Ending, Whereabouts};
 use crate::units;
 use clap::{CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
@@ -150,13 +158,16 @@ enum ConfigVerb {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    // A reader that goes away (`| head`) is no error of ours.
     let cli = Cli::parse();
     match run(&cli) {
         Ok(ending) => ExitCode::from(ending.exit_code()),
         Err(error) => {
             if cli.json {
-                println!("{}", serde_json::json!({ "error": error.to_string(), "class": error.ending() }));
+                let (class, guest) = (error.ending(), error.guest());
+                say!(
+                    "{}",
+                    serde_json::json!({ "error": error.to_string(), "class": class, "guest": guest })
+                );
             } else {
                 eprintln!("hikyaku: {error}");
             }
@@ -185,9 +196,24 @@ impl CliError {
             CliError::Config(_) | CliError::Key(_) => Ending::Configuration,
         }
     }
+
+    fn guest(&self) -> Whereabouts {
+        match self {
+            CliError::Client(error) => error.guest(),
+            CliError::Config(_) | CliError::Key(_) => Whereabouts::AsItWas,
+            CliError::Output(_) => Whereabouts::Unknown,
+        }
+    }
 }
 
 fn run(cli: &Cli) -> Result<Ending, CliError> {
+    match obey(cli) {
+        Err(CliError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(Ending::Moved),
+        result => result,
+    }
+}
+
+fn obey(cli: &Cli) -> Result<Ending, CliError> {
     match &cli.verb {
         Verb::Receive { guest, qmp, from, paused, detach } => {
             let arguments = ReceiveArguments {
@@ -256,7 +282,7 @@ fn run(cli: &Cli) -> Result<Ending, CliError> {
             let _: serde_json::Value =
                 Client::connect(&cli.api)?.execute(Command::Cancel(Which { id: id.clone() }))?;
             if !cli.json {
-                println!("cancelling; the guest stays where it is");
+                say!("cancelling; the guest stays where it is");
             }
             Ok(Ending::Moved)
         }
@@ -284,7 +310,7 @@ fn run(cli: &Cli) -> Result<Ending, CliError> {
                 1 => "1 peer".to_owned(),
                 n => format!("{n} peers"),
             };
-            println!("{}: in order, {peers}", file.display());
+            say!("{}: in order, {peers}", file.display());
             Ok(Ending::Moved)
         }
         Verb::Completions { shell } => {
@@ -315,9 +341,9 @@ fn subscribe(cli: &Cli) -> Result<Client, CliError> {
 
 fn say_id(id: Id, json: bool) {
     if json {
-        println!("{}", serde_json::json!({ "id": id }));
+        say!("{}", serde_json::json!({ "id": id }));
     } else {
-        println!("{id}");
+        say!("{id}");
     }
 }
 

@@ -33,7 +33,7 @@ impl Progress {
             return;
         }
         if let (EventKind::LinkDown | EventKind::LinkUp, Some(words)) = (event, link_words(status)) {
-            println!("guest={} id={} {words}", status.guest, status.id.short());
+            say!("guest={} id={} {words}", status.guest, status.id.short());
             return;
         }
         let due = match self.last_line {
@@ -50,7 +50,7 @@ impl Progress {
                 || self.last_line.is_none_or(|(.., phase)| phase != status.phase))
         {
             self.last_line = Some((Instant::now(), status.numbers.pass, status.phase));
-            println!("{}", line(status));
+            say!("{}", line(status));
         }
     }
 
@@ -66,7 +66,7 @@ impl Progress {
         let n = &status.numbers;
         match outcome.ending {
             Ending::Moved if status.role == Role::Source => {
-                println!(
+                say!(
                     "{}: {} in {}, {} on the way for {} of guest memory; {}",
                     status.guest,
                     outcome.desc,
@@ -76,13 +76,13 @@ impl Progress {
                     outcome.guest,
                 );
                 if let Some(stop) = &status.stop {
-                    println!(
+                    say!(
                         "stop: pause {:.0} ms, last pages {:.0} ms, state {:.0} ms, let go {:.0} ms, verdict {:.0} ms",
                         stop.pause_ms, stop.drain_ms, stop.tail_ms, stop.go_ms, stop.verdict_ms
                     );
                 }
             }
-            Ending::Moved => println!("{}: {outcome}", status.guest),
+            Ending::Moved => say!("{}: {outcome}", status.guest),
             _ => eprintln!("hikyaku: {}: {outcome}", status.guest),
         }
     }

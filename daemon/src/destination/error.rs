@@ -55,7 +55,8 @@ impl DestinationError {
         }
     }
 
-    pub fn outcome(&self) -> Outcome {
+    /// `let_go`: the source had said GO.
+    pub fn outcome(&self, let_go: bool) -> Outcome {
         let ending = match self {
             DestinationError::Cancelled => Ending::Cancelled,
             DestinationError::Closed { code, .. } if Refusal::from(*code) == Refusal::Cancelled => {
@@ -64,7 +65,8 @@ impl DestinationError {
             DestinationError::Protocol(_) => Ending::Incompatible,
             _ => Ending::Failed,
         };
-        Outcome::new(ending, Whereabouts::RunsAtSource, self.to_string())
+        let guest = if let_go { Whereabouts::ReturnsToSource } else { Whereabouts::StaysAtSource };
+        Outcome::new(ending, guest, self.to_string())
             .advise("The QEMU here is of no use for another attempt: start a new one with -incoming defer")
     }
 }

@@ -93,7 +93,7 @@ pub async fn run(daemon: Rc<Daemon>, mut armed: Armed) {
     match Reception::begin(&daemon, armed, taken).await {
         Ok(reception) => reception.run().await,
         Err((entry, error)) => {
-            entry.finish(Phase::Refused, error.outcome());
+            entry.finish(Phase::Refused, error.outcome(false));
         }
     }
 }
@@ -203,6 +203,7 @@ impl Reception {
             qemu: write,
             config: ReceiverConfig {
                 park_budget_bytes: memory.credit as usize + (32 << 20),
+                max_pages: pages_at_most(guest.facts.ram_bytes),
                 ..ReceiverConfig::default()
             },
             tail_budget_bytes: memory.tail as usize,
@@ -359,7 +360,7 @@ impl Reception {
 
     /// The guest is not taken, and never will be under this id: durable before it is said.
     async fn refuse(self, error: DestinationError) {
-        let outcome = error.outcome();
+        let outcome = error.outcome(self.go.is_some());
         if let Some(writing) = self.starting {
             // The two must not overtake each other.
             let _ = writing.await;
@@ -493,6 +494,14 @@ impl Reception {
     }
 }
 
+/// RAM's pages, and those of all other memory that QEMU sends: frame buffers, ROMs. The peer says how many there are, and each costs
+/// four bytes here.
+fn pages_at_most(ram_bytes: u64) -> u32 {
+    const OTHERS_BYTES: u64 = 4 << 30;
+    let pages = ram_bytes.saturating_add(OTHERS_BYTES) / PAGE_BYTES as u64;
+    u32::try_from(pages).unwrap_or(u32::MAX).min(ReceiverConfig::default().max_pages)
+}
+
 fn say(session: &RxSession, verdict: Verdict) {
     let said = protocol::encode(&ToSource::Verdict(verdict))
         .map_err(DestinationError::from)
@@ -518,3 +527,16 @@ const RECORD_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long the source may take to close the session after the verdict; it does so at once.
 const LAST_WORDS: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_cannot_claim_many_times_the_memory_that_the_waiting_qemu_has() {
+        let gib = |gib: u64| gib << 30;
+        assert_eq!(pages_at_most(gib(1)), 5 << 18);
+        assert_eq!(pages_at_most(gib(1024)), 1 << 28);
+        assert_eq!(pages_at_most(u64::MAX), 1 << 28);
+    }
+}

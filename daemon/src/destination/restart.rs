@@ -48,7 +48,7 @@ pub async fn restart_starting(daemon: &Daemon, entry: &Entry, record: &Record) -
             }
             Seen::NeverLoaded(error) => {
                 let why = format!("the destination's daemon ended while QEMU loaded the guest: {error}");
-                let outcome = Outcome::new(Ending::Failed, Whereabouts::RunsAtSource, why.clone());
+                let outcome = Outcome::new(Ending::Failed, Whereabouts::ReturnsToSource, why.clone());
                 break (
                     ownership::Phase::Refused,
                     outcome,

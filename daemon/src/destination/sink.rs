@@ -96,8 +96,11 @@ impl QemuSink {
         if !self.went_raw {
             let Stage::Live { writer, .. } = &mut self.stage else { return Err(SinkError::Early("the end")) };
             writer.finish_ram(&mut self.out)?;
-            let tail = std::mem::take(&mut self.tail);
-            writer.tail(&mut self.out, &tail)?;
+            for piece in std::mem::take(&mut self.tail).chunks(GATHER_BYTES) {
+                let (writer, _, out) = self.live("the end")?;
+                writer.tail(out, piece)?;
+                self.flush_if_full()?;
+            }
         }
         self.flush()
     }
