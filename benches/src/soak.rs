@@ -28,6 +28,10 @@ const MOVE_LIMIT: Duration = Duration::from_secs(60);
 const CUT_AFTER_BYTES: u64 = 8 << 20;
 /// Between two looks at how much that is.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+/// The number of the round trip before those that are cut.
+const UNDISTURBED: u32 = 0;
+/// An outage costs itself, and this.
+const OUTAGE_COSTS: Duration = Duration::from_secs(2);
 const HOSTS: [&str; 2] = ["tokyo", "fukuoka"];
 
 #[derive(Debug, Args)]
@@ -47,9 +51,13 @@ pub struct SoakArgs {
     /// Who decides when to stop the guest
     #[arg(long, default_value = "adaptive", value_parser = POLICIES)]
     policy: String,
-    /// Cut the link for so long in the midst of every move, such as 5min; less than link.timeout of the daemons
+    /// Cut the link for so long in the midst of every move, such as 5min; less than link.timeout of the daemons. A round trip
+    /// without comes first, and a move may take as long, the outage, and 2 s
     #[arg(long, value_parser = parse_duration)]
     outage: Option<Duration>,
+    /// Congestion control of the daemons' lanes, as link.congestion: auto, or a name of the kernel's
+    #[arg(long, default_value = "auto")]
+    congestion: String,
     /// The whole run may take so long, such as 3600s
     #[arg(long, default_value = "3600s", value_parser = parse_duration)]
     limit: Duration,
@@ -63,24 +71,27 @@ pub fn run(args: &SoakArgs) -> anyhow::Result<ExitCode> {
     println!("building hikyakud (release) …");
     let programs = Programs::build()?;
     let network = Link::builder().hosts(HOSTS).profile(profile).build()?;
-    let sites = Site::pair(&network, HOSTS, &programs, "")?;
+    let config = format!("[link]\ncongestion = \"{}\"\n", args.congestion);
+    let sites = Site::pair(&network, HOSTS, &programs, &config)?;
     println!("{} round trips of a guest of {} MiB ({}) over: {profile}", args.times, args.mem, args.load);
 
     let mut guest = Traveller::start(args.mem, &load)?;
     let mut record = Record::default();
-    'rounds: for round in 1..=args.times {
+    let first = if args.outage.is_some() { UNDISTURBED } else { 1 };
+    'rounds: for round in first..=args.times {
+        let outage = args.outage.filter(|_| round != UNDISTURBED);
         for (from, to) in [(0, 1), (1, 0)] {
             let last_leg = from == 1 && (round % SWEEP_EVERY == 0 || round == args.times);
             let manner = Manner {
                 policy: args.policy.clone(),
                 shown: false,
                 swept: last_leg,
-                limit: MOVE_LIMIT + args.outage.unwrap_or_default(),
+                limit: MOVE_LIMIT + outage.unwrap_or_default(),
                 ..Manner::default()
             };
             let (over, ended) = channel::<()>();
             let moved = std::thread::scope(|scope| {
-                let cut = args.outage.map(|outage| {
+                let cut = outage.map(|outage| {
                     let network = &network;
                     scope.spawn(move || cut(network, outage, &ended))
                 });
@@ -102,7 +113,7 @@ pub fn run(args: &SoakArgs) -> anyhow::Result<ExitCode> {
             };
             let rss = [sites[0].rss_bytes()?, sites[1].rss_bytes()?];
             println!("{}", line(round, args.times, &row, rss, manner.swept));
-            record.take(round, row);
+            record.take(round, row, outage);
             if from == 1 {
                 record.rss.push(rss);
             }
@@ -152,6 +163,8 @@ fn line(round: u32, rounds: u32, row: &Row, rss: [u64; 2], swept: bool) -> Strin
 
 #[derive(Default)]
 struct Record {
+    /// The longest move before the first outage.
+    undisturbed: Duration,
     totals: Vec<Duration>,
     gaps: Vec<Duration>,
     /// Of both daemons, after each round trip.
@@ -160,7 +173,7 @@ struct Record {
 }
 
 impl Record {
-    fn take(&mut self, round: u32, row: Row) {
+    fn take(&mut self, round: u32, row: Row, outage: Option<Duration>) {
         if !row.is_whole() {
             self.faults.push(format!(
                 "round trip {round}, {} to {}: {} bad pages, heartbeats {:?} lost{}{}",
@@ -170,6 +183,18 @@ impl Record {
                 row.lost,
                 if row.two_ran { ", two guests ran" } else { "" },
                 if row.cut.is_empty() { String::new() } else { format!("; {}", row.cut) },
+            ));
+        }
+        if round == UNDISTURBED {
+            self.undisturbed = self.undisturbed.max(row.total);
+            return;
+        }
+        if let Some(outage) = outage
+            && row.total > self.undisturbed + outage + OUTAGE_COSTS
+        {
+            let (total, usual) = (row.total, self.undisturbed);
+            self.faults.push(format!(
+                "round trip {round}: {total:.1?} over an outage of {outage:?}, {usual:.1?} without"
             ));
         }
         self.totals.push(row.total);
@@ -248,11 +273,22 @@ mod tests {
         let wrong = [Row { bad: 1, ..row() }, Row { lost: vec![7], ..row() }, Row { two_ran: true, ..row() }];
         for wrong in wrong {
             let mut record = Record::default();
-            record.take(1, row());
+            record.take(1, row(), None);
             assert!(record.faults.is_empty());
-            record.take(2, wrong.clone());
+            record.take(2, wrong.clone(), None);
             assert_eq!(record.faults.len(), 1, "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn an_outage_costs_itself_and_two_seconds() {
+        let outage = Some(Duration::from_secs(300));
+        let mut record = Record::default();
+        record.take(UNDISTURBED, row(), None);
+        record.take(1, Row { total: Duration::from_millis(302_900), ..row() }, outage);
+        assert!(record.faults.is_empty());
+        record.take(1, Row { total: Duration::from_millis(303_100), ..row() }, outage);
+        assert_eq!((record.faults.len(), record.totals.len()), (1, 2));
     }
 
     #[test]

@@ -139,7 +139,7 @@ pub struct Guest {
     /// How long a stopped guest may wait for the link before it is continued here. Default 2 s.
     #[serde(deserialize_with = "duration")]
     pub closing_timeout: Duration,
-    /// How long the destination QEMU may take to load the device state. Default 60 s.
+    /// How long the destination QEMU may take to load the device state, and the source QEMU to write it. Default 60 s.
     #[serde(deserialize_with = "duration")]
     pub load_timeout: Duration,
     /// Pause of the intake after QEMU found nothing dirty: longer costs a slightly larger residual, shorter makes QEMU
@@ -247,7 +247,9 @@ impl Config {
         if self.link.dscp.is_some_and(|dscp| dscp > 63) {
             return Err("link.dscp must be 0 to 63".into());
         }
-        for (what, bytes) in [("staging", self.memory.staging), ("credit", self.memory.credit), ("tail", self.memory.tail)] {
+        for (what, bytes) in
+            [("staging", self.memory.staging), ("credit", self.memory.credit), ("tail", self.memory.tail)]
+        {
             if bytes < 8 << 20 {
                 return Err(format!("memory.{what} must be at least 8MiB"));
             }

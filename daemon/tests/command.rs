@@ -1,5 +1,7 @@
 //! The command itself, as a shell sees it.
 
+#![allow(clippy::unwrap_used, reason = "a test's helper may fail the test")]
+
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
@@ -36,9 +38,8 @@ fn a_daemon_that_goes_away_leaves_the_question_where_the_guest_is_and_says_how_t
             BufReader::new(&stream).read_line(&mut String::new()).unwrap();
         }
     });
-    let ask = |json: &[&str]| {
-        hikyaku().arg("--api").arg(&api).args(json).args(["status", "web"]).output().unwrap()
-    };
+    let ask =
+        |json: &[&str]| hikyaku().arg("--api").arg(&api).args(json).args(["status", "web"]).output().unwrap();
     let (plain, json) = (ask(&[]), ask(&["--json"]));
     daemon.join().unwrap();
     let said = String::from_utf8_lossy(&plain.stderr);

@@ -67,7 +67,7 @@ async fn connection(stream: UnixStream, daemon: Rc<Daemon>) -> io::Result<()> {
     let greeting = GreetingBody {
         version: env!("CARGO_PKG_VERSION").into(),
         schema: SCHEMA,
-        capabilities: vec!["migrate".into(), "receive".into(), "events".into(), "set".into()],
+        capabilities: vec!["migrate".into(), "receive".into(), "events".into(), "set".into(), "link".into()],
     };
     send(&mut write, &Greeting { hikyaku: greeting }).await?;
     loop {

@@ -164,10 +164,7 @@ pub fn main() -> ExitCode {
         Err(error) => {
             if cli.json {
                 let (class, guest) = (error.ending(), error.guest());
-                say!(
-                    "{}",
-                    serde_json::json!({ "error": error.to_string(), "class": class, "guest": guest })
-                );
+                say!("{}", serde_json::json!({ "error": error.to_string(), "class": class, "guest": guest }));
             } else {
                 eprintln!("hikyaku: {error}");
             }

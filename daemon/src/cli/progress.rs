@@ -78,7 +78,11 @@ impl Progress {
                 if let Some(stop) = &status.stop {
                     say!(
                         "stop: pause {:.0} ms, last pages {:.0} ms, state {:.0} ms, let go {:.0} ms, verdict {:.0} ms",
-                        stop.pause_ms, stop.drain_ms, stop.tail_ms, stop.go_ms, stop.verdict_ms
+                        stop.pause_ms,
+                        stop.drain_ms,
+                        stop.tail_ms,
+                        stop.go_ms,
+                        stop.verdict_ms
                     );
                 }
             }

@@ -204,7 +204,7 @@ impl Receiver {
             + self.reported.capacity() * size_of::<(ChunkSeq, u64)>()
     }
 
-    /// Of it, what grows with the guest: at most 4 bytes per page, and 1/64 of that before a page comes.
+    /// Of it, what grows with the guest: at most 4 bytes per page, resident where pages came.
     pub fn metadata_bytes(&self) -> usize {
         self.versions.as_ref().map_or(0, Versions::memory_bytes)
     }

@@ -1,4 +1,4 @@
-//! Messages of the control connection: the only place that knows `bincode`.
+//! Messages of the control connection: the only place of this crate that knows `bincode`.
 //!
 //! Each message is one Noise record: u16 length, then that many bytes of ciphertext and tag. So no message is longer
 //! than [`PLAIN_BYTES_MAX`], which is also the decoder's limit: a length inside a message that claims more is refused
