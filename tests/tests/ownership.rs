@@ -160,6 +160,20 @@ fn a_move_that_does_not_converge_aborts_at_its_deadline() {
     assert_eq!(rig.settles(SETTLE), Side::Source);
 }
 
+/// It is not ours to continue: here, or there.
+#[test]
+fn a_guest_that_somebody_stops_on_its_way_arrives_standing() {
+    for flags in [&["--raw"][..], &[]] {
+        let Some(mut rig) = armed("cloudnet") else { return };
+        let command = rig.migrate_beside(flags);
+        command.wait_acked(SOME_PAGES_BYTES);
+        rig.stop_guest();
+        ends(command, 0, "stopped-at-destination");
+        assert_eq!(rig.destination().status().expect("QMP"), "paused");
+        rig.assert_stands();
+    }
+}
+
 // ---- while the guest stands, and is the source's
 
 /// The guest stands until `READY` comes, which it cannot: every direction is cut.

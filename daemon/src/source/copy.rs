@@ -27,7 +27,7 @@ impl Migration {
         let (mut wanted, mut used_up, mut syncs) = (false, false, 0);
         // While the link is down nothing is decided: the guest runs on, and QEMU is read as long as there is room.
         while !(wanted && self.may_stop && self.down.is_none()) {
-            if self.ram_ended && self.down.is_none() {
+            if self.stream_ended() && self.down.is_none() {
                 // Whoever stopped the guest wants it stopped: a QEMU whose guest stands waits for nobody.
                 self.runs = false;
                 return Ok(());

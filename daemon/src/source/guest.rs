@@ -1,7 +1,7 @@
 //! The guest at its source, through QMP: what is asked of its QEMU, and in which state each call leaves the guest.
 
 use crate::protocol::GuestFacts;
-use hikyaku_qemu::qmp::{Client, ClientConfig, MigrateInfo, Overdue, QmpError, within};
+use hikyaku_qemu::qmp::{Client, ClientConfig, MigrateInfo, Overdue, QmpError, RunState, within};
 use serde_json::{Value, json};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -129,6 +129,12 @@ impl SourceGuest {
         self.qmp.getfd(FD_NAME, OwnedFd::from(theirs)).await?;
         self.qmp.migrate_fd(FD_NAME).await?;
         Ok(ours)
+    }
+
+    /// Somebody else has stopped it, or it has ended. QEMU may be completing then, and answers when its socket has been drained.
+    pub async fn stands(&self, timeout: Duration) -> Result<bool, GuestError> {
+        let state: RunState = self.qmp.execute_within("query-status", (), timeout).await?;
+        Ok(stood_before(&state.status, self.hold))
     }
 
     /// On `Ok` the guest is stopped, by us: it stays stopped whatever becomes of QEMU's migration. On `Err` it may be. QEMU
@@ -304,6 +310,16 @@ fn is_held(state: &str, migration: Option<&str>) -> bool {
     state != "inmigrate" && migration != Some("completed")
 }
 
+/// Whether a guest in this state stands by another's hand. One that sleeps runs on; and a QEMU that is not held by its ACK may
+/// have stopped it by itself, on its way to the end.
+fn stood_before(state: &str, hold: Hold) -> bool {
+    match state {
+        "running" | "suspended" => false,
+        "finish-migrate" => hold == Hold::Ack,
+        _ => true,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -328,5 +344,15 @@ mod tests {
         assert!(is_held("finish-migrate", Some("device")));
         assert!(!is_held("inmigrate", None));
         assert!(!is_held("postmigrate", Some("completed")));
+    }
+
+    #[test]
+    fn who_stopped_the_guest_is_told_by_its_state() {
+        assert!(!stood_before("running", Hold::Ack));
+        assert!(!stood_before("suspended", Hold::Ack));
+        assert!(stood_before("paused", Hold::Ack));
+        assert!(stood_before("paused", Hold::Gate));
+        assert!(stood_before("finish-migrate", Hold::Ack));
+        assert!(!stood_before("finish-migrate", Hold::Gate));
     }
 }

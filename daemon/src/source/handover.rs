@@ -21,6 +21,13 @@ impl Migration {
         // Even one that failed may be on the disk: whatever happens from here on, Kept has to follow it.
         self.stopped = true;
         self.daemon.records.write(&self.record(records::Phase::Stopped)).await?;
+        let (guest, timeout) = (self.guest.clone(), self.daemon.config.guest.load_timeout);
+        self.standing = Standing::new(Instant::now());
+        // Asked as late as can be: once we have stopped it too, QEMU cannot tell who did.
+        if self.runs && self.beside(guest.stands(timeout)).await? {
+            self.runs = false;
+            self.daemon.records.write(&self.record(records::Phase::Stopped)).await?;
+        }
         self.ebb = None;
         // What came while the disk was waited for.
         while let Some(message) = self.mailbox.waiting() {
@@ -36,7 +43,6 @@ impl Migration {
         self.sharing.hurry(true);
         self.inbox.push(ToPump::Allowance(None));
         self.standing = Standing::new(at);
-        let (guest, timeout) = (self.guest.clone(), self.daemon.config.guest.load_timeout);
         // The guest may stand long before QEMU says so.
         self.beside(guest.stop(timeout)).await?;
         self.times.pause_ms = ms(at);
@@ -56,7 +62,7 @@ impl Migration {
             let guest = self.guest.clone();
             self.beside(guest.finish_when_asked(timeout)).await?;
         }
-        while !(self.ram_ended || self.raw && self.ready) {
+        while !self.stream_ended() {
             self.next().await?;
         }
         self.times.drain_ms = ms(at);

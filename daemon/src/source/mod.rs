@@ -401,6 +401,11 @@ impl Migration {
         }
     }
 
+    /// QEMU has given all of RAM; in raw relay, which is not looked into, all of its stream, and the destination's has loaded it.
+    fn stream_ended(&self) -> bool {
+        self.ram_ended || self.raw && self.ready
+    }
+
     fn is_safe(&self) -> bool {
         self.raw || self.arguments.switchover == Switchover::Safe
     }
