@@ -245,9 +245,7 @@ async fn lane(
     let core = RxLane::new(lane, epoch, opener, bond.link.agreed.chunk_bytes_max, progress);
     let socket = stream.into_std()?;
     tracing::debug!(peer = %bond.link.peer, %lane, %from, "lane up");
-    if !bond.is_over() {
-        shared.lanes.add(NewLane { bond, socket, core: Core::Rx(core) });
-    }
+    shared.lanes.add(NewLane { bond, socket, core: Core::Rx(core) });
     Ok(())
 }
 

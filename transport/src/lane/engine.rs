@@ -158,18 +158,24 @@ impl LaneEngine {
         self.io
     }
 
+    /// If the bond is over, the lane goes at once.
     pub fn add(&self, lane: NewLane) {
         let NewLane { bond, socket, core } = lane;
+        let (id, epoch) = (core.id(), core.epoch());
         if self.io == Io::Uring
             && let Err(error) = socket.set_nonblocking(false)
         {
-            return bond.lane_down(core.id(), core.epoch(), &error.to_string());
+            return bond.lane_down(id, epoch, &error.to_string());
         }
         let socket = Arc::new(socket.into());
-        bond.lane_has(core.id(), core.epoch(), &socket);
-        let thread = self.thread(core.id());
+        bond.lane_has(id, epoch, &socket);
+        let thread = self.thread(id);
         bond.link.queue.add_waker(thread.waker.clone());
-        thread.tell(Command::Add(OwnLane { bond, socket, core }));
+        thread.tell(Command::Add(OwnLane { bond: bond.clone(), socket, core }));
+        // Whoever ended it may have closed it before it had this lane.
+        if bond.is_over() {
+            self.close_lane(&bond, id, epoch);
+        }
     }
 
     pub fn times(&self) -> Arc<ThreadTimes> {
@@ -285,4 +291,41 @@ pub fn shut_down(socket: &OwnedFd) {
     use std::os::fd::AsRawFd;
     // It may be gone already.
     let _ = nix::sys::socket::shutdown(socket.as_fd().as_raw_fd(), nix::sys::socket::Shutdown::Both);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::link::Role;
+    use crate::model;
+    use crate::seal::Direction;
+
+    const LANE: (LaneId, Epoch) = (LaneId(0), Epoch(1));
+
+    /// A receiving lane of `bond`, and the connection's other end.
+    fn lane(bond: &Arc<Bond>) -> (NewLane, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let there = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (progress, _) = bond.admit(LANE.0, LANE.1).unwrap();
+        let opener = bond.secret.opener(&bond.id, LANE.0, LANE.1, Direction::FromInitiator);
+        let core = Core::Rx(RxLane::new(LANE.0, LANE.1, opener, 1000, progress));
+        (NewLane { bond: bond.clone(), socket: listener.accept().unwrap().0, core }, there)
+    }
+
+    #[test]
+    fn a_lane_that_comes_after_its_bond_was_closed_is_closed() {
+        for io in [Io::Plain, Io::Uring] {
+            let bond = model::bond(&model::link(Role::Responder), 1);
+            let engine = LaneEngine::start(1, io, bond.link.clock).unwrap();
+            bond.set_over();
+            engine.close(&bond);
+            let (lane, mut there) = lane(&bond);
+            engine.add(lane);
+            there.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            assert_eq!(there.read_to_end(&mut Vec::new()).unwrap(), 0, "{io:?}");
+        }
+    }
 }
