@@ -4,7 +4,7 @@
 //! another bond, with another secret. So everything that depends on keys or connections is here, and nothing else is.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
@@ -18,6 +18,7 @@ use crate::link::{LinkCore, Role, lock};
 use crate::names::{Epoch, LaneId};
 use crate::outbox::Outbox;
 use crate::seal::LinkSecret;
+use crate::sys::tcp_info;
 
 pub struct Bond {
     /// The link and its bond hold each other until [`LinkCore::detach`].
@@ -45,8 +46,16 @@ struct Lane {
     /// Initiator: the last that was given, to a connection that is perhaps not taken: the one before lives on meanwhile.
     given: Epoch,
     progress: Arc<Progress>,
+    /// What had come of its connection when it was last seen inside a frame.
+    came_bytes: u64,
     /// Its thread's, to be asked how it does.
     socket: Weak<OwnedFd>,
+}
+
+impl Lane {
+    fn new(epoch: Epoch) -> Self {
+        Self { epoch, up: false, given: epoch, progress: Arc::default(), came_bytes: 0, socket: Weak::new() }
+    }
 }
 
 impl Bond {
@@ -107,7 +116,7 @@ impl Bond {
             return None;
         }
         let progress = Arc::<Progress>::default();
-        let known = Lane { epoch, up: true, given: epoch, progress: progress.clone(), socket: Weak::new() };
+        let known = Lane { up: true, progress: progress.clone(), ..Lane::new(epoch) };
         let old = lanes.insert(lane, known);
         Some((progress, old.filter(|old| old.up).map(|old| old.epoch)))
     }
@@ -115,9 +124,7 @@ impl Bond {
     /// Initiator: the epoch of the lane's next connection. Each is given once.
     pub fn next_epoch(&self, lane: LaneId) -> Epoch {
         let mut lanes = lock(&self.lanes);
-        let none = Epoch(0);
-        let new = Lane { epoch: none, up: false, given: none, progress: Arc::default(), socket: Weak::new() };
-        let known = lanes.entry(lane).or_insert(new);
+        let known = lanes.entry(lane).or_insert_with(|| Lane::new(Epoch(0)));
         known.given = Epoch(known.given.0 + 1);
         known.given
     }
@@ -208,6 +215,15 @@ impl Bond {
         let now_ms = self.link.clock.elapsed().as_millis() as u64;
         let bound_ms = self.link.timeouts.frame.as_millis() as u64;
         let mut lanes = lock(&self.lanes);
+        for lane in lanes.values_mut().filter(|lane| lane.progress.stuck_for_ms(now_ms) > 0) {
+            // A lane thread may hear of a frame's body only when all of it is there.
+            let info = lane.socket.upgrade().and_then(|socket| tcp_info(socket.as_fd()).ok());
+            let came_bytes = info.map_or(0, |info| info.bytes_received);
+            if came_bytes > lane.came_bytes {
+                lane.came_bytes = came_bytes;
+                lane.progress.came(now_ms);
+            }
+        }
         let stuck = lanes.iter_mut().find(|(_, lane)| lane.progress.stuck_for_ms(now_ms) > bound_ms);
         stuck.map(|(id, lane)| {
             lane.progress = Arc::default();

@@ -295,13 +295,15 @@ pub fn shut_down(socket: &OwnedFd) {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
+    use std::io::{Read, Write};
     use std::net::TcpListener;
 
     use super::*;
-    use crate::link::Role;
+    use crate::link::{LinkCore, Role};
     use crate::model;
     use crate::seal::Direction;
+    use crate::session::Chunk;
+    use crate::wire::frame::HEADER_BYTES;
 
     const LANE: (LaneId, Epoch) = (LaneId(0), Epoch(1));
 
@@ -315,6 +317,17 @@ mod tests {
         (NewLane { bond: bond.clone(), socket: listener.accept().unwrap().0, core }, there)
     }
 
+    /// A frame as the other side sends it.
+    fn frame(link: &LinkCore, bond: &Bond) -> Vec<u8> {
+        link.queue.add_session(1, Arc::<model::User>::default());
+        link.queue.grant(1, u64::MAX);
+        link.queue.push(1, Chunk { seq: 1, after: 0, payload: vec![0; 900].into() }).unwrap();
+        let sealer = bond.secret.sealer(&bond.id, LANE.0, LANE.1, Direction::FromInitiator);
+        let mut tx = TxLane::new(LANE.0, LANE.1, link.queue.new_carrier(), sealer, 1000);
+        tx.load(&link.queue);
+        tx.unsent().to_vec()
+    }
+
     #[test]
     fn a_lane_that_comes_after_its_bond_was_closed_is_closed() {
         for io in [Io::Plain, Io::Uring] {
@@ -326,6 +339,30 @@ mod tests {
             engine.add(lane);
             there.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
             assert_eq!(there.read_to_end(&mut Vec::new()).unwrap(), 0, "{io:?}");
+        }
+    }
+
+    #[test]
+    fn a_frame_that_comes_slowly_is_not_stuck() {
+        for io in [Io::Plain, Io::Uring] {
+            let mut link = model::link(Role::Responder);
+            Arc::get_mut(&mut link).unwrap().timeouts.frame = Duration::from_millis(200);
+            let bond = model::bond(&link, 1);
+            let engine = LaneEngine::start(1, io, link.clock).unwrap();
+            let (lane, mut there) = lane(&bond);
+            engine.add(lane);
+            let frame = frame(&link, &bond);
+            there.write_all(&frame[..HEADER_BYTES]).unwrap();
+            for byte in &frame[HEADER_BYTES..][..40] {
+                std::thread::sleep(Duration::from_millis(20));
+                there.write_all(&[*byte]).unwrap();
+                assert_eq!(bond.stuck_lane(), None, "{io:?}");
+            }
+            let patience = Instant::now() + Duration::from_secs(10);
+            while bond.stuck_lane() != Some(LANE) {
+                assert!(Instant::now() < patience, "{io:?}: nothing more comes");
+                std::thread::sleep(Duration::from_millis(20));
+            }
         }
     }
 }

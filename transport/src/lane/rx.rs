@@ -45,6 +45,12 @@ impl Progress {
         self.waiting_since_ms.store(if inside { now_ms + 1 } else { 0 }, Ordering::Relaxed);
     }
 
+    /// More of a frame has come, if one was begun.
+    pub fn came(&self, now_ms: u64) {
+        let some = |since| (since > 0).then_some(now_ms + 1);
+        let _ = self.waiting_since_ms.fetch_update(Ordering::Relaxed, Ordering::Relaxed, some);
+    }
+
     /// For how long no byte of a frame that was begun has come.
     pub fn stuck_for_ms(&self, now_ms: u64) -> u64 {
         match self.waiting_since_ms.load(Ordering::Relaxed) {
