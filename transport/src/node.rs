@@ -14,7 +14,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::bond::Bond;
 use crate::calm::Calm;
-use crate::config::{CHUNK_BYTES_CEILING, Io, MESSAGE_BYTES_CEILING, NodeConfig, Peer};
+use crate::config::{CHUNK_BYTES_CEILING, Io, MESSAGE_BYTES_CEILING, NodeConfig, Peer, Sockets};
 use crate::dial;
 use crate::error::{LinkError, Lost, OpenError, StartError};
 use crate::events::{Acceptor, TxEvents};
@@ -28,6 +28,7 @@ use crate::listen;
 use crate::names::{PeerName, SessionId};
 use crate::noise::Responder;
 use crate::session::{LinkStats, TxSession};
+use crate::socket::set_dscp;
 use crate::suite::{Suite, SuiteSet};
 use crate::throttle::HostLimit;
 use crate::warm::Probe;
@@ -89,7 +90,11 @@ impl Node {
                 return Err(StartError::PeerTwice(peer.name.clone()));
             }
         }
-        let listeners = config.listen.iter().map(bind).collect::<Result<Vec<_>, _>>()?;
+        let listeners = config
+            .listen
+            .iter()
+            .map(|address| bind(address, &config.sockets))
+            .collect::<Result<Vec<_>, _>>()?;
         let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
         let clock = Instant::now();
         let lanes = LaneEngine::start(threads(config.lane_threads), config.io, clock)?;
@@ -376,10 +381,12 @@ fn check(config: &NodeConfig) -> Result<(), StartError> {
     Ok(())
 }
 
-fn bind(address: &SocketAddr) -> Result<std::net::TcpListener, StartError> {
+/// A connection's first answer is the listener's.
+fn bind(address: &SocketAddr, sockets: &Sockets) -> Result<std::net::TcpListener, StartError> {
     let failed = |error| StartError::Listen { address: *address, error };
     let listener = std::net::TcpListener::bind(address).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
+    set_dscp(&listener, sockets);
     Ok(listener)
 }
 

@@ -36,7 +36,7 @@ pub fn prepare_control(socket: &impl AsFd, config: &Sockets) -> io::Result<()> {
 }
 
 /// One of the two is refused, as the socket is of the other family.
-fn set_dscp(socket: &impl AsFd, config: &Sockets) {
+pub fn set_dscp(socket: &impl AsFd, config: &Sockets) {
     let Some(dscp) = config.dscp else { return };
     let field = i32::from(dscp & 63) << 2;
     let v4 = setsockopt(socket, sockopt::Ipv4Tos, &field);
