@@ -51,7 +51,7 @@ fn a_peer_with_the_wrong_key() {
         }
     });
     rig.arm();
-    rig.migrate_fails(&[], &[NOT_ALLOWED, UNREACHABLE]);
+    rig.migrate_fails(&[], NOT_ALLOWED);
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn a_peer_that_does_not_know_us() {
         }
     });
     rig.arm();
-    rig.migrate_fails(&[], &[NOT_ALLOWED, UNREACHABLE]);
+    rig.migrate_fails(&[], NOT_ALLOWED);
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn a_peer_that_may_not_send() {
         }
     });
     rig.arm();
-    rig.migrate_fails(&[], &[NOT_ALLOWED]);
+    rig.migrate_fails(&[], NOT_ALLOWED);
 }
 
 #[test]
@@ -85,21 +85,21 @@ fn nobody_listens_at_the_peer() {
     let Some(qemu) = qemu() else { return };
     let mut rig = Rig::new(Plan::new("jgn", &qemu));
     rig.destination_site_mut().kill();
-    rig.migrate_fails(&[], &[UNREACHABLE]);
+    rig.migrate_fails(&[], UNREACHABLE);
 }
 
 #[test]
 fn no_guest_is_awaited() {
     let Some(qemu) = qemu() else { return };
     let mut rig = Rig::new(Plan::new("jgn", &qemu));
-    rig.migrate_fails(&[], &[NOT_ALLOWED, FAILED]);
+    rig.migrate_fails(&[], FAILED);
 }
 
 #[test]
 fn a_peer_of_another_version() {
     let fault = Fault { on: Connections::First, at_bytes: VERSIONS_AT, kind: Kind::Xor([2, 0, 2, 0]) };
     with_fault(fault, |rig| {
-        rig.migrate_fails(&[], &[INCOMPATIBLE]);
+        rig.migrate_fails(&[], INCOMPATIBLE);
     });
 }
 
@@ -113,9 +113,8 @@ fn a_wrong_qmp_path() {
     let output = rig
         .source_site()
         .hikyaku(arguments.into_iter().chain([nowhere.clone().into_os_string()]), Duration::from_secs(30));
-    assert!(matches!(output.code, Some(1 | 2 | 3 | 9)), "{output}");
     assert!(output.text().contains("no-such-socket"), "the message names the path; {output}");
-    rig.assert_runs_at_source();
+    rig.assert_failed(&output, FAILED);
     // Nothing was spoilt by it: the same guest can still be moved.
     rig.migrate_live_armed(&[]);
 }
@@ -125,7 +124,7 @@ fn a_destination_with_another_machine_type() {
     let Some(qemu) = qemu() else { return };
     let mut rig = Rig::new(Plan::new("jgn", &qemu).destination_machine("pc"));
     rig.arm();
-    rig.migrate_fails(&[], &[INCOMPATIBLE, FAILED]);
+    rig.migrate_fails(&[], INCOMPATIBLE);
 }
 
 #[test]
@@ -133,14 +132,14 @@ fn a_destination_with_less_ram() {
     let Some(qemu) = qemu() else { return };
     let mut rig = Rig::new(Plan::new("jgn", &qemu).destination_memory_mib(96));
     rig.arm();
-    rig.migrate_fails(&[], &[INCOMPATIBLE, FAILED]);
+    rig.migrate_fails(&[], INCOMPATIBLE);
 }
 
 #[test]
 fn a_byte_flipped_on_a_lane() {
     let fault = Fault { on: Connections::Later, at_bytes: IN_THE_PAGES_BYTES, kind: Kind::Xor([1, 0, 0, 0]) };
     with_fault(fault, |rig| {
-        rig.migrate_fails(&[], &[FAILED]);
+        rig.migrate_fails(&[], FAILED);
     });
 }
 
@@ -155,7 +154,7 @@ fn a_lane_that_ends_early() {
 fn a_control_connection_that_ends_in_the_handshake() {
     let fault = Fault { on: Connections::First, at_bytes: IN_THE_HANDSHAKE_BYTES, kind: Kind::Truncate };
     with_fault(fault, |rig| {
-        rig.migrate_fails(&[], &[FAILED, UNREACHABLE, INCOMPATIBLE]);
+        rig.migrate_fails(&[], UNREACHABLE);
     });
 }
 

@@ -92,7 +92,7 @@ fn a_limit_below_what_the_guest_dirties_does_not_converge_and_does_not_hang() {
     let mut rig = Rig::new(Plan::new("jgn", &qemu).kind(GuestKind::bare("noise@5")));
     rig.arm();
     let flags = ["--limit", "10mbit", "--deadline", "8s", "--on-deadline", "abort"];
-    rig.migrate_fails(&flags, &[NOT_CONVERGED]);
+    rig.migrate_fails(&flags, NOT_CONVERGED);
 }
 
 #[test]

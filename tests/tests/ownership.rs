@@ -74,7 +74,7 @@ fn a_guest_that_is_no_longer_awaited() {
     let there = rig.watch_destination();
     rig.destination_site().hikyaku(["cancel", rig.guest_name()], COMMAND).expect_code(0);
     there.wait(COMMAND).expect_code(CANCELLED);
-    rig.migrate_fails(&[], &[FAILED]);
+    rig.migrate_fails(&[], FAILED);
     assert_eq!(rig.settles(SETTLE), Side::Source);
 }
 
@@ -117,7 +117,7 @@ fn the_sources_daemon_is_killed_while_pages_go() {
 
     // The next daemon brings a link of its own, and the old one is over.
     rig.restart_source_daemon();
-    rig.migrate_fails(&[], &[FAILED]);
+    rig.migrate_fails(&[], FAILED);
     there.wait_phase("refused");
     // It moves the guest all the same, to a QEMU that has seen nothing of it.
     rig.network().set_profile(&Profile::named("jgn").expect("a link"));

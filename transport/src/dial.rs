@@ -152,7 +152,10 @@ pub async fn start(
         getrandom::fill(random)
             .map_err(|e| HandshakeError::Protocol(format!("the system gave no random numbers: {e}")))?;
     }
-    let protocol = |error: noise::RecordError| HandshakeError::Protocol(error.to_string());
+    let protocol = |error| match error {
+        noise::RecordError::Io(error) => HandshakeError::Io(error),
+        other => HandshakeError::Protocol(other.to_string()),
+    };
     records.writer.send(&Message::Start(start.clone())).await.map_err(protocol)?;
     let agreed = match records.reader.read().await.map_err(protocol)? {
         Message::Started(agreed) => agreed,
@@ -197,13 +200,13 @@ pub fn explain(shared: &Shared, peer: &Peer, address: SocketAddr, error: Handsha
         HandshakeError::NoSuite => LinkError::Suite { peer, address, ours: shared.suites.to_string() },
         HandshakeError::No(text) => LinkError::NotAllowedThere { peer, text },
         HandshakeError::Protocol(text) => LinkError::Protocol { peer, address, text },
-        HandshakeError::Io(error) => LinkError::Protocol {
-            peer,
-            address,
-            text: match error.kind() {
-                std::io::ErrorKind::UnexpectedEof => "it closed the connection".into(),
+        HandshakeError::Io(error) => {
+            let what = match error.kind() {
+                std::io::ErrorKind::UnexpectedEof => "closed".into(),
                 _ => error.to_string(),
-            },
-        },
+            };
+            let tried = vec![(address, format!("the connection ended in the handshake: {what}"))];
+            LinkError::Unreachable { peer, tried }
+        }
     }
 }
