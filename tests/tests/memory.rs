@@ -5,7 +5,10 @@ use hikyaku_tests::rig::{GuestKind, Plan, Rig};
 
 fn arrives_equal(plan: Plan, flags: &[&str]) {
     let mut rig = Rig::new(plan);
-    rig.migrate_paused(flags);
+    let output = rig.migrate_paused(flags);
+    let finished = output.events("finished").pop().unwrap_or_else(|| panic!("no end is told; {output}"));
+    let deltas = finished["data"]["numbers"]["delta_pages"].as_u64().expect("a count of deltas");
+    assert_eq!(deltas > 0, flags.contains(&"--delta"), "{deltas} pages went as deltas");
     rig.assert_memory_equal();
     // A comparison that cannot fail shows nothing: the guest works on, and then the memories differ.
     rig.assert_memory_differs_once_it_works_on();
@@ -15,6 +18,14 @@ fn arrives_equal(plan: Plan, flags: &[&str]) {
 fn native() {
     let Some(qemu) = need("QEMU", machine::qemu()) else { return };
     arrives_equal(Plan::new("jgn", &qemu), &[]);
+}
+
+#[test]
+fn native_to_another_continent() {
+    let Some(qemu) = need("QEMU", machine::qemu()) else { return };
+    for link in ["us", "eu"] {
+        arrives_equal(Plan::new(link, &qemu).memory_mib(64).kind(GuestKind::bare("oltp@1")), &[]);
+    }
 }
 
 #[test]

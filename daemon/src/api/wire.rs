@@ -292,6 +292,8 @@ pub struct Numbers {
     /// How long the guest would stand still if it were stopped now; 0 = not known yet.
     pub predicted_stop_ms: u64,
     pub dirty_bytes_per_s: u64,
+    /// Pages that went as a delta to what was sent before.
+    pub delta_pages: u64,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]

@@ -306,6 +306,9 @@ impl Running {
             && let Some(last_seq) = self.pump.engine.last_seq()
         {
             self.tail = TailState::Sent;
+            // What is shown at the end is all of it.
+            self.report_at = Instant::now();
+            self.report();
             self.tell(FromPump::AllSent { last_seq });
         }
         Ok(())
@@ -335,6 +338,7 @@ impl Running {
             rtt_us: stats.rtt.map_or(0, |d| d.as_micros() as u64),
             predicted_stop_ms: progress.predicted_stop_ms.unwrap_or(0),
             dirty_bytes_per_s: progress.dirty_pages_per_s * page,
+            delta_pages: progress.deltas_sent,
         };
         self.tell(FromPump::Numbers(numbers));
     }
