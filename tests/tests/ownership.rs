@@ -15,6 +15,7 @@ use hikyaku_tests::machine::{self, QemuBinary, need};
 use hikyaku_tests::rig::{GuestKind, Plan, Rig, Side};
 use hikyaku_tests::site::{self, Pair, Settings};
 use nix::sys::signal::Signal;
+use serde_json::json;
 
 const OTHER: i32 = 1;
 const NOT_CONVERGED: i32 = 7;
@@ -87,6 +88,32 @@ fn the_destinations_qemu_ends_while_pages_come() {
     command.wait_acked(SOME_PAGES_BYTES);
     rig.signal_destination_qemu(Signal::SIGKILL);
     ends(command, FAILED, "runs-at-source");
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+}
+
+/// Its stream is cut wherever it was.
+#[test]
+fn the_sources_qemu_ends_while_pages_go() {
+    let Some(mut rig) = armed("cloudnet") else { return };
+    let there = rig.watch_destination();
+    let command = rig.migrate_beside(&[]);
+    command.wait_acked(SOME_PAGES_BYTES);
+    rig.kill_source_qemu();
+    ends(command, FAILED, "ended-at-source");
+    there.wait(COMMAND).expect_code(FAILED);
+    rig.assert_stands();
+}
+
+#[test]
+fn somebody_cancels_the_migration_in_the_sources_qemu() {
+    let Some(mut rig) = armed("cloudnet") else { return };
+    let there = rig.watch_destination();
+    let command = rig.migrate_beside(&[]);
+    command.wait_acked(SOME_PAGES_BYTES);
+    rig.source().qmp("migrate_cancel", json!({})).expect("QMP");
+    let output = ends(command, FAILED, "runs-at-source");
+    assert!(output.text().contains("somebody cancelled it in QEMU"), "the reason is not said; {output}");
+    there.wait(COMMAND).expect_code(FAILED);
     assert_eq!(rig.settles(SETTLE), Side::Source);
 }
 

@@ -66,6 +66,12 @@ impl From<OpenError> for SourceError {
 }
 
 impl SourceError {
+    /// The migration socket is closed at QEMU's end, and QEMU may say why.
+    pub fn is_qemu_closed(&self) -> bool {
+        use PumpError::{QemuClosed, Read, Write};
+        matches!(self, SourceError::Pump(QemuClosed | Read(_) | Write(_)))
+    }
+
     /// What the caller is told, when the guest is where `guest` says.
     pub fn outcome(&self, guest: Whereabouts) -> Outcome {
         let (ending, advice) = match self {

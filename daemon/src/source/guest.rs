@@ -27,6 +27,8 @@ const OFF: [&str; 11] = [
 ];
 /// While QEMU is held back: it stops the guest by itself only with less dirty than it writes in this time.
 const HELD_DOWNTIME_MS: u64 = 1;
+/// A migration that was cancelled closes its socket first, and is called cancelled some milliseconds later.
+const SAYS_WHY_WITHIN: Duration = Duration::from_millis(500);
 
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
@@ -153,6 +155,20 @@ impl SourceGuest {
             Some("cancelled") => Err(GuestError::Failed("somebody cancelled it in QEMU".into())),
             _ => Ok(info),
         }
+    }
+
+    /// After its socket closed: why, if it says so soon.
+    pub async fn why_closed(&self) -> Option<GuestError> {
+        let said = within(SAYS_WHY_WITHIN, async {
+            loop {
+                match self.look().await {
+                    Ok(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+                    Err(error @ GuestError::Failed(_)) => return Some(error),
+                    Err(_) => return None,
+                }
+            }
+        });
+        said.await.ok().flatten()
     }
 
     /// After RAM's end was read: returns when QEMU has written its whole stream. While it writes, it answers nothing.

@@ -243,13 +243,20 @@ impl Migration {
     }
 
     /// Something failed before GO left. The guest was always ours, and is as it was before.
-    async fn give_back(mut self, error: SourceError) {
+    async fn give_back(mut self, mut error: SourceError) {
         self.ebb = None;
         self.sharing.hurry(false);
         let code = match &error {
             SourceError::Cancelled => Refusal::Cancelled,
             _ => Refusal::Other,
         };
+        // A guest that stands does not wait for a better word.
+        if error.is_qemu_closed()
+            && !self.stopped
+            && let Some(why) = self.guest.why_closed().await
+        {
+            error = why.into();
+        }
         self.end_pump().await;
         let guest = self.return_guest().await;
         self.session.close(code as u16, &error.to_string());

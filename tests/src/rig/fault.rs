@@ -103,6 +103,11 @@ impl Rig {
         self.network.set_outage_of(self.there, self.here, out);
     }
 
+    /// The guest's own QEMU is killed, and the guest with it.
+    pub fn kill_source_qemu(&self) {
+        kill(Pid::from_raw(self.source.pid()), Signal::SIGKILL).expect("the source's QEMU is there");
+    }
+
     /// To the destination's QEMU, and to nothing else.
     pub fn signal_destination_qemu(&mut self, signal: Signal) {
         kill(Pid::from_raw(self.destination().pid()), signal).expect("the destination's QEMU is there");
