@@ -65,7 +65,7 @@ impl PageMap {
     }
 }
 
-/// What the ordered bytes between the daemons consist of: `u8 tag | u32 len (little-endian) | len bytes`.
+/// What the ordered bytes between the daemons consist of (`docs/wire-format.md`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Item<'a> {
     /// Bytes of QEMU's stream.
@@ -193,6 +193,23 @@ mod tests {
         assert!(map.place(PageId(6)).is_err());
         assert!(map.place(PageId(u32::MAX)).is_err());
         assert!(PageMap::new(&layout(&[u64::from(u32::MAX), 1])).is_err());
+    }
+
+    #[test]
+    fn items_have_their_documented_bytes() {
+        let golden: [(Item<'_>, &[u8]); 6] = [
+            (Item::Bytes(&[5, 6]), &[0, 2, 0, 0, 0, 5, 6]),
+            (Item::SelectBlock(BlockIdx(0x0102)), &[1, 2, 0, 0, 0, 2, 1]),
+            (Item::Relay(Resume::Verbatim), &[2, 0, 0, 0, 0]),
+            (Item::Relay(Resume::Item { last_block: Some(BlockIdx(3)) }), &[3, 2, 0, 0, 0, 3, 0]),
+            (Item::Relay(Resume::InRam { last_block: Some(BlockIdx(3)) }), &[4, 2, 0, 0, 0, 3, 0]),
+            (Item::Relay(Resume::InRam { last_block: None }), &[4, 2, 0, 0, 0, 0xff, 0xff]),
+        ];
+        for (item, bytes) in golden {
+            let mut written = Vec::new();
+            item.write(&mut written);
+            assert_eq!(written, bytes, "{item:?}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@
 //!   ◀──────────────────── Verdict | Pending | Unknown      as the answer's payload
 //! ```
 //!
-//! Encoding: bincode, with a hard limit; nothing here is trusted beyond its type.
+//! Encoding: bincode, with a hard limit (`docs/wire-format.md`); nothing here is trusted beyond its type.
 
 use crate::id::Id;
 use bincode::{Decode, Encode};
@@ -137,7 +137,7 @@ pub enum Refusal {
     NotAllowed = 5,
     QemuFailed = 6,
     Cancelled = 7,
-    /// Not a refusal: the answer to `Ask` is the text's place.
+    /// Not a refusal: the migration is over.
     Done = 0,
 }
 
@@ -177,23 +177,58 @@ pub fn decode<T: Decode<()>>(bytes: &[u8]) -> Result<T, ProtocolError> {
 mod tests {
     use super::*;
 
+    /// `docs/wire-format.md` has them: a daemon of another version must read these.
+    #[track_caller]
+    fn assert_bytes<T: Encode + Decode<()> + PartialEq + std::fmt::Debug>(message: T, bytes: &[&[u8]]) {
+        let bytes = bytes.concat();
+        assert_eq!(encode(&message).unwrap(), bytes, "{message:?}");
+        assert_eq!(decode::<T>(&bytes).unwrap(), message);
+    }
+
+    const ID: [u8; 16] = [9; 16];
+    /// Of a QEMU 10.0.300 with 1 GiB.
+    const FACTS: [u8; 12] = [10, 0, 251, 0x2c, 0x01, 1, b'q', 252, 0, 0, 0, 0x40];
+
+    fn facts() -> GuestFacts {
+        GuestFacts { version: (10, 0, 300), machine: "q".into(), ram_bytes: 1 << 30 }
+    }
+
     #[test]
-    fn messages_are_read_back_as_they_were_written() {
-        let hello = Hello::Migrate(Migrate {
-            protocol: PROTOCOL,
-            guest: "web".into(),
-            incarnation: Id::random(),
-            qemu: GuestFacts {
-                version: (10, 0, 2),
-                machine: "pc-q35-10.0-machine".into(),
-                ram_bytes: 1 << 30,
-            },
-            relay: Relay::Native,
-            holds_ack: true,
-        });
-        assert_eq!(decode::<Hello>(&encode(&hello).unwrap()).unwrap(), hello);
-        let verdict = ToSource::Verdict(Verdict::Refused { why: "no lock".into() });
-        assert_eq!(decode::<ToSource>(&encode(&verdict).unwrap()).unwrap(), verdict);
+    fn hellos_and_their_answers_have_their_documented_bytes() {
+        let migrate = |relay, holds_ack| {
+            let (guest, incarnation) = ("web".into(), Id(ID));
+            Hello::Migrate(Migrate {
+                protocol: PROTOCOL,
+                guest,
+                incarnation,
+                qemu: facts(),
+                relay,
+                holds_ack,
+            })
+        };
+        assert_bytes(migrate(Relay::Native, true), &[&[0, 1, 3], b"web", &ID, &FACTS, &[0, 1]]);
+        assert_bytes(migrate(Relay::Raw, false), &[&[0, 1, 3], b"web", &ID, &FACTS, &[1, 0]]);
+        let welcome = Welcome { protocol: PROTOCOL, incarnation: Id(ID), qemu: facts(), sends_ack: true };
+        assert_bytes(welcome, &[&[1], &ID, &FACTS, &[1]]);
+
+        let ask = Ask { protocol: PROTOCOL, migration: Id([8; 16]), incarnation: Id(ID) };
+        assert_bytes(Hello::Ask(ask), &[&[1, 1], &[8; 16], &ID]);
+        assert_bytes(Answer::Verdict(Verdict::Running), &[&[0, 0]]);
+        assert_bytes(Answer::Pending, &[&[1]]);
+        assert_bytes(Answer::Unknown, &[&[2]]);
+    }
+
+    #[test]
+    fn messages_have_their_documented_bytes() {
+        assert_bytes(ToDestination::Load { last_seq: 250 }, &[&[0, 250]]);
+        assert_bytes(ToDestination::Go { last_seq: 251, run: true }, &[&[1, 251, 251, 0, 1]]);
+        assert_bytes(ToDestination::Go { last_seq: 1 << 16, run: false }, &[&[1, 252, 0, 0, 1, 0, 0]]);
+        assert_bytes(ToSource::ReturnPath(vec![7; 3]), &[&[0, 3, 7, 7, 7]]);
+        assert_bytes(ToSource::SwitchoverAck, &[&[1]]);
+        assert_bytes(ToSource::Ready, &[&[2]]);
+        assert_bytes(ToSource::Verdict(Verdict::Running), &[&[3, 0]]);
+        assert_bytes(ToSource::Verdict(Verdict::Paused), &[&[3, 1]]);
+        assert_bytes(ToSource::Verdict(Verdict::Refused { why: "no".into() }), &[&[3, 2, 2], b"no"]);
     }
 
     #[test]

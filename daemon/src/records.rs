@@ -224,6 +224,42 @@ mod tests {
         assert_eq!(next.read(Id::random()).unwrap(), None);
     }
 
+    /// The next daemon may be of another version: what is written here must be read for ever.
+    #[tokio::test]
+    async fn a_record_keeps_its_text() {
+        let text = r#"{
+  "id": "09090909090909090909090909090909",
+  "phase": "ceded",
+  "guest": "web",
+  "qmp": "/run/web.qmp",
+  "peer": "osaka",
+  "run": true,
+  "peer_incarnation": "08080808080808080808080808080808",
+  "why": "no lock"
+}"#;
+        let mut ceded = record(Phase::Ceded);
+        (ceded.id, ceded.peer_incarnation, ceded.why) = (Id([9; 16]), Id([8; 16]), "no lock".into());
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        let path = dir.path().join("migrations/09090909090909090909090909090909.json");
+        records.write(&ceded).await.unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+
+        for (phase, word) in [
+            (Phase::Stopped, "stopped"),
+            (Phase::Ceded, "ceded"),
+            (Phase::Moved, "moved"),
+            (Phase::Kept, "kept"),
+            (Phase::Starting, "starting"),
+            (Phase::Arrived, "arrived"),
+            (Phase::Refused, "refused"),
+        ] {
+            ceded.phase = phase;
+            std::fs::write(&path, text.replace("ceded", word)).unwrap();
+            assert_eq!(records.read(ceded.id).unwrap(), Some(ceded.clone()));
+        }
+    }
+
     #[tokio::test]
     async fn a_damaged_record_is_an_error_and_never_skipped() {
         let dir = tempfile::tempdir().unwrap();

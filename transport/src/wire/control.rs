@@ -194,7 +194,40 @@ mod tests {
 
     #[test]
     fn messages_have_their_documented_bytes() {
-        let golden: [(Message, &[u8]); 9] = [
+        let start = |resumes| {
+            Message::Start(Start {
+                link: [9; 16],
+                resumes,
+                secret: [8; 32],
+                lanes: 0x0102,
+                chunk_bytes_max: 0x0304,
+                message_bytes_max: 0x0506,
+            })
+        };
+        let limits = [2, 1, 4, 3, 0, 0, 6, 5, 0, 0];
+        let anew = [&[0, 0, 0, 0][..], &[9; 16], &[0], &[8; 32], &limits].concat();
+        let goes_on = [&[0, 0, 0, 0][..], &[9; 16], &[1], &[7; 16], &[8; 32], &limits].concat();
+        let golden: [(Message, &[u8]); 15] = [
+            (start(None), &anew),
+            (start(Some([7; 16])), &goes_on),
+            (
+                Message::Started(Started {
+                    resumed: true,
+                    lanes: 0x0102,
+                    chunk_bytes_max: 0x0304,
+                    message_bytes_max: 0x0506,
+                }),
+                &[1, 0, 0, 0, 1, 2, 1, 4, 3, 0, 0, 6, 5, 0, 0],
+            ),
+            (Message::Pong(0x0102), &[3, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0]),
+            (
+                Message::Accepted { session: 7, credit: 0x0203, reply: vec![1, 2] },
+                &[5, 0, 0, 0, 7, 0, 0, 0, 3, 2, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1, 2],
+            ),
+            (
+                Message::Close { session: 7, code: 0x0203, text: "no".into() },
+                &[9, 0, 0, 0, 7, 0, 0, 0, 3, 2, 2, 0, 0, 0, 0, 0, 0, 0, b'n', b'o'],
+            ),
             (Message::Ping(0x0102), &[2, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0]),
             (
                 Message::Open { session: 7, id: [9; 16], hello: vec![1, 2] },
@@ -235,6 +268,18 @@ mod tests {
         for (message, bytes) in golden {
             assert_eq!(message.encode().unwrap(), bytes, "{message:?}");
             assert_eq!(Message::decode(bytes), Ok(message));
+        }
+    }
+
+    #[test]
+    fn verdicts_have_their_documented_bytes() {
+        let golden: [(Verdict, &[u8]); 2] = [
+            (Verdict::Welcome { version: 0x0102, suite: 3 }, &[0, 0, 0, 0, 2, 1, 3]),
+            (Verdict::No { text: "x".into() }, &[1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, b'x']),
+        ];
+        for (verdict, bytes) in golden {
+            assert_eq!(verdict.encode().unwrap(), bytes, "{verdict:?}");
+            assert_eq!(Verdict::decode(bytes), Ok(verdict));
         }
     }
 
