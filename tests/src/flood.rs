@@ -51,15 +51,33 @@ fn attempt(to: SocketAddr, n: usize) -> io::Result<TcpStream> {
 
 /// Nothing, some of a greeting, a greeting and garbage of the length that follows, TLS, HTTP, garbage.
 fn first_words(n: usize) -> Vec<u8> {
-    let greeting = |kind| [b'H', b'K', b'Y', b'K', 0, 1, 0, 1, kind, 3, 0, 0];
+    let greeting = |kind, suites| [b'H', b'K', b'Y', b'K', 1, 0, 1, 0, kind, suites, 0, 0];
     let noise = |bytes| (0..bytes).map(|i| ((n + i) * (n + 7 * i)) as u8).collect::<Vec<_>>();
     match n % 7 {
         0 => Vec::new(),
-        1 => greeting(1)[..5].to_vec(),
-        2 => [&greeting(1)[..], &[96, 0], &noise(96)].concat(),
-        3 => [&greeting(2)[..], &noise(92)].concat(),
+        1 => greeting(1, 3)[..5].to_vec(),
+        2 => [&greeting(1, 3)[..], &[96, 0], &noise(96)].concat(),
+        3 => [&greeting(2, 0)[..], &noise(92)].concat(),
         4 => [&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3][..], &noise(506)].concat(),
         5 => b"GET / HTTP/1.1\r\nHost: osaka\r\n\r\n".to_vec(),
         _ => noise(300),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hikyaku_transport::wire::greeting::{Greeting, Kind};
+
+    use super::first_words;
+
+    /// One of another version is turned away before anything is computed for it.
+    #[test]
+    fn two_of_seven_get_as_far_as_the_handshake_and_the_hello() {
+        let kind = |n: usize| {
+            let greeting = first_words(n).first_chunk().and_then(|bytes| Greeting::decode(bytes).ok());
+            greeting.map(|greeting| greeting.kind)
+        };
+        assert!(matches!(kind(2), Some(Kind::Control { .. })), "{:?}", kind(2));
+        assert_eq!(kind(3), Some(Kind::Lane));
     }
 }

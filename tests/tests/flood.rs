@@ -17,8 +17,10 @@ const FLAGS: [&str; 2] = ["--limit", "128mbit"];
 const MEMORY_MIB: u32 = 96;
 /// Of the daemon's peak, over that of a move undisturbed: 256 connections that wait, and what the allocator keeps.
 const GROWTH_BYTES: u64 = 16 << 20;
-/// Of a move; two cores are shared with the strangers, both daemons and both QEMUs.
-const SLOWER: f64 = 1.5;
+/// Of a move.
+const SLOWER: f64 = 1.1;
+/// Two cores are shared with the strangers, both daemons, both QEMUs, and whatever else the machine does.
+const TRIES: usize = 3;
 const FLOOD_LIMIT: Duration = Duration::from_secs(60);
 
 /// Half of them come from the peer's own host, half from another.
@@ -48,25 +50,33 @@ fn ten_thousand_strangers_do_not_keep_a_guest_from_arriving() {
     rig.migrate_live(&[]);
     rig.turn_around();
 
-    // Its peak as a source is forgotten.
-    rig.restart_destination_daemon();
-    rig.arm();
-    let mut strangers = Vec::new();
-    let (disturbed, _) = rig.migrate_disturbed(&FLAGS, |rig, travel| {
-        travel.wait_phase("copying");
-        strangers = flood(rig);
-    });
-    let made: usize = strangers
-        .into_iter()
-        .map(|flood| flood.wait(FLOOD_LIMIT).expect_code(0).stdout.trim().parse().unwrap_or(0))
-        .sum();
-    let grown_bytes = rig.destination_site().rss_peak_bytes().saturating_sub(usual_bytes);
-    println!(
-        "{undisturbed:.2?} undisturbed, {disturbed:.2?} with {made} strangers; the daemon's peak grew by {} KiB from {} MiB",
-        grown_bytes >> 10,
-        usual_bytes >> 20
-    );
-    assert!(made > ATTEMPTS * 9 / 10, "{made} strangers could connect");
-    assert!(grown_bytes < GROWTH_BYTES, "{grown_bytes}");
-    assert!(disturbed < undisturbed.mul_f64(SLOWER), "{disturbed:?}");
+    for attempt in 1..=TRIES {
+        // Its peak as a source is forgotten.
+        rig.restart_destination_daemon();
+        rig.arm();
+        let mut strangers = Vec::new();
+        let (disturbed, _) = rig.migrate_disturbed(&FLAGS, |rig, travel| {
+            travel.wait_phase("copying");
+            strangers = flood(rig);
+        });
+        let made: usize = strangers
+            .into_iter()
+            .map(|flood| flood.wait(FLOOD_LIMIT).expect_code(0).stdout.trim().parse().unwrap_or(0))
+            .sum();
+        let grown_bytes = rig.destination_site().rss_peak_bytes().saturating_sub(usual_bytes);
+        println!(
+            "{undisturbed:.2?} undisturbed, {disturbed:.2?} with {made} strangers; the daemon's peak grew by {} KiB from {} MiB",
+            grown_bytes >> 10,
+            usual_bytes >> 20
+        );
+        assert!(made > ATTEMPTS * 9 / 10, "{made} strangers could connect");
+        assert!(grown_bytes < GROWTH_BYTES, "{grown_bytes}");
+        if disturbed < undisturbed.mul_f64(SLOWER) {
+            return;
+        }
+        assert!(attempt < TRIES, "{disturbed:.2?} with strangers, {undisturbed:.2?} without");
+        rig.turn_around();
+        rig.migrate_live(&[]);
+        rig.turn_around();
+    }
 }
