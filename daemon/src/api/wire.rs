@@ -55,6 +55,7 @@ pub struct MigrateArguments {
     pub to: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub downtime_ms: Option<u64>,
+    /// Left out: 10 minutes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<u64>,
     #[serde(default)]
@@ -117,9 +118,9 @@ fn given<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<Option<u64>>, 
 #[serde(rename_all = "kebab-case")]
 pub enum OnDeadline {
     /// Stop the guest, however long the rest takes.
-    #[default]
     Force,
     /// Give up; the guest runs on at the source.
+    #[default]
     Abort,
 }
 
@@ -322,6 +323,7 @@ mod tests {
         let request: Request = serde_json::from_str(line).unwrap();
         let Command::Migrate(arguments) = request.command else { panic!("{request:?}") };
         assert_eq!((arguments.policy, arguments.switchover), (Policy::Adaptive, Switchover::Fast));
+        assert_eq!((arguments.deadline_ms, arguments.on_deadline), (None, OnDeadline::Abort));
         assert_eq!(request.id, Some(Value::from(1)));
         let list: Request = serde_json::from_str(r#"{"execute": "list"}"#).unwrap();
         assert!(matches!(list.command, Command::List));

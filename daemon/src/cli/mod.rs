@@ -77,11 +77,11 @@ enum Verb {
         /// The stop aimed at. Default: 300ms.
         #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
         downtime: Option<Duration>,
-        /// When the guest has to be stopped at the latest.
+        /// How long the guest may be copied before --on-deadline decides. Default: 10min.
         #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
         deadline: Option<Duration>,
-        /// What to do at the deadline.
-        #[arg(long, value_enum, default_value = "force", requires = "deadline")]
+        /// What to do at the deadline; while the link is out, when it is back.
+        #[arg(long, value_enum, default_value = "abort")]
         on_deadline: OnDeadline,
         /// Who decides when to stop the guest.
         #[arg(long, value_enum, default_value = "adaptive")]
