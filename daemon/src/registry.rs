@@ -193,6 +193,12 @@ impl Entry {
         lock(&self.state).peer = Some(peer.to_owned());
     }
 
+    /// How long the guest would stand if it were stopped now, as far as that is known.
+    pub fn predicted_stop(&self) -> Option<Duration> {
+        let ms = lock(&self.state).numbers.predicted_stop_ms;
+        (ms > 0).then(|| Duration::from_millis(ms))
+    }
+
     pub fn set_numbers(&self, numbers: Numbers) {
         lock(&self.state).numbers = numbers;
         self.publish(EventKind::Progress);

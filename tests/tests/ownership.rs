@@ -34,6 +34,11 @@ fn plan(link: &'static str, qemu: &QemuBinary) -> Plan {
     Plan::new(link, qemu).memory_mib(64).kind(GuestKind::bare("oltp@1"))
 }
 
+/// It dirties three times what the link carries.
+fn never_converging(qemu: &QemuBinary) -> Plan {
+    Plan::new("cloudnet", qemu).memory_mib(64).kind(GuestKind::bare("noise@36"))
+}
+
 /// Silence is noticed soon: the tests cut links on purpose.
 fn impatient(settings: &mut Settings) {
     settings.more = "[link]\ndead_after = \"3s\"\nconnect_timeout = \"3s\"\n".to_owned();
@@ -176,14 +181,44 @@ fn a_source_daemon_that_is_told_to_end_gives_the_guest_back() {
 #[test]
 fn a_move_that_does_not_converge_aborts_at_its_deadline() {
     let Some(qemu) = need("QEMU", machine::qemu()) else { return };
-    // Three times what the link carries.
-    let plan = Plan::new("cloudnet", &qemu).memory_mib(64).kind(GuestKind::bare("noise@36"));
-    let mut rig = Rig::new(plan);
+    let mut rig = Rig::new(never_converging(&qemu));
     rig.arm();
     let begun = Instant::now();
     let command = rig.migrate_beside(&["--deadline", "3s", "--on-deadline", "abort"]);
     ends(command, NOT_CONVERGED, "runs-at-source");
     assert!(begun.elapsed() >= Duration::from_secs(3), "it gave up after {:?}", begun.elapsed());
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+}
+
+/// Relayed raw, nobody but QEMU knows what is left; and what is left says nothing to Xen's policy.
+#[test]
+fn the_deadline_holds_whoever_decides() {
+    let Some(qemu) = need("QEMU", machine::qemu()) else { return };
+    for flags in [&["--raw"][..], &["--policy", "xen-3"]] {
+        let mut rig = Rig::new(never_converging(&qemu));
+        rig.arm();
+        let deadline = ["--deadline", "3s", "--on-deadline", "abort"];
+        let command = rig.migrate_beside(&[flags, &deadline].concat());
+        ends(command, NOT_CONVERGED, "runs-at-source");
+        assert_eq!(rig.settles(SETTLE), Side::Source);
+    }
+}
+
+#[test]
+fn a_deadline_that_passes_while_the_link_is_out_is_acted_on_when_it_is_back() {
+    let Some(qemu) = need("QEMU", machine::qemu()) else { return };
+    let mut rig = Rig::with(never_converging(&qemu), impatient);
+    rig.arm();
+    let begun = Instant::now();
+    let command = rig.migrate_beside(&["--deadline", "8s", "--on-deadline", "abort"]);
+    command.wait_acked(SOME_PAGES_BYTES);
+    rig.network().set_outage(true);
+    command.wait_phase("link-lost");
+    std::thread::sleep(Duration::from_secs(10).saturating_sub(begun.elapsed()));
+    let status = rig.source_site().hikyaku(["status", rig.guest_name()], COMMAND).expect_code(0);
+    assert!(status.stdout.contains("link lost"), "{status}");
+    rig.network().set_outage(false);
+    ends(command, NOT_CONVERGED, "runs-at-source");
     assert_eq!(rig.settles(SETTLE), Side::Source);
 }
 

@@ -4,6 +4,7 @@ use super::gate::{Gate, GateConfig, Look, Step};
 use super::guest::Hold;
 use super::pump::{FromPump, ToPump};
 use super::{Migration, SourceError, options};
+use crate::api::wire::OnDeadline;
 use hikyaku_engine::{PAGE_BYTES, SyncInfo};
 use std::time::Duration;
 
@@ -79,7 +80,10 @@ impl Migration {
                 let dirty_pages = Some(remaining_bytes / PAGE_BYTES as u64);
                 self.inbox.push(ToPump::Sync(SyncInfo { count: Some(sync_count), dirty_pages }));
             }
-            wanted |= self.raw && self.down.is_none() && self.fits_now(sync_count, remaining_bytes);
+            if self.down.is_none() {
+                wanted |= self.raw && self.fits_now(sync_count, remaining_bytes);
+                wanted |= self.is_late(remaining_bytes)?;
+            }
             if used_up {
                 let goodput_bytes_per_s = self.session.stats().goodput_bytes_per_s.unwrap_or(0);
                 let look =
@@ -99,15 +103,42 @@ impl Migration {
 
     /// In raw relay the engine sees no pages; QEMU's own count of what is left has to do.
     fn fits_now(&self, syncs: u64, remaining_bytes: u64) -> bool {
-        let stats = self.session.stats();
-        let goodput = stats.goodput_bytes_per_s.unwrap_or(0) as f64;
+        // Confirmed before it is let go: one and a half round trips, of which the last half carries the pages.
+        let round_trip = self.round_trip();
+        let left = options::downtime(&self.arguments).saturating_sub(round_trip).max(round_trip / 2);
+        syncs >= 2 && self.raw_transfer(remaining_bytes).is_some_and(|transfer| transfer <= left)
+    }
+
+    /// How long what is left of a raw stream takes. None: nothing is known of the link yet.
+    fn raw_transfer(&self, remaining_bytes: u64) -> Option<Duration> {
+        let goodput = self.session.stats().goodput_bytes_per_s.filter(|goodput| *goodput > 0)?;
         let waiting =
             options::RAW_STAGING_BYTES + self.session.unsent_bytes() + self.session.in_flight_bytes();
-        // Confirmed before it is let go: one and a half round trips, of which the last half carries the pages.
-        let round_trip = stats.rtt.unwrap_or_default().as_secs_f64();
-        let left = (options::downtime(&self.arguments).as_secs_f64() - round_trip).max(round_trip / 2.0);
-        let late =
-            self.arguments.deadline_ms.is_some_and(|ms| self.begun.elapsed() > Duration::from_millis(ms));
-        syncs >= 2 && ((remaining_bytes + waiting) as f64 <= goodput * left || late)
+        Duration::try_from_secs_f64(remaining_bytes.saturating_add(waiting) as f64 / goodput as f64).ok()
+    }
+
+    fn round_trip(&self) -> Duration {
+        self.session.stats().rtt.unwrap_or_default()
+    }
+
+    /// True: the deadline has come, and the guest is to be stopped however long that takes. `Err`: it is to stay.
+    fn is_late(&self, remaining_bytes: u64) -> Result<bool, SourceError> {
+        let deadline = options::deadline(&self.arguments);
+        if self.begun.elapsed() < deadline {
+            return Ok(false);
+        }
+        match self.arguments.on_deadline {
+            OnDeadline::Force => Ok(true),
+            OnDeadline::Abort => Err(SourceError::NotConverged {
+                deadline,
+                stop: match self.raw {
+                    true => self
+                        .raw_transfer(remaining_bytes)
+                        .map(|transfer| transfer.saturating_add(self.round_trip())),
+                    false => self.entry.predicted_stop(),
+                },
+                downtime: options::downtime(&self.arguments),
+            }),
+        }
     }
 }

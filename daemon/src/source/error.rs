@@ -39,8 +39,13 @@ pub enum SourceError {
     Pump(#[from] PumpError),
     #[error("no resources for the migration: {0}")]
     Resources(std::io::Error),
+    #[error(
+        "not converging: after {} s stopping the guest would still take {}, {} ms are aimed at",
+        .deadline.as_secs_f32(), told(.stop), .downtime.as_millis()
+    )]
+    NotConverged { deadline: Duration, stop: Option<Duration>, downtime: Duration },
     #[error("{0}")]
-    NotConverged(AbortReason),
+    Engine(AbortReason),
     #[error("the destination sent {0}, which is not its to send now")]
     Unexpected(&'static str),
     #[error("the destination sends more messages than make sense")]
@@ -107,9 +112,10 @@ impl SourceError {
                     _ => (Ending::Failed, ""),
                 }
             }
-            SourceError::NotConverged(AbortReason::NotConverging { .. }) => {
-                (Ending::NotConverged, "Allow a longer stop (--downtime), or force it (--on-deadline force)")
-            }
+            SourceError::NotConverged { .. } => (
+                Ending::NotConverged,
+                "Allow a longer stop (--downtime) or more time (--deadline), or force it (--on-deadline force)",
+            ),
             SourceError::Cancelled => (Ending::Cancelled, ""),
             SourceError::Protocol(_) => (Ending::Incompatible, "Update the older daemon"),
             SourceError::Lost(_) | SourceError::LostWhileStopped(_) => (
@@ -121,4 +127,9 @@ impl SourceError {
         };
         Outcome::new(ending, guest, self.to_string()).advise(advice)
     }
+}
+
+/// A stop that was foretold, or not.
+fn told(stop: &Option<Duration>) -> String {
+    stop.map_or_else(|| "an unknown time".into(), |stop| format!("{} ms", stop.as_millis()))
 }

@@ -396,7 +396,7 @@ impl Migration {
                 self.ram_ended = true;
                 Ok(None)
             }
-            Some(FromPump::Abort(reason)) => Err(SourceError::NotConverged(reason)),
+            Some(FromPump::Abort(reason)) => Err(SourceError::Engine(reason)),
             Some(FromPump::WentRaw(why)) => {
                 tracing::warn!(id = %self.entry.id.short(), %why, "the rest of the stream is relayed as it is");
                 self.raw = true;

@@ -5,12 +5,17 @@ use crate::api::wire::{self, MigrateArguments};
 use crate::config::Config;
 use crate::workers::Workers;
 use hikyaku_engine::precopy::{Adaptive, AdaptiveConfig, Xen3, Xen3Config};
-use hikyaku_engine::{Delta, HoldBack, OnDeadline, Policy, Source, SourceConfig};
+use hikyaku_engine::{Delta, HoldBack, Policy, Source, SourceConfig};
 use std::time::Duration;
 
 /// The stop that is aimed at.
 pub fn downtime(arguments: &MigrateArguments) -> Duration {
     arguments.downtime_ms.map_or(AdaptiveConfig::default().downtime_target, Duration::from_millis)
+}
+
+/// When it has to be decided. It is the controller's, not the policy's: it holds whoever decides, and not while the link is down.
+pub fn deadline(arguments: &MigrateArguments) -> Duration {
+    arguments.deadline_ms.map_or(AdaptiveConfig::default().deadline, Duration::from_millis)
 }
 
 /// In raw relay nothing is ever superseded: more would only hide from QEMU how slow the link is.
@@ -38,18 +43,11 @@ pub fn engine(config: &Config, workers: &Workers, arguments: &MigrateArguments, 
 
 fn policy(arguments: &MigrateArguments) -> Box<dyn Policy> {
     match arguments.policy {
-        wire::Policy::Adaptive => {
-            let default = AdaptiveConfig::default();
-            Box::new(Adaptive::new(AdaptiveConfig {
-                downtime_target: downtime(arguments),
-                deadline: arguments.deadline_ms.map_or(default.deadline, Duration::from_millis),
-                on_deadline: match arguments.on_deadline {
-                    wire::OnDeadline::Force => OnDeadline::Force,
-                    wire::OnDeadline::Abort => OnDeadline::Abort,
-                },
-                ..default
-            }))
-        }
+        wire::Policy::Adaptive => Box::new(Adaptive::new(AdaptiveConfig {
+            downtime_target: downtime(arguments),
+            deadline: Duration::MAX,
+            ..AdaptiveConfig::default()
+        })),
         wire::Policy::Xen3 => Box::new(Xen3::new(Xen3Config::default())),
     }
 }

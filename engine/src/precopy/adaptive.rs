@@ -24,7 +24,7 @@ use crate::types::Time;
 pub struct AdaptiveConfig {
     /// The stop the user asked for. Default 300 ms, as QEMU's.
     pub downtime_target: Duration,
-    /// From the start until [`AdaptiveConfig::on_deadline`]. Default 10 min.
+    /// From the start until [`AdaptiveConfig::on_deadline`]. Default 10 min; [`Duration::MAX`] for a caller that has its own.
     pub deadline: Duration,
     /// Default [`OnDeadline::Abort`]: the guest stays where it runs.
     pub on_deadline: OnDeadline,
