@@ -89,8 +89,8 @@ pub fn while_working(bond: &Bond, config: &Sockets) -> bool {
 }
 
 /// Lanes that go by rate look for the shortest round trip anew when they have not seen it for ten seconds: for 200 ms and a round trip
-/// or two they have next to nothing under way. Those that do not just now will not for ten seconds. True: some do.
-pub fn put_off_looks(bond: &Bond) -> bool {
+/// or two they have next to nothing under way. Those that do not just now will not for ten seconds.
+pub fn put_off_looks(bond: &Bond) -> Looks {
     let lanes = bond.lane_stats();
     let others = lanes.iter().filter(|lane| lane.may_put_off());
     let others: Vec<_> = others.map(|lane| (lane.lane, lane.epoch)).collect();
@@ -98,7 +98,16 @@ pub fn put_off_looks(bond: &Bond) -> bool {
     sockets.retain(|(lane, epoch, _)| others.contains(&(*lane, *epoch)));
     let sockets: Vec<_> = sockets.into_iter().map(|(_, _, socket)| socket).collect();
     bond.tuning.renew(&sockets, SLOW_START[1]);
-    lanes.iter().any(LaneStats::looks)
+    Looks { some: lanes.iter().any(LaneStats::looks), put_off: !sockets.is_empty() }
+}
+
+/// What lanes do about the shortest round trip.
+#[derive(Default)]
+pub struct Looks {
+    /// Some look for it.
+    pub some: bool,
+    /// Some put it off, and begin anew: with the window that they had, and by sending twice what arrives.
+    pub put_off: bool,
 }
 
 /// Whether some still do.
