@@ -2,7 +2,7 @@
 //!
 //! Of a message its ephemeral key is kept, and only if the message opened under the key of a peer that may open links: so
 //! nobody else can push it out again. Bounded; who has recorded more handshakes than are kept here costs the responder
-//! one answer for each, and holds the place of one connection.
+//! one answer for each, and holds one of the places that the key has for its connections (`gate.rs`).
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
