@@ -1,6 +1,6 @@
 //! The test guest under a real QEMU: it boots, keeps time, does what its load says, and notices damage.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -40,7 +40,13 @@ fn kvm_is_here() -> bool {
         }
         Kvm::Refused(error) => {
             assert_ne!(std::env::var("HIKYAKU_TESTS").as_deref(), Ok("all"), "/dev/kvm: {error}");
-            eprintln!("skipped: needs the right to use /dev/kvm ({error})");
+            let test = std::thread::current().name().unwrap_or("a test").to_owned();
+            eprintln!("skipped: {test} needs the right to use /dev/kvm ({error})");
+            if let Some(log) = std::env::var_os("HIKYAKU_SKIP_LOG") {
+                let mut log =
+                    std::fs::OpenOptions::new().append(true).create(true).open(log).expect("a log of skips");
+                writeln!(log, "{test}: needs the right to use /dev/kvm").expect("a log of skips");
+            }
             false
         }
     }
