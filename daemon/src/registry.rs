@@ -199,6 +199,10 @@ impl Entry {
         (ms > 0).then(|| Duration::from_millis(ms))
     }
 
+    pub fn staged_bytes(&self) -> u64 {
+        lock(&self.state).numbers.staged_bytes
+    }
+
     pub fn set_numbers(&self, numbers: Numbers) {
         lock(&self.state).numbers = numbers;
         self.publish(EventKind::Progress);

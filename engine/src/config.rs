@@ -10,6 +10,9 @@ pub struct SourceConfig {
     /// Memory for page contents and stream bytes that were taken in and not yet sent, in bytes, overhead
     /// included. Default 256 MiB: the working set of most guests fits, so that it is superseded and not sent.
     pub staging_bytes: usize,
+    /// The same once raw relay has begun, if it is less. Default 8 MiB: nothing is superseded there, and more would only hide from
+    /// who writes the stream how slow the link is.
+    pub raw_staging_bytes: usize,
     /// Page buffers kept for reuse when staging shrinks, in bytes. Default 8 MiB: a few windows' worth, so that
     /// the steady state allocates nothing; the rest goes back to the allocator.
     pub pool_bytes: usize,
@@ -54,6 +57,7 @@ impl Default for SourceConfig {
         SourceConfig {
             max_pages: 1 << 28,
             staging_bytes: 256 << 20,
+            raw_staging_bytes: 8 << 20,
             pool_bytes: 8 << 20,
             chunk_bytes: 128 << 10,
             chunk_zero_runs: 4096,

@@ -5,7 +5,7 @@ use super::guest::Hold;
 use super::pump::{FromPump, ToPump};
 use super::{Migration, SourceError, options};
 use crate::api::wire::OnDeadline;
-use hikyaku_engine::{PAGE_BYTES, SyncInfo};
+use hikyaku_engine::{PAGE_BYTES, SourceConfig, SyncInfo};
 use std::time::Duration;
 
 /// Between two looks at `query-migrate`: a pass is seen this late at most.
@@ -112,8 +112,8 @@ impl Migration {
     /// How long what is left of a raw stream takes. None: nothing is known of the link yet.
     fn raw_transfer(&self, remaining_bytes: u64) -> Option<Duration> {
         let goodput = self.session.stats().goodput_bytes_per_s.filter(|goodput| *goodput > 0)?;
-        let waiting =
-            options::RAW_STAGING_BYTES + self.session.unsent_bytes() + self.session.in_flight_bytes();
+        let under_way = self.session.unsent_bytes() + self.session.in_flight_bytes();
+        let waiting = raw_waiting(self.entry.staged_bytes()).saturating_add(under_way);
         Duration::try_from_secs_f64(remaining_bytes.saturating_add(waiting) as f64 / goodput as f64).ok()
     }
 
@@ -140,5 +140,21 @@ impl Migration {
                 downtime: options::downtime(&self.arguments),
             }),
         }
+    }
+}
+
+/// What may wait here of a stream that is relayed raw: pages from before it went raw, or, when they are few, as much of it as is taken in.
+fn raw_waiting(staged_bytes: u64) -> u64 {
+    staged_bytes.max(SourceConfig::default().raw_staging_bytes as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_that_were_staged_before_the_stream_went_raw_go_first() {
+        assert_eq!(raw_waiting(0), 8 << 20);
+        assert_eq!(raw_waiting(200 << 20), 200 << 20);
     }
 }

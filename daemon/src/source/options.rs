@@ -18,17 +18,13 @@ pub fn deadline(arguments: &MigrateArguments) -> Duration {
     arguments.deadline_ms.map_or(AdaptiveConfig::default().deadline, Duration::from_millis)
 }
 
-/// In raw relay nothing is ever superseded: more would only hide from QEMU how slow the link is.
-pub const RAW_STAGING_BYTES: u64 = 8 << 20;
-
 pub fn engine(config: &Config, workers: &Workers, arguments: &MigrateArguments, hold: Hold) -> Source {
     let delta = match arguments.delta {
         wire::Delta::Off => Delta::Off,
         wire::Delta::Always => Delta::Always { base_budget_bytes: config.memory.bases as usize },
     };
-    let staging_bytes = if arguments.raw { RAW_STAGING_BYTES } else { config.memory.staging };
     let source = SourceConfig {
-        staging_bytes: staging_bytes as usize,
+        staging_bytes: config.memory.staging as usize,
         encode_jobs: 2 * workers.count(),
         delta,
         hold_back: match hold {

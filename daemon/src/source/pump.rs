@@ -413,6 +413,9 @@ impl Running {
             let told = self.pump.intake.take_told();
             let went_raw = told.went_raw.is_some();
             if let Some(why) = told.went_raw {
+                // What is staged by now goes first, and counts from the first look on.
+                self.report_at = Instant::now();
+                self.report();
                 self.tell(FromPump::WentRaw(why));
             }
             if told.ram_ended {

@@ -84,6 +84,7 @@ impl Source {
     /// Bytes staging may hold now.
     pub(super) fn staging_budget(&self) -> usize {
         let wanted = self.policy.staging_bytes(self.config.staging_bytes);
+        let wanted = if self.raw.begun() { wanted.min(self.config.raw_staging_bytes) } else { wanted };
         match self.config.hold_back {
             HoldBack::Rate(time) if self.phase == Phase::Live => {
                 let goodput = u128::from(self.window.link.goodput_bytes_per_s);

@@ -421,6 +421,16 @@ fn raw_relay_is_carried_in_order_after_everything_before() {
     assert_eq!(Some(receiver.applied_through()), source.last_seq());
 }
 
+/// Nothing of it is ever superseded: more would only hide how slow the link is.
+#[test]
+fn a_stream_that_goes_raw_may_wait_in_little_memory_whatever_pages_had() {
+    let mut source = source(SourceConfig::default());
+    source.page(Time(0), PageId(3), &[3; PAGE_BYTES]);
+    assert!(source.intake_room() > 200 << 20);
+    source.raw(b"not understood");
+    assert!(source.intake_room() < 8 << 20, "{} bytes", source.intake_room());
+}
+
 #[test]
 fn intake_in_the_wrong_order_ends_in_an_error_and_not_in_wrong_memory() {
     let first_abort = |source: &mut Source| {
