@@ -12,7 +12,7 @@ use crate::registry::Registry;
 use crate::source;
 use crate::units::LIMIT_BYTES_PER_S_MIN;
 use crate::workers::Workers;
-use hikyaku_transport::{Acceptor, Incoming, Lost, Node, PeerName, RxEvents};
+use hikyaku_transport::{Acceptor, Incoming, Link, LinkError, Lost, Node, PeerName, RxEvents};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -43,6 +43,13 @@ impl Daemon {
             armed: RefCell::default(),
             receiving: RefCell::default(),
         })
+    }
+
+    /// The link to a peer, under the limit that the configuration gives it: one that was made anew knows none.
+    pub async fn link_to(&self, peer: &str) -> Result<Link, LinkError> {
+        let link = self.node.link(&PeerName::from(peer)).await?;
+        link.set_limit(self.config.peer(peer).and_then(|peer| peer.limit_bytes_per_s));
+        Ok(link)
     }
 
     /// Begins to move a guest. `Err`: nothing was begun.

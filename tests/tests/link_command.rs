@@ -25,6 +25,17 @@ fn mbit(report: &Value) -> f64 {
 }
 
 #[test]
+fn a_link_that_is_made_to_be_measured_keeps_the_peers_limit() {
+    let Some(qemu) = need("QEMU", machine::qemu()) else { return };
+    let rig = Rig::with(Plan::new(LINK, &qemu), |settings| settings.more = "limit = \"20mbit\"\n".to_owned());
+    let (idle, _) = report(&rig);
+    let [padding_bytes, took_ms] =
+        ["padding_bytes", "took_ms"].map(|figure| idle["warmed"][figure].as_f64().expect("a figure"));
+    let mbit = padding_bytes * 8e-3 / took_ms;
+    assert!((5.0..22.0).contains(&mbit), "{mbit} Mbit/s: {idle}");
+}
+
+#[test]
 fn it_says_what_the_path_is_and_what_limits_it() {
     let Some(qemu) = need("QEMU", machine::qemu()) else { return };
     let mut rig = Rig::new(Plan::new(LINK, &qemu).kind(GuestKind::bare("noise@1")));

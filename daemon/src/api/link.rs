@@ -3,7 +3,7 @@
 use crate::daemon::Daemon;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::source::SourceError;
-use hikyaku_transport::{Io, LaneStats, Link, LinkError, PeerName, Probe, what_limits};
+use hikyaku_transport::{Io, LaneStats, Link, LinkError, Probe, what_limits};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -63,12 +63,11 @@ pub struct LaneReport {
 /// Opens the link if it is not. One that is idle is warmed; one that works is watched, and not disturbed.
 pub async fn report(daemon: &Daemon, arguments: LinkArguments) -> Result<LinkReport, Outcome> {
     let untouched = |error: LinkError| SourceError::from(error).outcome(Whereabouts::Untouched);
-    let name = PeerName::from(arguments.peer.as_str());
     if daemon.config.peer(&arguments.peer).is_none() {
-        let desc = format!("no peer \"{name}\" in the configuration");
+        let desc = format!("no peer \"{}\" in the configuration", arguments.peer);
         return Err(Outcome::new(Ending::Usage, Whereabouts::Untouched, desc));
     }
-    let link = daemon.node.link(&name).await.map_err(untouched)?;
+    let link = daemon.link_to(&arguments.peer).await.map_err(untouched)?;
     let probe = link.warm_up().await.map_err(untouched)?;
     let mut report = LinkReport {
         peer: arguments.peer,

@@ -55,7 +55,7 @@ pub fn outcome(guest: &str, peer: &str, why: &str) -> Outcome {
 }
 
 async fn ask_once(daemon: &Daemon, record: &Record) -> Result<Answer, String> {
-    let link = daemon.node.link(&PeerName::from(record.peer.as_str())).await.map_err(|e| e.to_string())?;
+    let link = daemon.link_to(&record.peer).await.map_err(|e| e.to_string())?;
     let question =
         Hello::Ask(Ask { protocol: PROTOCOL, migration: record.id, incarnation: record.peer_incarnation });
     let hello = protocol::encode(&question).map_err(|e| e.to_string())?;

@@ -41,7 +41,7 @@ use crate::records::{self, Record};
 use crate::registry::Entry;
 use events::PeerEvents;
 use guest::{Hold, SourceGuest};
-use hikyaku_transport::{Ebb, Lost, PeerName, SessionId, TxSession};
+use hikyaku_transport::{Ebb, Lost, SessionId, TxSession};
 use intake::Intake;
 use pump::{FromPump, Pump, ToPump};
 use std::rc::Rc;
@@ -107,9 +107,7 @@ impl Migration {
             let guest = SourceGuest::connect(&arguments.qmp, config.guest.qmp_timeout)
                 .await
                 .map_err(SourceError::Qmp)?;
-            let link = daemon.node.link(&PeerName::from(arguments.to.as_str())).await?;
-            // A link that was made anew knows no limit yet.
-            link.set_limit(config.peer(&arguments.to).and_then(|peer| peer.limit_bytes_per_s));
+            let link = daemon.link_to(&arguments.to).await?;
             let inbox = Arc::new(Inbox::new().map_err(SourceError::Resources)?);
             let (events, mailbox) = PeerEvents::new(inbox.clone());
             let hello = Hello::Migrate(Migrate {
