@@ -83,7 +83,7 @@ pub use limit::{Limit, Reading, what_limits};
 pub use names::{Epoch, LaneId, PeerName, SessionId};
 pub use node::{Link, Node};
 pub use schedule::Priority;
-pub use session::{Chunk, LinkStats, Payload, RxSession, TxSession};
+pub use session::{Chunk, LinkStats, Payload, RxSession, Share, TxSession};
 pub use suite::Suite;
 pub use sys::{keep_freed_buffers, release_freed_buffers};
 pub use warm::Probe;

@@ -34,7 +34,7 @@ use crate::names::{PeerName, SessionId};
 use crate::queue::TxQueue;
 use crate::resume::Lists;
 use crate::rx_session::RxAccount;
-use crate::session::{LinkStats, TxSession};
+use crate::session::{LinkStats, Share, TxSession};
 use crate::tend::Wish;
 use crate::voice::Voice;
 use crate::wire::control::{Message, Started};
@@ -360,6 +360,8 @@ impl LinkCore {
         id: SessionId,
         hello: Vec<u8>,
         events: Arc<dyn TxEvents>,
+        share: Share,
+        warm_up: bool,
     ) -> Result<(TxSession, Vec<u8>), OpenError> {
         let limit = self.agreed.message_bytes_max as usize;
         if hello.len() > limit {
@@ -376,13 +378,15 @@ impl LinkCore {
         lock(&self.opening).insert(wire, answer);
         let mut undo = Opening { link: self, wire, undecided: true };
         self.queue.add_session(wire, events);
+        self.queue.set_limit(wire, share.limit_bytes_per_s, Instant::now());
+        self.queue.set_priority(wire, share.priority);
         let Some(bond) = self.bond() else {
             undo.undecided = false;
             lock(&self.opening).remove(&wire);
             self.queue.remove_session(wire);
             return Err(self.why_down().unwrap_or(Lost::Stopped).into());
         };
-        if self.warm_up {
+        if warm_up && self.warm_up {
             self.wish.opening();
         } else {
             self.wish.stir();

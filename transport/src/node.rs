@@ -27,7 +27,7 @@ use crate::link::LinkCore;
 use crate::listen;
 use crate::names::{PeerName, SessionId};
 use crate::noise::Responder;
-use crate::session::{LinkStats, TxSession};
+use crate::session::{Deaf, LinkStats, Share, TxSession};
 use crate::socket::set_dscp;
 use crate::suite::{Suite, SuiteSet};
 use crate::throttle::HostLimit;
@@ -301,7 +301,27 @@ impl Link {
         hello: Vec<u8>,
         events: Arc<dyn TxEvents>,
     ) -> Result<(TxSession, Vec<u8>), OpenError> {
-        self.0.open(id, hello, events).await
+        self.open_sharing(id, hello, events, Share::default()).await
+    }
+
+    /// The same. What it says of sharing the link holds before the first byte that is sent for this session, padding included.
+    pub async fn open_sharing(
+        &self,
+        id: SessionId,
+        hello: Vec<u8>,
+        events: Arc<dyn TxEvents>,
+        share: Share,
+    ) -> Result<(TxSession, Vec<u8>), OpenError> {
+        self.0.open(id, hello, events, share, true).await
+    }
+
+    /// Opens a session for its answer alone, and closes it. The link is not warmed for it.
+    pub async fn ask(&self, id: SessionId, hello: Vec<u8>) -> Result<Vec<u8>, OpenError> {
+        // Where each of the others has a limit, padding stays under theirs.
+        let share = Share { limit_bytes_per_s: Some(0), ..Share::default() };
+        let (session, answer) = self.0.open(id, hello, Arc::new(Deaf), share, false).await?;
+        session.close(0, "answered");
+        Ok(answer)
     }
 
     /// What all sessions of this link send together at most, bytes per second on the wire, from now on. A new link has

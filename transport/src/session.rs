@@ -12,6 +12,15 @@ use crate::names::SessionId;
 use crate::rx_session::RxAccount;
 use crate::schedule::Priority;
 
+/// How a session shares the link from its beginning.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Share {
+    /// See [`TxSession::set_limit`].
+    pub limit_bytes_per_s: Option<u64>,
+    /// See [`TxSession::set_priority`].
+    pub priority: Priority,
+}
+
 /// Bytes of a chunk, shared and immutable. Cheap to clone.
 #[derive(Clone)]
 pub struct Payload(Arc<dyn AsRef<[u8]> + Send + Sync>);
@@ -269,11 +278,9 @@ impl Drop for RxHandle {
     }
 }
 
-/// Events for tests that look elsewhere.
-#[cfg(test)]
+/// For whom no events are.
 pub(crate) struct Deaf;
 
-#[cfg(test)]
 impl crate::TxEvents for Deaf {
     fn acked(&self, _: u64, _: &[(u64, u64)]) {}
     fn room(&self) {}

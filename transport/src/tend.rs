@@ -89,6 +89,11 @@ impl Wish {
         std::mem::take(&mut *lock(&self.asked))
     }
 
+    #[cfg(test)]
+    pub fn is_asked(&self) -> bool {
+        *lock(&self.asked) != Asked::Nothing
+    }
+
     fn answer(&self, probe: Probe) {
         self.done.send_modify(|(number, found)| {
             *number += 1;
@@ -106,14 +111,18 @@ pub async fn run(bond: Arc<Bond>, sockets: Sockets) {
     let mut lead: Option<Lead> = None;
     let mut hold: Option<Hold> = None;
     link.queue.set_pace(None);
+    // Somebody waits for what the warm-up finds.
+    let mut awaited = false;
     loop {
         let works = link.queue.has_work();
         let asked = link.wish.take();
         let pause = if asked != Asked::Nothing || warmth.is_under_way() {
             let lanes = bond.lane_stats();
             let (padding_bytes, chunks_queued) = link.queue.padded();
-            let sight = Sight { at: Instant::now(), lanes: &lanes, padding_bytes, chunks_queued };
             let in_any_case = asked == Asked::InAnyCase;
+            awaited |= in_any_case;
+            let wanted = awaited || link.has_sessions();
+            let sight = Sight { at: Instant::now(), lanes: &lanes, padding_bytes, chunks_queued, wanted };
             let rtt = link.stats().rtt.unwrap_or_default();
             let cold_after = if hold.is_some() { BY_RATE_COLD_AFTER } else { COLD_AFTER + rtt };
             let is_warm = works || warm_at.is_some_and(|at| at.elapsed() < cold_after);
@@ -124,7 +133,7 @@ pub async fn run(bond: Arc<Bond>, sockets: Sockets) {
             if !warmth.is_under_way()
                 && (in_use || is_warm && !in_any_case || !warmth.begin(sight, in_any_case))
             {
-                if in_any_case {
+                if std::mem::take(&mut awaited) {
                     link.wish.answer(rough(&link));
                 }
                 continue;
@@ -141,8 +150,9 @@ pub async fn run(bond: Arc<Bond>, sockets: Sockets) {
                 }
                 Step::Done(probe) => {
                     link.queue.allow_padding(0, chunks_queued);
+                    awaited = false;
                     tracing::debug!(peer = %link.peer, ?probe, "link warmed up");
-                    warm_at = Some(Instant::now());
+                    warm_at = wanted.then(Instant::now);
                     // What was found under a limit says nothing of the path, and the limit may go.
                     let limited = link.queue.limit().is_some();
                     if while_working(&bond, &sockets) {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!            a session is asked for                its first chunk is queued (padding has given way at once);
-//!  Resting ─────────────────────────▶ Warming ───  or the windows fill the path; or nothing grows; or a queue builds ──▶ Resting
+//!  Resting ─────────────────────────▶ Warming ───  or the windows fill the path; or nothing grows; or a queue builds; or nobody wants it any more ──▶ Resting
 //! ```
 //! While it warms, lanes that have nothing else send padding, so that TCP's windows grow before the first page needs them.
 //! How much: until the windows, when all that is under way has been acknowledged, hold [`FILL`] × bandwidth × round trip. In
@@ -76,6 +76,8 @@ pub struct Sight<'a> {
     pub padding_bytes: u64,
     /// Chunks that were ever queued on this link.
     pub chunks_queued: u64,
+    /// Somebody still asks for it.
+    pub wanted: bool,
 }
 
 #[derive(Default)]
@@ -206,7 +208,8 @@ impl Warmth {
             round.last_until = Some(sight.at + length);
             round.filled = filled || queued.is_some();
         }
-        let over = sight.chunks_queued != round.chunks_before
+        let over = !sight.wanted
+            || sight.chunks_queued != round.chunks_before
             || sight.lanes.is_empty()
             || round.last_until.is_some_and(|until| until <= sight.at);
         if over {
@@ -279,7 +282,8 @@ mod tests {
         }
 
         fn sight(&self) -> Sight<'_> {
-            Sight { at: self.now, lanes: &self.lanes, padding_bytes: self.sent, chunks_queued: self.chunks }
+            let (padding_bytes, chunks_queued) = (self.sent, self.chunks);
+            Sight { at: self.now, lanes: &self.lanes, padding_bytes, chunks_queued, wanted: true }
         }
 
         /// Passes `time` with so much padding allowed: a window per round trip is sent, and doubles what was acknowledged.
@@ -373,10 +377,21 @@ mod tests {
     fn a_short_path_is_warmed_only_when_it_must_be() {
         let mut lanes = vec![some_lane(0)];
         lanes[0].min_rtt = MS;
-        let sight = Sight { at: Instant::now(), lanes: &lanes, padding_bytes: 0, chunks_queued: 0 };
+        let sight =
+            Sight { at: Instant::now(), lanes: &lanes, padding_bytes: 0, chunks_queued: 0, wanted: true };
         let mut warmth = Warmth::default();
         assert!(!warmth.begin(sight, false));
         assert!(warmth.begin(sight, true));
+    }
+
+    #[test]
+    fn it_ends_when_nobody_wants_it_any_more() {
+        let path = Path::new(125e6);
+        let mut warmth = Warmth::default();
+        assert!(warmth.begin(path.sight(), false));
+        assert!(matches!(warmth.step(path.sight()), Step::Pad { .. }));
+        assert!(matches!(warmth.step(Sight { wanted: false, ..path.sight() }), Step::Done(_)));
+        assert!(!warmth.is_under_way());
     }
 
     #[test]

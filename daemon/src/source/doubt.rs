@@ -13,8 +13,7 @@ use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::protocol::{self, Answer, Ask, Hello, PROTOCOL, Verdict};
 use crate::records::Record;
 use crate::registry::Entry;
-use hikyaku_transport::{Lost, PeerName, SessionId, TxEvents};
-use std::sync::Arc;
+use hikyaku_transport::SessionId;
 use std::time::Duration;
 
 /// Between two questions, at first and at most.
@@ -59,19 +58,6 @@ async fn ask_once(daemon: &Daemon, record: &Record) -> Result<Answer, String> {
     let question =
         Hello::Ask(Ask { protocol: PROTOCOL, migration: record.id, incarnation: record.peer_incarnation });
     let hello = protocol::encode(&question).map_err(|e| e.to_string())?;
-    let (session, answer) =
-        link.open(SessionId(Id::random().0), hello, Arc::new(Deaf)).await.map_err(|e| e.to_string())?;
-    session.close(0, "answered");
+    let answer = link.ask(SessionId(Id::random().0), hello).await.map_err(|e| e.to_string())?;
     protocol::decode(&answer).map_err(|e| e.to_string())
-}
-
-/// A question has no events but its answer.
-struct Deaf;
-
-impl TxEvents for Deaf {
-    fn acked(&self, _cumulative: u64, _ranges: &[(u64, u64)]) {}
-    fn room(&self) {}
-    fn message(&self, _message: Vec<u8>) {}
-    fn lost(&self, _lost: Lost) {}
-    fn closed(&self, _code: u16, _text: String) {}
 }

@@ -118,8 +118,9 @@ impl Migration {
                 relay: if arguments.raw { Relay::Raw } else { Relay::Native },
                 holds_ack: guest.hold == Hold::Ack,
             });
+            let (id, hello) = (SessionId(entry.id.0), protocol::encode(&hello)?);
             let (session, welcome) =
-                link.open(SessionId(entry.id.0), protocol::encode(&hello)?, Arc::new(events)).await?;
+                link.open_sharing(id, hello, Arc::new(events), sharing::share(entry)).await?;
             Ok::<_, SourceError>((guest, inbox, mailbox, session, protocol::decode::<Welcome>(&welcome)?))
         };
         // Up to here nothing needs to be undone: dropping it all is enough.

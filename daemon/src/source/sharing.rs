@@ -2,7 +2,7 @@
 
 use crate::api::wire::{Priority, Sharing};
 use crate::registry::Entry;
-use hikyaku_transport::TxSession;
+use hikyaku_transport::{Share, TxSession};
 use std::sync::Arc;
 use tokio::task::JoinHandle;
 
@@ -41,9 +41,15 @@ impl Drop for Follower {
 }
 
 fn apply(session: &TxSession, entry: &Entry) {
+    let share = share(entry);
+    session.set_limit(share.limit_bytes_per_s);
+    session.set_priority(share.priority);
+}
+
+/// What its session begins with, so that the link is not warmed past it.
+pub fn share(entry: &Entry) -> Share {
     let (sharing, urgent) = entry.sharing();
-    session.set_limit(sharing.limit_bytes_per_s);
-    session.set_priority(priority(sharing, urgent));
+    Share { limit_bytes_per_s: sharing.limit_bytes_per_s, priority: priority(sharing, urgent) }
 }
 
 fn priority(sharing: Sharing, urgent: bool) -> hikyaku_transport::Priority {

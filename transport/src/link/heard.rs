@@ -136,6 +136,8 @@ mod tests {
     use crate::incoming::Incoming;
     use crate::model::{User, bond, link};
     use crate::names::{PeerName, SessionId};
+    use crate::schedule::Priority;
+    use crate::session::Share;
 
     struct Nobody;
 
@@ -175,7 +177,8 @@ mod tests {
         assert!(source.attach(&here) && destination.attach(&there));
         let id = SessionId([1; 16]);
         {
-            let mut opening = Box::pin(source.open(id, Vec::new(), Arc::<User>::default()));
+            let mut opening =
+                Box::pin(source.open(id, Vec::new(), Arc::<User>::default(), Share::default(), true));
             let mut context = Context::from_waker(Waker::noop());
             assert!(matches!(opening.as_mut().poll(&mut context), Poll::Pending));
             destination.asked(1).unwrap();
@@ -194,6 +197,26 @@ mod tests {
             assert_eq!(handle(&Nobody, &here, heard), Ok(()));
         }
         assert!(!source.holds_anything() && !destination.holds_anything());
+    }
+
+    #[tokio::test]
+    async fn what_a_session_is_to_share_holds_before_it_is_answered_and_a_question_warms_nothing() {
+        let (link, _bond) = bound(Role::Initiator);
+        let share = Share { limit_bytes_per_s: Some(500_000), priority: Priority::Low };
+        let begin = |warm_up| {
+            let mut opening =
+                Box::pin(link.open(SessionId([1; 16]), vec![], Arc::<User>::default(), share, warm_up));
+            assert!(opening.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            opening
+        };
+        let question = begin(false);
+        assert!(!link.wish.is_asked());
+        drop(question);
+        let _opening = begin(true);
+        assert!(link.wish.is_asked());
+        assert_eq!(link.queue.limit(), Some(500_000));
+        let figures = link.queue.figures(2).unwrap();
+        assert_eq!((figures.limit_bytes_per_s, figures.priority), (Some(500_000), Priority::Low));
     }
 
     #[test]
@@ -293,7 +316,8 @@ mod tests {
             link.answered(session, OpenAnswer::Accepted { reply: vec![] }, 0);
             link.send_close(session, 1, "done");
         }
-        let opened = link.open(SessionId([1; 16]), vec![], Arc::<User>::default()).await;
+        let opened =
+            link.open(SessionId([1; 16]), vec![], Arc::<User>::default(), Share::default(), true).await;
         assert!(matches!(opened, Err(OpenError::TooManySessions(_))));
     }
 
@@ -310,7 +334,13 @@ mod tests {
         let (asks, asked) = (link.clone(), done.clone());
         std::thread::spawn(move || {
             for _ in 0..1_000_000 {
-                let mut opening = Box::pin(asks.open(SessionId([1; 16]), vec![], Arc::<User>::default()));
+                let mut opening = Box::pin(asks.open(
+                    SessionId([1; 16]),
+                    vec![],
+                    Arc::<User>::default(),
+                    Share::default(),
+                    true,
+                ));
                 assert!(opening.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready());
             }
             asked.send(())
