@@ -156,14 +156,15 @@ pub async fn run(bond: Arc<Bond>, sockets: Sockets) {
                     // What was found under a limit says nothing of the path, and the limit may go.
                     let limited = link.queue.limit().is_some();
                     if while_working(&bond, &sockets) {
-                        let found =
-                            probe.bandwidth_bytes_per_s.filter(|_| probe.filled && probe.known && !limited);
+                        let found = probe.path().filter(|_| !limited);
                         hold = Some(Hold::new(found.map(|found| found as f64), sight.at, &lanes));
                     } else {
                         lead = Lead::new(&probe, sight.at, &lanes).filter(|_| !limited);
                         link.queue.set_pace(lead.as_ref().map(|lead| lead.pace(&lanes)));
                     }
                     link.wish.answer(probe);
+                    // It may need more lanes.
+                    bond.stirred.notify_one();
                     continue;
                 }
             }

@@ -68,6 +68,13 @@ pub struct Probe {
     pub known: bool,
 }
 
+impl Probe {
+    /// What the path carries, bytes per second, if that was found, and not only what these lanes can.
+    pub fn path(&self) -> Option<u64> {
+        self.bandwidth_bytes_per_s.filter(|_| self.filled && self.known)
+    }
+}
+
 /// Figures of one instant.
 #[derive(Clone, Copy, Debug)]
 pub struct Sight<'a> {

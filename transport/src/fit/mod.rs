@@ -46,9 +46,13 @@ impl Fit {
     /// The first lanes are up, and say how long the path is. How many more there are to be.
     pub fn first(&mut self, bond: &Bond, config: &Sockets) -> u16 {
         raise_buffers(bond, config, 0.0);
-        let more = widen::at_first(&bond.lane_stats(), send_buffer_most(), bond.link.agreed.lanes);
-        self.widening.grew(more);
-        more
+        self.widening.found(0.0, &bond.lane_stats(), send_buffer_most())
+    }
+
+    /// A warm-up may have found what the path carries. How many more lanes there are to be.
+    pub fn warmed(&mut self, bond: &Bond) -> u16 {
+        let found = bond.link.wish.found().and_then(|probe| probe.path());
+        found.map_or(0, |found| self.widening.found(found as f64, &bond.lane_stats(), send_buffer_most()))
     }
 
     /// Looks how the link does. How many more lanes there are to be.

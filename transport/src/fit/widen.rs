@@ -16,15 +16,12 @@ use crate::warm::min_rtt;
 /// Looks that must agree.
 const IN_A_ROW: u32 = 2;
 
-/// How many lanes are to come to those that are up, before anything is sent: a lane has no more under way than its buffer holds,
-/// which is `send_buffer_most` if the kernel chooses.
-pub fn at_first(up: &[LaneStats], send_buffer_most: u64, most: u16) -> u16 {
-    let (Some(rtt), lanes) = (min_rtt(up), up.len() as u16) else { return 0 };
-    let Some(buffer) = up.iter().map(|lane| lane.send_buffer_bytes.max(send_buffer_most)).min() else {
-        return 0;
-    };
-    let needed = RATE * rtt.as_secs_f64() / (DATA * buffer.max(1) as f64);
-    (needed.ceil().min(f64::from(most)) as u16).saturating_sub(lanes)
+/// How many lanes fill a path that carries so many bytes per second, as far as is known: a lane has no more under way than its buffer
+/// holds, which is `send_buffer_most` if the kernel chooses.
+fn needed(found: f64, up: &[LaneStats], send_buffer_most: u64) -> f64 {
+    let buffer = up.iter().map(|lane| lane.send_buffer_bytes.max(send_buffer_most)).min();
+    let (Some(rtt), Some(buffer)) = (min_rtt(up), buffer) else { return 0.0 };
+    (found.max(RATE) * rtt.as_secs_f64() / (DATA * buffer.max(1) as f64)).ceil()
 }
 
 /// What one bond's lanes went through.
@@ -42,9 +39,12 @@ impl Widening {
         Self { lanes, most, before: None, in_a_row: 0, fallen: 0 }
     }
 
-    /// Others than it asked for came.
-    pub fn grew(&mut self, more: u16) {
+    /// How long the path is, and perhaps what it carries, was found: how many lanes it is to get.
+    pub fn found(&mut self, found: f64, up: &[LaneStats], send_buffer_most: u64) -> u16 {
+        let needed = needed(found, up, send_buffer_most).min(f64::from(self.most)) as u16;
+        let more = needed.saturating_sub(self.lanes);
         self.lanes += more;
+        more
     }
 
     /// A lane's connection ended.
@@ -136,13 +136,23 @@ mod tests {
         let with = |buffer, rtt| {
             let mut lanes: Vec<_> = (0..8).map(some_lane).collect();
             lanes.iter_mut().for_each(|lane| (lane.send_buffer_bytes, lane.min_rtt) = (buffer, rtt));
-            at_first(&lanes, 4 << 20, 32)
+            Widening::new(8, 32).found(0.0, &lanes, 4 << 20)
         };
         assert_eq!(with(87_000, 200 * MS), 4);
         assert_eq!(with(87_000, 120 * MS), 0);
         assert_eq!(with(8 << 20, 200 * MS), 0, "forced");
         assert_eq!(with(87_000, 5000 * MS), 24, "no more than there may be");
-        assert_eq!(at_first(&[], 4 << 20, 32), 0);
+        assert_eq!(Widening::new(8, 32).found(0.0, &[], 4 << 20), 0);
+    }
+
+    #[test]
+    fn a_path_that_carries_more_than_its_lanes_hold_gets_more_of_them_once() {
+        let mut lanes: Vec<_> = (0..8).map(some_lane).collect();
+        lanes.iter_mut().for_each(|lane| (lane.send_buffer_bytes, lane.min_rtt) = (16 << 20, 120 * MS));
+        let mut widening = Widening::new(8, 32);
+        let mut found = |gbit: f64| widening.found(gbit * 125e6, &lanes, 4 << 20);
+        assert_eq!((found(1.0), found(5.0), found(10.0)), (0, 0, 7));
+        assert_eq!((found(10.0), found(1.0), found(100.0)), (0, 0, 17), "those that are not up yet count");
     }
 
     #[test]
