@@ -4,14 +4,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's helper may fail the test")]
 
+use std::io::Write;
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hikyaku_lab::link::{Link, Network, Profile, WINDOW};
+use hikyaku_lab::link::{Link, Network, Profile, Rate, WINDOW};
 use hikyaku_transport::*;
 
+const PORT: u16 = 4707;
 const CHUNK_BYTES: usize = 256 << 10;
 const ATTEMPTS: usize = 5;
 /// So late a thread is now and then beside this test's own work.
@@ -94,6 +98,18 @@ impl Pour {
 
     fn with(profile: &str, io: Io, sessions: usize, limit: Option<u64>, congestion: Congestion) -> Pour {
         let network = Link::builder().profile(Profile::named(profile).unwrap()).build().unwrap();
+        Pour::to(network, &["b"], io, sessions, limit, congestion)
+    }
+
+    /// To `b`, by the addresses of these hosts.
+    fn to(
+        network: Network,
+        by: &[&str],
+        io: Io,
+        sessions: usize,
+        limit: Option<u64>,
+        congestion: Congestion,
+    ) -> Pour {
         let keys = [(); 2].map(|()| StaticKey::generate().unwrap());
         let peer = |key: &StaticKey, addresses: Vec<String>| Peer {
             name: "other".into(),
@@ -102,9 +118,10 @@ impl Pour {
             addresses,
             public_key: key.public(),
         };
+        let address = |host: &str| format!("{}:{PORT}", network.host(host).ip4());
         let mut config = NodeConfig::new(keys[1].clone());
         config.io = io;
-        config.listen = vec![format!("{}:4707", network.host("b").ip4()).parse().unwrap()];
+        config.listen = vec![address("b").parse().unwrap()];
         config.peers = vec![peer(&keys[0], vec![])];
         let start = |host: &str, config: NodeConfig| {
             network.host(host).within(|| Node::start(config, Arc::new(Door)).unwrap()).unwrap()
@@ -113,9 +130,9 @@ impl Pour {
         let mut config = NodeConfig::new(keys[0].clone());
         config.io = io;
         config.sockets.congestion = congestion;
-        config.peers = vec![peer(&keys[1], vec![destination.addresses()[0].to_string()])];
+        config.peers = vec![peer(&keys[1], by.iter().map(|host| address(host)).collect())];
         let source = start("a", config);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = runtime();
         let link = runtime.block_on(source.link(&"other".into())).unwrap();
         let mut noise = vec![0; CHUNK_BYTES];
         noise.iter_mut().enumerate().for_each(|(i, byte)| *byte = ((i * i) >> 7) as u8);
@@ -166,7 +183,7 @@ fn a_full_path_runs_empty_when_it_is_to_and_fills_again() {
                         pour.run(seconds(0.1));
                     }
                 });
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                let runtime = runtime();
                 let ebb = runtime.block_on(pour.tx(0).ebb());
                 // Until it is dropped no queue comes back, and nobody sees a limit.
                 thread::sleep(seconds(0.5));
@@ -181,8 +198,8 @@ fn a_full_path_runs_empty_when_it_is_to_and_fills_again() {
                 assert!(ebb.took < 3 * stats.min_rtt.unwrap() + 2 * ebb.queue + seconds(0.1));
                 ebb
             });
-            // What several lanes lost at once may have emptied it just then.
-            let well = ebb.queue < seconds(0.02) || ebb.left < ebb.queue / 3;
+            // What several lanes lost at once may have emptied it just then: that shows nothing.
+            let well = ebb.queue > seconds(0.02) && ebb.left < ebb.queue / 3;
             let ebbed = format!("{ebb:?}");
             drop(ebb);
             pour.run(seconds(1.0));
@@ -252,7 +269,7 @@ fn a_stop_does_not_fall_into_a_look_for_the_shortest_round_trip() {
     };
     thread::scope(|scope| {
         scope.spawn(fill);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = runtime();
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             // The warm-up's end is when it was seen last.
             thread::sleep(seconds(5.0));
@@ -282,6 +299,72 @@ fn a_stop_does_not_fall_into_a_look_for_the_shortest_round_trip() {
     });
 }
 
+/// A session that goes at once leaves nothing to be warm for; a question never did.
+#[test]
+fn a_link_is_not_filled_with_padding_for_nobody() {
+    let _alone = alone();
+    let pour = Pour::over("us", Io::Auto, 0, None);
+    let crossed = || pour.network.counters_of("a", "b").bytes;
+    let before = crossed();
+    runtime().block_on(pour.link.ask(SessionId([1; 16]), Vec::new())).unwrap();
+    thread::sleep(seconds(1.0));
+    let asked = crossed() - before;
+    let before = crossed();
+    drop(
+        runtime().block_on(pour.link.open(SessionId([2; 16]), Vec::new(), Arc::<Source>::default())).unwrap(),
+    );
+    thread::sleep(seconds(2.0));
+    let opened = crossed() - before;
+    println!("{asked} bytes for a question, {opened} for a session");
+    assert!(asked < 50_000 && (50_000..2_000_000).contains(&opened));
+}
+
+/// Each path carries what it can: lanes take chunks as fast as theirs lets them.
+#[test]
+fn two_paths_share_by_what_each_carries() {
+    let _alone = alone();
+    let wide = Profile { rate: Some(Rate::payload(900_000_000)), ..Profile::named("jgn").unwrap() };
+    let narrow = Profile { rate: Some(Rate::payload(100_000_000)), ..wide };
+    let network = Link::builder().hosts(["a", "b", "c"]).direction("a", "b", wide.direction());
+    let network = network.direction("b", "a", wide.direction()).direction("a", "c", narrow.direction());
+    let network = network.direction("c", "a", narrow.direction()).build().unwrap();
+    relay(&network, "c", "b");
+    let pour = Pour::to(network, &["b", "c"], Io::Auto, 1, None, Congestion::Auto);
+    pour.run(seconds(5.0));
+    mostly("shares", || {
+        let crossed = || ["b", "c"].map(|to| pour.network.counters_of("a", to).bytes);
+        let (begun, before) = (Instant::now(), crossed());
+        pour.run(seconds(4.0));
+        let (after, took) = (crossed(), begun.elapsed().as_secs_f64());
+        let mbit = [0, 1].map(|path| (after[path] - before[path]) as f64 * 8e-6 / took);
+        println!("{mbit:.0?} Mbit/s");
+        let well = (810.0..960.0).contains(&mbit[0]) && (85.0..107.0).contains(&mbit[1]);
+        if well { Ok(()) } else { Err(format!("{mbit:.0?} Mbit/s")) }
+    });
+}
+
+/// Whoever connects to host `at` is connected to `to`.
+fn relay(network: &Network, at: &str, to: &str) {
+    let [at_address, to] = [at, to].map(|host| (network.host(host).ip4(), PORT));
+    let serve = move || {
+        let listener = TcpListener::bind(at_address).unwrap();
+        // It stays in the host.
+        thread::spawn(move || {
+            for from in listener.incoming().map_while(Result::ok) {
+                let Ok(on) = TcpStream::connect(to) else { return };
+                let back = [&on, &from].map(|end| end.try_clone().unwrap());
+                for [mut from, mut on] in [[from, on], back] {
+                    thread::spawn(move || {
+                        let _ = std::io::copy(&mut from, &mut on);
+                        let _ = on.shutdown(Shutdown::Write);
+                    });
+                }
+            }
+        });
+    };
+    network.host(at).within(serve).unwrap();
+}
+
 /// A limit that is raised or goes is used at once.
 #[test]
 fn a_limit_that_goes_leaves_no_ceiling_behind() {
@@ -297,13 +380,26 @@ fn a_limit_that_goes_leaves_no_ceiling_behind() {
     });
 }
 
+/// Says so where the kernel has none; where everything is to be tested that is a failure.
 fn has_bbr() -> bool {
-    let known = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control").unwrap();
-    let has = known.split_whitespace().any(|name| name == "bbr");
-    if !has {
-        eprintln!("skipped: needs a kernel with bbr");
+    let has = || {
+        let known = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control").unwrap();
+        known.split_whitespace().any(|name| name == "bbr")
+    };
+    // It lists what is loaded.
+    if has() || Command::new("modprobe").arg("tcp_bbr").status().is_ok_and(|done| done.success()) && has() {
+        return true;
     }
-    has
+    assert_ne!(std::env::var("HIKYAKU_TESTS").as_deref(), Ok("all"), "the kernel has no bbr");
+    if let Some(log) = std::env::var_os("HIKYAKU_SKIP_LOG") {
+        let mut log = std::fs::OpenOptions::new().append(true).create(true).open(log).unwrap();
+        writeln!(log, "{}: needs a kernel with bbr", thread::current().name().unwrap()).unwrap();
+    }
+    false
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
 fn seconds(s: f64) -> Duration {
@@ -314,23 +410,40 @@ fn seconds(s: f64) -> Duration {
 /// attempt, unless it always does.
 #[track_caller]
 fn eventually(what: &str, measure: impl FnMut() -> Result<(), String>) {
-    within(ATTEMPTS, what, measure);
+    counted(1, ATTEMPTS, what, measure);
 }
 
 #[track_caller]
-fn within(attempts: usize, what: &str, mut measure: impl FnMut() -> Result<(), String>) {
-    let (mut failed, mut disturbed) = (Vec::new(), 0);
-    while failed.len() < attempts {
+fn within(attempts: usize, what: &str, measure: impl FnMut() -> Result<(), String>) {
+    counted(1, attempts, what, measure);
+}
+
+/// What holds always: one that is well may be chance, so more are than are not.
+#[track_caller]
+fn mostly(what: &str, measure: impl FnMut() -> Result<(), String>) {
+    counted(ATTEMPTS / 2 + 1, ATTEMPTS / 2 + 1, what, measure);
+}
+
+/// So many are well before so many are not.
+#[track_caller]
+fn counted(well: usize, failures: usize, what: &str, mut measure: impl FnMut() -> Result<(), String>) {
+    let (mut were_well, mut failed, mut disturbed) = (0, Vec::new(), 0);
+    while were_well < well && failed.len() < failures {
         let (measured, late) = watched(&mut measure);
-        let Err(why) = measured else { return };
-        if late > LATE && disturbed < DISTURBED_MOST {
-            println!("{what}: not counted, for the machine stood still for {late:.0?}: {why}");
-            disturbed += 1;
-        } else {
-            failed.push(why);
+        match measured {
+            Ok(()) => were_well += 1,
+            Err(why) if late > LATE && disturbed < DISTURBED_MOST => {
+                println!("{what}: not counted, for the machine stood still for {late:.0?}: {why}");
+                disturbed += 1;
+            }
+            Err(why) => failed.push(why),
         }
     }
-    panic!("{what}: {failed:?}, and {disturbed} times the machine stood still");
+    let lasts = failed.len() == failures;
+    assert!(
+        !lasts,
+        "{what}: {failed:?}, {were_well} were well, and {disturbed} times the machine stood still"
+    );
 }
 
 /// Beside something, how late a thread was at most that wanted to sleep for a millisecond.
@@ -374,7 +487,7 @@ fn a_sessions_limit_is_kept_smoothly_and_changes_while_running() {
             pour.tx(0).set_limit(Some(limit));
             // What crosses already is of the limit before; lanes that had little to do find their window again.
             pour.run(seconds(2.0));
-            eventually(&format!("{profile}, {mbit} Mbit/s"), || kept(&pour, 3.0, limit));
+            mostly(&format!("{profile}, {mbit} Mbit/s"), || kept(&pour, 3.0, limit));
         }
     }
 }
@@ -386,7 +499,7 @@ fn ten_sessions_share_a_link_and_keep_its_limit() {
         let pour = Pour::over("jgn", Io::Auto, 10, None);
         pour.link.set_limit(limit);
         pour.run(seconds(3.0));
-        eventually("a tenth each", || {
+        mostly("a tenth each", || {
             let before: Vec<_> = (0..10).map(|n| pour.tx(n).stats().delivered_bytes).collect();
             match limit {
                 Some(limit) => kept(&pour, 5.0, limit)?,
@@ -411,7 +524,7 @@ fn the_hosts_limit_holds_for_limited_and_unlimited_sessions_together() {
     pour.tx(1).set_priority(Priority::High);
     pour.source.set_limit(Some(25_000_000));
     pour.run(seconds(2.0));
-    eventually("the host's", || {
+    mostly("the host's", || {
         let before: Vec<_> = (0..3).map(|n| pour.tx(n).stats().delivered_bytes).collect();
         kept(&pour, 4.0, 25_000_000)?;
         let rate = |n: usize| (pour.tx(n).stats().delivered_bytes - before[n]) as f64 / 4.0;
