@@ -25,6 +25,8 @@ const AFTERWARDS: Duration = Duration::from_secs(4);
 const MEANWHILE: f64 = 0.3;
 /// Of the payload rate, afterwards.
 const WELL: f64 = 0.9;
+/// Of the kills, how many meet a lane at least: else nothing was shown.
+const MET: f64 = 0.9;
 /// Until it is well again, in round trips.
 const ROUND_TRIPS: f64 = 10.0;
 
@@ -38,12 +40,13 @@ pub fn kills(course: &Course) -> anyhow::Result<Vec<Verdict>> {
     Ok(verdicts)
 }
 
-fn on(name: &str, control: &Control, course: &Course) -> anyhow::Result<[Verdict; 2]> {
+fn on(name: &str, control: &Control, course: &Course) -> anyhow::Result<[Verdict; 3]> {
     let time = if course.quick { QUICK } else { FOR };
     let profile = named(name).map_err(anyhow::Error::msg)?;
     let name = format!("{name}{}", control.name);
     println!("\n{KILLS_PER_S} lanes killed in each second for {time:?} on {name}: {profile}");
-    let (mut shares, mut recoveries, mut broken) = (Repeats::default(), Repeats::default(), None);
+    let [mut met, mut shares, mut recoveries] = [(); 3].map(|()| Repeats::default());
+    let mut broken = None;
     for repeat in 1..=course.repeats {
         match run(&profile, course, time, control) {
             Ok(seen) => {
@@ -57,6 +60,7 @@ fn on(name: &str, control: &Control, course: &Course) -> anyhow::Result<[Verdict
                     load_average(),
                 );
                 println!("         Mbit/s of each second: {}", seen.course);
+                met.add(f64::from(seen.killed) / f64::from(seen.tried.max(1)));
                 shares.add(seen.share);
                 recoveries.add(seen.recovery.unwrap_or(f64::INFINITY));
             }
@@ -68,15 +72,18 @@ fn on(name: &str, control: &Control, course: &Course) -> anyhow::Result<[Verdict
     }
     let goodput = format!("{name}: goodput while lanes are killed, by the payload rate");
     let well = format!("{name}: until {:.0} % of the payload rate after the last kill", WELL * 100.0);
-    let bounds = [Bound::AtLeast(MEANWHILE), Bound::AtMost(ROUND_TRIPS)];
+    let hit = format!("{name}: kills that met a lane");
+    let bounds = [Bound::AtLeast(MET), Bound::AtLeast(MEANWHILE), Bound::AtMost(ROUND_TRIPS)];
     Ok(match broken {
         None => [
-            Verdict::new(goodput, shares.median(), bounds[0], ""),
-            Verdict::new(well, recoveries.median(), bounds[1], " round trips"),
+            Verdict::new(hit, met.median(), bounds[0], ""),
+            Verdict::new(goodput, shares.median(), bounds[1], ""),
+            Verdict::new(well, recoveries.median(), bounds[2], " round trips"),
         ],
         Some(why) => [
-            Verdict::without(goodput, &why, bounds[0], ""),
-            Verdict::without(well, &why, bounds[1], " round trips"),
+            Verdict::without(hit, &why, bounds[0], ""),
+            Verdict::without(goodput, &why, bounds[1], ""),
+            Verdict::without(well, &why, bounds[2], " round trips"),
         ],
     })
 }
