@@ -77,10 +77,11 @@ enum Verb {
         /// The stop aimed at. Default: 300ms.
         #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
         downtime: Option<Duration>,
-        /// How long the guest may be copied before --on-deadline decides. Default: 10min.
+        /// How long the guest may be copied before --on-deadline decides; outages do not count. Default: 10min after all of its memory
+        /// was read once.
         #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
         deadline: Option<Duration>,
-        /// What to do at the deadline; while the link is out, when it is back.
+        /// What to do at the deadline.
         #[arg(long, value_enum, default_value = "abort")]
         on_deadline: OnDeadline,
         /// Who decides when to stop the guest.

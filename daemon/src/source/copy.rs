@@ -6,7 +6,7 @@ use super::pump::{FromPump, ToPump};
 use super::{Migration, SourceError, options};
 use crate::api::wire::OnDeadline;
 use hikyaku_engine::{PAGE_BYTES, SourceConfig, SyncInfo};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Between two looks at `query-migrate`: a pass is seen this late at most.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -80,9 +80,9 @@ impl Migration {
                 let dirty_pages = Some(remaining_bytes / PAGE_BYTES as u64);
                 self.inbox.push(ToPump::Sync(SyncInfo { count: Some(sync_count), dirty_pages }));
             }
+            wanted |= self.is_late(sync_count, remaining_bytes)?;
             if self.down.is_none() {
                 wanted |= self.raw && self.fits_now(sync_count, remaining_bytes);
-                wanted |= self.is_late(remaining_bytes)?;
             }
             if used_up {
                 let goodput_bytes_per_s = self.session.stats().goodput_bytes_per_s.unwrap_or(0);
@@ -122,11 +122,10 @@ impl Migration {
     }
 
     /// True: the deadline has come, and the guest is to be stopped however long that takes. `Err`: it is to stay.
-    fn is_late(&self, remaining_bytes: u64) -> Result<bool, SourceError> {
-        let deadline = options::deadline(&self.arguments);
-        if self.begun.elapsed() < deadline {
+    fn is_late(&mut self, syncs: u64, remaining_bytes: u64) -> Result<bool, SourceError> {
+        let Some(deadline) = self.deadline.look(Instant::now(), syncs >= 2, self.down.is_some()) else {
             return Ok(false);
-        }
+        };
         match self.arguments.on_deadline {
             OnDeadline::Force => Ok(true),
             OnDeadline::Abort => Err(SourceError::NotConverged {

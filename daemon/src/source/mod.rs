@@ -12,6 +12,7 @@
 //! destination's verdict counts; while it cannot be had, [`doubt`] goes on asking.
 
 mod copy;
+mod deadline;
 pub mod doubt;
 mod ebb;
 mod error;
@@ -39,6 +40,7 @@ use crate::ownership::Phase;
 use crate::protocol::{self, Hello, Migrate, PROTOCOL, Refusal, Relay, ToSource, Verdict, Welcome};
 use crate::records::{self, Record};
 use crate::registry::Entry;
+use deadline::Deadline;
 use events::PeerEvents;
 use guest::{Hold, SourceGuest};
 use hikyaku_transport::{Ebb, Lost, SessionId, TxSession};
@@ -69,6 +71,7 @@ struct Migration {
     from_pump: UnboundedReceiver<FromPump>,
     mailbox: Mailbox,
     begun: Instant,
+    deadline: Deadline,
     /// It runs, as far as nobody but us stops it; so it is to run afterwards.
     runs: bool,
     /// The guest may have been stopped by us.
@@ -152,6 +155,7 @@ impl Migration {
             }
             return Err(error);
         }
+        let deadline = Deadline::new(arguments.deadline_ms.map(Duration::from_millis), Instant::now());
         Ok(Migration {
             daemon: daemon.clone(),
             entry: entry.clone(),
@@ -168,6 +172,7 @@ impl Migration {
             from_pump,
             mailbox,
             begun: Instant::now(),
+            deadline,
             stopped: false,
             ready: false,
             verdict: None,

@@ -13,11 +13,6 @@ pub fn downtime(arguments: &MigrateArguments) -> Duration {
     arguments.downtime_ms.map_or(AdaptiveConfig::default().downtime_target, Duration::from_millis)
 }
 
-/// When it has to be decided. It is the controller's, not the policy's: it holds whoever decides, and not while the link is down.
-pub fn deadline(arguments: &MigrateArguments) -> Duration {
-    arguments.deadline_ms.map_or(AdaptiveConfig::default().deadline, Duration::from_millis)
-}
-
 pub fn engine(config: &Config, workers: &Workers, arguments: &MigrateArguments, hold: Hold) -> Source {
     let delta = match arguments.delta {
         wire::Delta::Off => Delta::Off,
@@ -41,6 +36,7 @@ fn policy(arguments: &MigrateArguments) -> Box<dyn Policy> {
     match arguments.policy {
         wire::Policy::Adaptive => Box::new(Adaptive::new(AdaptiveConfig {
             downtime_target: downtime(arguments),
+            // The controller's, whoever decides: `deadline.rs`.
             deadline: Duration::MAX,
             ..AdaptiveConfig::default()
         })),
