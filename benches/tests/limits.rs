@@ -306,15 +306,15 @@ fn a_link_is_not_filled_with_padding_for_nobody() {
     let pour = Pour::over("us", Io::Auto, 0, None);
     let crossed = || pour.network.counters_of("a", "b").bytes;
     let before = crossed();
-    runtime().block_on(pour.link.ask(SessionId([1; 16]), Vec::new())).unwrap();
-    thread::sleep(seconds(1.0));
-    let asked = crossed() - before;
-    let before = crossed();
     drop(
-        runtime().block_on(pour.link.open(SessionId([2; 16]), Vec::new(), Arc::<Source>::default())).unwrap(),
+        runtime().block_on(pour.link.open(SessionId([1; 16]), Vec::new(), Arc::<Source>::default())).unwrap(),
     );
     thread::sleep(seconds(2.0));
     let opened = crossed() - before;
+    let before = crossed();
+    runtime().block_on(pour.link.ask(SessionId([2; 16]), Vec::new())).unwrap();
+    thread::sleep(seconds(1.0));
+    let asked = crossed() - before;
     println!("{asked} bytes for a question, {opened} for a session");
     assert!(asked < 50_000 && (50_000..2_000_000).contains(&opened));
 }
