@@ -365,6 +365,24 @@ fn relay(network: &Network, at: &str, to: &str) {
     network.host(at).within(serve).unwrap();
 }
 
+/// What is found of a path by a link that has found it before, and rests.
+#[test]
+fn a_path_is_found_again_as_it_was_found_first() {
+    let _alone = alone();
+    eventually("us", || {
+        let pour = Pour::over("us", Io::Auto, 0, None);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let first = runtime.block_on(pour.link.warm_up()).unwrap();
+        // TCP forgets a window that is not used for as long.
+        thread::sleep(seconds(5.0));
+        let again = runtime.block_on(pour.link.warm_up()).unwrap();
+        println!("{first:?}\n{again:?}");
+        let near =
+            |probe: &Probe| probe.path().is_some_and(|rate| (100_000_000..140_000_000).contains(&rate));
+        if near(&first) && near(&again) { Ok(()) } else { Err(format!("{first:?}, {again:?}")) }
+    });
+}
+
 /// A limit that is raised or goes is used at once.
 #[test]
 fn a_limit_that_goes_leaves_no_ceiling_behind() {

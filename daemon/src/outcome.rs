@@ -76,7 +76,7 @@ impl fmt::Display for Whereabouts {
             Whereabouts::Untouched => "the guest was not touched",
             Whereabouts::AsItWas => "nothing was changed",
             Whereabouts::RunsAtSource => "the guest runs on at the source",
-            Whereabouts::StaysAtSource => "the guest stays at the source, as it was there",
+            Whereabouts::StaysAtSource => "the guest is the source's: hikyaku list there says how it is",
             Whereabouts::ReturnsToSource => {
                 "the guest goes back to the source, which continues it as soon as it hears of this"
             }

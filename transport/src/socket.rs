@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::config::{Congestion, Sockets};
+use crate::fit::before_first;
 use crate::sys::set_notsent_low;
 
 /// For a lane, before it connects or as soon as it was accepted.
@@ -20,11 +21,10 @@ pub fn prepare_lane(socket: &impl AsFd, config: &Sockets) -> io::Result<()> {
     if let Some(bytes) = config.receive_buffer_bytes {
         allowed("receive buffer", setsockopt(socket, sockopt::RcvBufForce, &(bytes as usize)));
     }
-    match &config.congestion {
-        // When the first windows are filled.
-        Congestion::Auto => {}
-        Congestion::Named(name) => setsockopt(socket, sockopt::TcpCongestion, &name.into())?,
+    if let Congestion::Named(name) = &config.congestion {
+        setsockopt(socket, sockopt::TcpCongestion, &name.into())?;
     }
+    before_first(socket);
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::bond::Bond;
 use crate::config::Sockets;
-use crate::fit::{raise_buffers, while_warming, while_working};
+use crate::fit::{raise_buffers, while_working};
 use crate::hold::Hold;
 use crate::lead::Lead;
 use crate::link::{LinkCore, lock};
@@ -138,7 +138,6 @@ pub async fn run(bond: Arc<Bond>, sockets: Sockets) {
                 }
                 continue;
             }
-            while_warming(&bond);
             if let Some(rate) = warmth.peak() {
                 raise_buffers(&bond, &sockets, rate);
             }

@@ -5,9 +5,11 @@ mod buffers;
 mod tuning;
 mod widen;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
+
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 
 use crate::bond::Bond;
 use crate::config::{Congestion, Sockets};
@@ -75,14 +77,17 @@ impl Fit {
     }
 }
 
-/// While padding fills the windows. The pieces in which slow start sends tell the bandwidth, and what goes by rate has none.
-pub fn while_warming(bond: &Bond) {
-    if bond.lane_stats().iter().any(|lane| lane.congestion == BY_RATE) {
-        let _ = SLOW_START.iter().any(|name| bond.tuning.set_congestion(name, || sockets(bond)));
+/// For a connection that was not made yet: slow start fills the first windows, and the pieces in which that sends tell the bandwidth.
+/// What once went by rate is paced for good, and has none.
+pub fn before_first(socket: &impl AsFd) {
+    let now = getsockopt(socket, sockopt::TcpCongestion).unwrap_or_default();
+    if now.to_string_lossy().trim_end_matches('\0') == BY_RATE {
+        let _ =
+            SLOW_START.iter().any(|name| setsockopt(socket, sockopt::TcpCongestion, &(*name).into()).is_ok());
     }
 }
 
-/// From then on. True: the lanes go by rate, and not by losses.
+/// When the first windows are filled, and from then on. True: the lanes go by rate, and not by losses.
 pub fn while_working(bond: &Bond, config: &Sockets) -> bool {
     match &config.congestion {
         Congestion::Auto => {}
