@@ -365,6 +365,22 @@ fn relay(network: &Network, at: &str, to: &str) {
     network.host(at).within(serve).unwrap();
 }
 
+/// Lanes that go by rate remember a shorter round trip for longer than a guest should be kept waiting.
+#[test]
+fn a_path_that_becomes_much_longer_is_soon_filled_again() {
+    let _alone = alone();
+    eventually("jgn", || {
+        let pour = Pour::over("jgn", Io::Auto, 1, None);
+        pour.run(seconds(4.0));
+        pour.network.set_rtt(seconds(0.25));
+        let each = [(); 10].map(|()| pour.run(seconds(0.5)).0 * 8e-6);
+        println!("{each:.0?} Mbit/s");
+        // New connections need about three seconds to fill it; what the others remember took ten, and what they sent went on falling.
+        let well = each[..6].iter().all(|rate| *rate > 250.0) && each[7..].iter().all(|rate| *rate > 650.0);
+        if well { Ok(()) } else { Err(format!("{each:.0?} Mbit/s")) }
+    });
+}
+
 /// What is found of a path by a link that has found it before, and rests.
 #[test]
 fn a_path_is_found_again_as_it_was_found_first() {

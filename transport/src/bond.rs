@@ -31,7 +31,9 @@ pub struct Bond {
     pub tuning: Tuning,
     lanes: Mutex<HashMap<LaneId, Lane>>,
     fallen: Mutex<Vec<LaneId>>,
-    /// A lane fell or came up, or the bond is over.
+    /// Its lanes remember another path than there is.
+    outgrown: AtomicBool,
+    /// A lane fell or came up, more may be needed, or the bond is over.
     pub stirred: Notify,
     lanes_changed: Notify,
     fault: Mutex<Option<Lost>>,
@@ -69,6 +71,7 @@ impl Bond {
             tuning: Tuning::default(),
             lanes: Mutex::default(),
             fallen: Mutex::default(),
+            outgrown: AtomicBool::new(false),
             stirred: Notify::new(),
             lanes_changed: Notify::new(),
             fault: Mutex::default(),
@@ -204,6 +207,16 @@ impl Bond {
     /// Lanes that went down since the last call.
     pub fn take_fallen(&self) -> Vec<LaneId> {
         std::mem::take(&mut lock(&self.fallen))
+    }
+
+    /// Lanes are needed that remember nothing of the path.
+    pub fn outgrow(&self) {
+        self.outgrown.store(true, Ordering::Release);
+        self.stirred.notify_one();
+    }
+
+    pub fn take_outgrown(&self) -> bool {
+        self.outgrown.swap(false, Ordering::AcqRel)
     }
 
     pub fn lanes_up(&self) -> u16 {

@@ -60,6 +60,13 @@ const ROUNDS_SEEN: u32 = 4;
 const GROWS: f64 = 1.6;
 /// How long somebody else's queue, or a longer path, is taken to stay.
 const OTHERS: Duration = Duration::from_secs(10);
+/// `bbr` has no more under way than twice what arrived in the shortest round trip, which it remembers for ten seconds. On a path that is
+/// longer than that by more than this less arrives, then less is sent, and so on: it is outgrown when less than so much of the best
+/// arrived over so many round trips. Then it is given time to forget.
+const LONGER: f64 = 1.5;
+const OUTGROWN: f64 = 0.7;
+const ROUND_TRIPS_OUTGROWN: u32 = 2;
+const FORGETS: Duration = Duration::from_secs(15);
 /// It costs some system calls for each lane.
 const AGAIN_LEAST: Duration = Duration::from_millis(10);
 
@@ -75,6 +82,8 @@ pub struct Hold {
     /// The round trip of a path that got longer, or has somebody else's queue, and until when that is taken to be so. The kernel remembers
     /// the shorter one for minutes.
     base: Option<(Duration, Instant)>,
+    longer: Option<Longer>,
+    outgrown: Outgrown,
     /// Since this round began there always was something to send.
     busy: bool,
     /// Rounds in which the ceiling was used without a queue.
@@ -91,6 +100,20 @@ enum State {
     Free { until: Instant },
     /// `found`: a queue was seen that did not come while everything still doubled. `queue`: there is one.
     Holding { found: bool, queue: Option<Queue> },
+}
+
+/// Since when round trips are longer, what had arrived then, and the lowest ceiling meanwhile.
+struct Longer {
+    since: Instant,
+    arrived: u64,
+    ceiling: f64,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Outgrown {
+    No,
+    Untold,
+    Told { until: Instant },
 }
 
 /// One that there is.
@@ -153,6 +176,8 @@ impl Hold {
             hint: found.is_some(),
             best: 0.0,
             base: None,
+            longer: None,
+            outgrown: Outgrown::No,
             busy: false,
             used: 0,
             adder,
@@ -189,13 +214,54 @@ impl Hold {
                 let loses = went.loss() > LOSSES;
                 let full =
                     (queue > begun(round) || loses).then(|| Full { less: less(queue, round), rtt, loses });
-                self.round(at, went.arrived_bytes as f64 / elapsed.as_secs_f64(), full);
+                let rate = went.arrived_bytes as f64 / elapsed.as_secs_f64();
+                if !at_work.is_empty() {
+                    self.look_whether_longer(at, rtt, round, sums.arrived_bytes);
+                }
+                self.round(at, rate, full);
             } else {
+                self.longer = None;
                 self.clear();
             }
             (self.round_begun, self.before, self.had) = (at, sums, arrived(lanes));
         }
         self.ceiling().map(|ceiling| share(ceiling, lanes))
+    }
+
+    /// What the lanes remember of the path keeps them from filling it: connections that remember nothing are needed. Told once.
+    pub fn take_outgrown(&mut self, at: Instant) -> bool {
+        let untold = self.outgrown == Outgrown::Untold;
+        if untold {
+            self.outgrown = Outgrown::Told { until: at + FORGETS };
+        }
+        untold
+    }
+
+    /// What is under way arrives in pieces then: whole round trips tell how much it is.
+    fn look_whether_longer(&mut self, at: Instant, rtt: Duration, known: Duration, arrived: u64) {
+        if let Outgrown::Told { until } = self.outgrown
+            && at >= until
+        {
+            self.outgrown = Outgrown::No;
+        }
+        if rtt <= known.mul_f64(LONGER) || self.outgrown != Outgrown::No {
+            self.longer = None;
+            return;
+        }
+        let ceiling = self.ceiling().unwrap_or(f64::MAX);
+        let longer = self.longer.get_or_insert(Longer { since: at, arrived, ceiling });
+        longer.ceiling = longer.ceiling.min(ceiling);
+        let elapsed = at.saturating_duration_since(longer.since);
+        if elapsed < ROUND_TRIPS_OUTGROWN * rtt {
+            return;
+        }
+        let rate = (arrived - longer.arrived) as f64 / elapsed.as_secs_f64();
+        let held = rate >= USED * longer.ceiling;
+        self.longer = None;
+        if rate < OUTGROWN * self.best && !held {
+            self.outgrown = Outgrown::Untold;
+            self.best = rate;
+        }
     }
 
     /// Something of this lane arrived in this round.
@@ -228,7 +294,7 @@ impl Hold {
         let grows = free && rate > GROWS * self.arrives;
         let used = self.ceiling().is_none_or(|ceiling| rate >= USED * ceiling);
         self.arrives += if free && rate > self.arrives { 1.0 } else { LAST } * (rate - self.arrives);
-        self.best = self.best.max(self.arrives);
+        self.best = self.best.max(rate.min(self.arrives));
         if used || full.is_some() {
             self.most.add(at, self.arrives);
         }
@@ -255,7 +321,7 @@ impl Hold {
                 queue.seen += 1;
                 if self.hint && queue.seen >= ROUNDS_SEEN {
                     // As much as the path carries arrives beside a queue.
-                    self.most = Most { since: at, now: rate, before: 0.0 };
+                    self.most = Most { since: at, now: rate.max(self.best), before: 0.0 };
                     self.hint = false;
                 }
                 queue.rounds = if less < LESS.1 { 0 } else { queue.rounds + 1 };
@@ -378,7 +444,7 @@ mod tests {
             assert!(full < 16, "{full}");
             path.rounds(12);
             let (mean, longest) = path.rounds(200);
-            assert!(mean > 0.95, "{mean}");
+            assert!(mean > 0.95 && path.hold.outgrown == Outgrown::No, "{mean}");
             assert!(longest < Duration::from_millis(40), "{longest:?}");
         }
     }
@@ -427,6 +493,28 @@ mod tests {
             path.rounds(30);
             let (mean, longest) = path.rounds(100);
             assert!(mean > 0.95 && longest < Duration::from_millis(40), "{longer:?}: {mean} {longest:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_got_longer_than_the_lanes_remember_is_outgrown() {
+        // Of what the path carries, how much the lanes send over twice the round trip; after so many rounds it is noticed.
+        for (share, after) in [(0.4, Some(4..=7)), (0.95, None)] {
+            let mut path = Path::new(125e6, Some(120e6));
+            path.rounds(30);
+            let noticed = (1..50).find(|_| {
+                path.now += RTT;
+                path.hold.look(path.now, &path.lanes, true);
+                for lane in &mut path.lanes {
+                    lane.arrived_bytes += (share * 125e6 / 8.0 * RTT.as_secs_f64()) as u64;
+                    lane.rtt = 2 * RTT;
+                }
+                path.hold.take_outgrown(path.now)
+            });
+            match (noticed, after) {
+                (Some(noticed), Some(after)) => assert!(after.contains(&noticed), "{noticed}"),
+                (noticed, after) => assert!(noticed.is_none() && after.is_none(), "{noticed:?} {after:?}"),
+            }
         }
     }
 

@@ -123,7 +123,7 @@ pub async fn keep(shared: Arc<Shared>, bond: Arc<Bond>, mut way: Way) {
         }
         let mut more = 0;
         tokio::select! {
-            () = bond.stirred.notified() => more = fit.warmed(&bond),
+            () = bond.stirred.notified() => more = fit.stirred(&bond),
             Some(up) = dialling.join_next() => {
                 let lives_away = match up {
                     Ok(Some(Dialled::Up(lane, at))) => (at != way.home(lane)).then_some(lane),

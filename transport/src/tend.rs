@@ -194,6 +194,9 @@ pub async fn run(bond: Arc<Bond>, sockets: Sockets) {
                 let hold = hold.get_or_insert_with(|| Hold::new(None, at, &lanes));
                 let (unsent, waits_for_credit, _) = link.queue.pressure();
                 link.queue.set_pace(hold.look(at, &lanes, unsent > 0 && !waits_for_credit));
+                if hold.take_outgrown(at) {
+                    bond.outgrow();
+                }
                 if works { Hold::again(&lanes) } else { NOTICED }
             } else {
                 NOTICED

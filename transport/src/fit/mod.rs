@@ -51,8 +51,13 @@ impl Fit {
         self.widening.found(0.0, &bond.lane_stats(), send_buffer_most())
     }
 
-    /// A warm-up may have found what the path carries. How many more lanes there are to be.
-    pub fn warmed(&mut self, bond: &Bond) -> u16 {
+    /// A warm-up may have found what the path carries, or the path became longer. How many more lanes there are to be.
+    pub fn stirred(&mut self, bond: &Bond) -> u16 {
+        if bond.take_outgrown() {
+            let more = self.widening.outgrown();
+            tracing::info!(peer = %bond.link.peer, lanes = bond.lanes_up() + more, "more lanes: the path became longer");
+            return more;
+        }
         let found = bond.link.wish.found().and_then(|probe| probe.path());
         found.map_or(0, |found| self.widening.found(found as f64, &bond.lane_stats(), send_buffer_most()))
     }

@@ -47,6 +47,13 @@ impl Widening {
         more
     }
 
+    /// What the lanes remember of the path is not true any more: as many again that remember nothing.
+    pub fn outgrown(&mut self) -> u16 {
+        let more = self.lanes.min(self.most.saturating_sub(self.lanes));
+        self.lanes += more;
+        more
+    }
+
     /// A lane's connection ended.
     pub fn fell(&mut self) {
         self.fallen = self.fallen.saturating_add(1);
