@@ -215,8 +215,9 @@ impl Hold {
                 let full =
                     (queue > begun(round) || loses).then(|| Full { less: less(queue, round), rtt, loses });
                 let rate = went.arrived_bytes as f64 / elapsed.as_secs_f64();
-                if !at_work.is_empty() {
-                    self.look_whether_longer(at, rtt, round, sums.arrived_bytes);
+                // Of several paths the shortest tells: a longer one is no path that became longer.
+                if let Some(shortest) = at_work.iter().map(|lane| lane.rtt).min() {
+                    self.look_whether_longer(at, shortest, round, sums.arrived_bytes);
                 }
                 self.round(at, rate, full);
             } else {
@@ -498,16 +499,16 @@ mod tests {
 
     #[test]
     fn a_path_that_got_longer_than_the_lanes_remember_is_outgrown() {
-        // Of what the path carries, how much the lanes send over twice the round trip; after so many rounds it is noticed.
-        for (share, after) in [(0.4, Some(4..=7)), (0.95, None)] {
+        // Of what the path carries, how much the lanes send, so many of them over twice the round trip; after so many rounds it is noticed.
+        for (share, longer, after) in [(0.4, 8, Some(4..=7)), (0.95, 8, None), (0.4, 5, None)] {
             let mut path = Path::new(125e6, Some(120e6));
             path.rounds(30);
             let noticed = (1..50).find(|_| {
                 path.now += RTT;
                 path.hold.look(path.now, &path.lanes, true);
-                for lane in &mut path.lanes {
+                for (n, lane) in path.lanes.iter_mut().enumerate() {
                     lane.arrived_bytes += (share * 125e6 / 8.0 * RTT.as_secs_f64()) as u64;
-                    lane.rtt = 2 * RTT;
+                    lane.rtt = if n < longer { 2 * RTT } else { RTT };
                 }
                 path.hold.take_outgrown(path.now)
             });

@@ -1,6 +1,7 @@
 //! The initiator's care for how full its pipe is: warms it when a session is asked for, or somebody wants to know the path.
 //! What to do, and how long, is said by `warm.rs`, and what follows by `hold.rs`, or `lead.rs` where the lanes go by losses.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use crate::bond::Bond;
 use crate::config::Sockets;
 use crate::fit::{raise_buffers, while_working};
 use crate::hold::Hold;
+use crate::lane_stats::LaneStats;
 use crate::lead::Lead;
 use crate::link::{LinkCore, lock};
 use crate::warm::{Probe, Sight, Step, Warmth};
@@ -191,6 +193,13 @@ pub async fn run(bond: Arc<Bond>, sockets: Sockets) {
                 NOTICED
             } else if by_rate {
                 let (at, lanes) = (Instant::now(), bond.lane_stats());
+                if paths(&lanes) > 1 {
+                    // One ceiling for all lanes would be that of the narrowest path.
+                    hold = None;
+                    link.queue.set_pace(None);
+                    wait(&link, NOTICED).await;
+                    continue;
+                }
                 let hold = hold.get_or_insert_with(|| Hold::new(None, at, &lanes));
                 let (unsent, waits_for_credit, _) = link.queue.pressure();
                 link.queue.set_pace(hold.look(at, &lanes, unsent > 0 && !waits_for_credit));
@@ -204,8 +213,18 @@ pub async fn run(bond: Arc<Bond>, sockets: Sockets) {
         } else {
             Duration::from_secs(3600)
         };
-        let _ = tokio::time::timeout(pause, link.wish.notify.notified()).await;
+        wait(&link, pause).await;
     }
+}
+
+/// Until then, or somebody wishes something.
+async fn wait(link: &LinkCore, pause: Duration) {
+    let _ = tokio::time::timeout(pause, link.wish.notify.notified()).await;
+}
+
+/// How many of the peer's addresses lanes go to.
+fn paths(lanes: &[LaneStats]) -> usize {
+    lanes.iter().filter_map(|lane| lane.peer).collect::<HashSet<_>>().len()
 }
 
 /// What is known of a path that is not to be disturbed.
