@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use crate::lane_stats::{Adder, LaneStats, Sums};
 use crate::lead::{begun, round, share};
 use crate::names::{Epoch, LaneId};
+use crate::outgrown::{self, Outgrown};
 use crate::warm::usual_rtt;
 
 /// Of the ceiling, from which on it is used.
@@ -60,13 +61,6 @@ const ROUNDS_SEEN: u32 = 4;
 const GROWS: f64 = 1.6;
 /// How long somebody else's queue, or a longer path, is taken to stay.
 const OTHERS: Duration = Duration::from_secs(10);
-/// `bbr` has no more under way than twice what arrived in the shortest round trip, which it remembers for ten seconds. On a path that is
-/// longer than that by more than this less arrives, then less is sent, and so on: it is outgrown when less than so much of the best
-/// arrived over so many round trips. Then it is given time to forget.
-const LONGER: f64 = 1.5;
-const OUTGROWN: f64 = 0.7;
-const ROUND_TRIPS_OUTGROWN: u32 = 2;
-const FORGETS: Duration = Duration::from_secs(15);
 /// It costs some system calls for each lane.
 const AGAIN_LEAST: Duration = Duration::from_millis(10);
 
@@ -82,7 +76,6 @@ pub struct Hold {
     /// The round trip of a path that got longer, or has somebody else's queue, and until when that is taken to be so. The kernel remembers
     /// the shorter one for minutes.
     base: Option<(Duration, Instant)>,
-    longer: Option<Longer>,
     outgrown: Outgrown,
     /// Since this round began there always was something to send.
     busy: bool,
@@ -100,20 +93,6 @@ enum State {
     Free { until: Instant },
     /// `found`: a queue was seen that did not come while everything still doubled. `queue`: there is one.
     Holding { found: bool, queue: Option<Queue> },
-}
-
-/// Since when round trips are longer, what had arrived then, and the lowest ceiling meanwhile.
-struct Longer {
-    since: Instant,
-    arrived: u64,
-    ceiling: f64,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Outgrown {
-    No,
-    Untold,
-    Told { until: Instant },
 }
 
 /// One that there is.
@@ -176,8 +155,7 @@ impl Hold {
             hint: found.is_some(),
             best: 0.0,
             base: None,
-            longer: None,
-            outgrown: Outgrown::No,
+            outgrown: Outgrown::default(),
             busy: false,
             used: 0,
             adder,
@@ -216,12 +194,14 @@ impl Hold {
                     (queue > begun(round) || loses).then(|| Full { less: less(queue, round), rtt, loses });
                 let rate = went.arrived_bytes as f64 / elapsed.as_secs_f64();
                 // Of several paths the shortest tells: a longer one is no path that became longer.
-                if let Some(shortest) = at_work.iter().map(|lane| lane.rtt).min() {
-                    self.look_whether_longer(at, shortest, round, sums.arrived_bytes);
+                if let Some(rtt) = at_work.iter().map(|lane| lane.rtt).min() {
+                    let (arrived, ceiling) = (sums.arrived_bytes, self.ceiling().unwrap_or(f64::MAX));
+                    let seen = outgrown::Round { at, rtt, known: round, arrived, ceiling, best: self.best };
+                    self.best = self.outgrown.look(&seen).unwrap_or(self.best);
                 }
                 self.round(at, rate, full);
             } else {
-                self.longer = None;
+                self.outgrown.interrupted();
                 self.clear();
             }
             (self.round_begun, self.before, self.had) = (at, sums, arrived(lanes));
@@ -231,38 +211,7 @@ impl Hold {
 
     /// What the lanes remember of the path keeps them from filling it: connections that remember nothing are needed. Told once.
     pub fn take_outgrown(&mut self, at: Instant) -> bool {
-        let untold = self.outgrown == Outgrown::Untold;
-        if untold {
-            self.outgrown = Outgrown::Told { until: at + FORGETS };
-        }
-        untold
-    }
-
-    /// What is under way arrives in pieces then: whole round trips tell how much it is.
-    fn look_whether_longer(&mut self, at: Instant, rtt: Duration, known: Duration, arrived: u64) {
-        if let Outgrown::Told { until } = self.outgrown
-            && at >= until
-        {
-            self.outgrown = Outgrown::No;
-        }
-        if rtt <= known.mul_f64(LONGER) || self.outgrown != Outgrown::No {
-            self.longer = None;
-            return;
-        }
-        let ceiling = self.ceiling().unwrap_or(f64::MAX);
-        let longer = self.longer.get_or_insert(Longer { since: at, arrived, ceiling });
-        longer.ceiling = longer.ceiling.min(ceiling);
-        let elapsed = at.saturating_duration_since(longer.since);
-        if elapsed < ROUND_TRIPS_OUTGROWN * rtt {
-            return;
-        }
-        let rate = (arrived - longer.arrived) as f64 / elapsed.as_secs_f64();
-        let held = rate >= USED * longer.ceiling;
-        self.longer = None;
-        if rate < OUTGROWN * self.best && !held {
-            self.outgrown = Outgrown::Untold;
-            self.best = rate;
-        }
+        self.outgrown.take(at)
     }
 
     /// Something of this lane arrived in this round.
@@ -445,7 +394,7 @@ mod tests {
             assert!(full < 16, "{full}");
             path.rounds(12);
             let (mean, longest) = path.rounds(200);
-            assert!(mean > 0.95 && path.hold.outgrown == Outgrown::No, "{mean}");
+            assert!(mean > 0.95 && !path.hold.take_outgrown(path.now), "{mean}");
             assert!(longest < Duration::from_millis(40), "{longest:?}");
         }
     }

@@ -55,6 +55,7 @@ mod names;
 mod node;
 mod noise;
 mod outbox;
+mod outgrown;
 mod queue;
 mod ranges;
 mod replay;

@@ -55,6 +55,9 @@ impl Fit {
     pub fn stirred(&mut self, bond: &Bond) -> u16 {
         if bond.take_outgrown() {
             let more = self.widening.outgrown();
+            if more == 0 {
+                return 0;
+            }
             tracing::info!(peer = %bond.link.peer, lanes = bond.lanes_up() + more, "more lanes: the path became longer");
             return more;
         }
