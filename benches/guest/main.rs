@@ -84,6 +84,10 @@ fn run(start_info: u64) -> ! {
     loop {
         let tick = cpu::ticks();
         let now_us = clock.now_us();
+        // Before the heartbeat that counts it: who hears of a bad page has heard what is bad about it.
+        while let Some(report) = load.take_report() {
+            console.line(&[&report]);
+        }
         if now_us >= due_us {
             heartbeat += 1;
             // One line for a late beat, not one for each that was missed: silence must stay visible.
@@ -100,9 +104,6 @@ fn run(start_info: u64) -> ! {
                 &" bad=",
                 &load.bad(),
             ]);
-        }
-        while let Some(report) = load.take_report() {
-            console.line(&[&report]);
         }
         load.advance(now_us);
         while cpu::ticks() == tick && load.step() {}
