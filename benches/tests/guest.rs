@@ -8,6 +8,7 @@ use std::time::Duration;
 use hikyaku_lab::guest::load::Corruption;
 use hikyaku_lab::guest::ram::{Difference, RamError};
 use hikyaku_lab::guest::{GuestSpec, Kvm, Load, Qemu, RamImage, Timeline};
+use hikyaku_lab::steady::asserted;
 use serde_json::json;
 
 const READY: Duration = Duration::from_secs(30);
@@ -129,12 +130,14 @@ fn every_load_writes_at_its_rate_and_finds_nothing_bad() {
         let load = load(name);
         let qemu = Qemu::start(&GuestSpec::new(256, load.clone())).unwrap();
         qemu.wait_ready(READY).unwrap();
-        // Whole periods of a load that comes in bursts.
-        sleep(2.2);
-        let rate = qemu.console().writes_per_s(Qemu::last(Duration::from_secs(2)));
-        let asked = f64::from(load.rate_pages_per_s);
-        println!("{name}: {rate:.0} pages/s of {asked:.0}");
-        assert!(rate > 0.85 * asked && rate < 1.1 * asked, "{name}: {rate:.0} pages/s, asked for {asked:.0}");
+        asserted(1, name, || {
+            // Whole periods of a load that comes in bursts.
+            sleep(2.2);
+            let rate = qemu.console().writes_per_s(Qemu::last(Duration::from_secs(2)));
+            let asked = f64::from(load.rate_pages_per_s);
+            println!("{name}: {rate:.0} pages/s of {asked:.0}");
+            assert!(rate > 0.85 * asked && rate < 1.1 * asked, "{rate:.0} pages/s, asked for {asked:.0}");
+        });
         assert_eq!(qemu.console().bad(), 0, "{name}: {:?}", qemu.console().reports());
     }
 }
@@ -240,8 +243,11 @@ fn it_survives_being_saved_and_restored() {
         let timeline = Timeline::merge(&[first.console(), second.console()]);
         assert_eq!(timeline.lost(), [0; 0], "{machine}");
         assert_eq!(timeline.overlap(), None, "{machine}");
-        let rate = second.console().writes_per_s(Qemu::last(Duration::from_secs(1)));
-        assert!(rate > 0.85 * 24_414.0, "{machine}: {rate:.0} pages/s after the restore");
+        asserted(1, "the rate after the restore", || {
+            sleep(1.0);
+            let rate = second.console().writes_per_s(Qemu::last(Duration::from_secs(1)));
+            assert!(rate > 0.85 * 24_414.0, "{machine}: {rate:.0} pages/s after the restore");
+        });
     }
 }
 
@@ -316,12 +322,14 @@ fn an_idle_guest_leaves_the_machine_idle() {
     let _alone = alone();
     let qemu = Qemu::start(&GuestSpec::new(256, load("idle"))).unwrap();
     qemu.wait_ready(READY).unwrap();
-    sleep(0.5);
-    let before = cpu_ticks(qemu.pid()).unwrap();
-    sleep(3.0);
-    let used = (cpu_ticks(qemu.pid()).unwrap() - before) as f64 / 100.0 / 3.0;
-    println!("idle guest: {:.1} % of a core", used * 100.0);
-    assert!(used < 0.25, "{used}");
+    asserted(1, "what it uses", || {
+        sleep(0.5);
+        let before = cpu_ticks(qemu.pid()).unwrap();
+        sleep(3.0);
+        let used = (cpu_ticks(qemu.pid()).unwrap() - before) as f64 / 100.0 / 3.0;
+        println!("idle guest: {:.1} % of a core", used * 100.0);
+        assert!(used < 0.25, "{used}");
+    });
 }
 
 #[test]

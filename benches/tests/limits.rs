@@ -13,14 +13,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use hikyaku_lab::link::{Link, Network, Profile, Rate, WINDOW};
+use hikyaku_lab::steady::{mostly, within};
 use hikyaku_transport::*;
 
 const PORT: u16 = 4707;
 const CHUNK_BYTES: usize = 256 << 10;
 const ATTEMPTS: usize = 5;
-/// So late a thread is now and then beside this test's own work.
-const LATE: Duration = Duration::from_millis(8);
-const DISTURBED_MOST: usize = 15;
 /// So long lanes look for the shortest round trip.
 const LOOKS_FOR: Duration = Duration::from_millis(200);
 
@@ -174,7 +172,7 @@ fn a_full_path_runs_empty_when_it_is_to_and_fills_again() {
     for profile in ["jgn", "us"] {
         let pour = Pour::with(profile, Io::Auto, 1, None, Congestion::Named("cubic".into()));
         pour.run(seconds(4.0));
-        eventually(profile, || {
+        within(ATTEMPTS, profile, || {
             let (before, _) = pour.run(seconds(2.0));
             let over = AtomicBool::new(false);
             let ebb = thread::scope(|scope| {
@@ -224,7 +222,7 @@ fn a_full_path_has_a_short_queue_where_lanes_go_by_rate() {
     for profile in ["jgn", "us", "lossy"] {
         let pour = Pour::over(profile, Io::Auto, 1, None);
         pour.run(seconds(5.0));
-        eventually(profile, || {
+        within(ATTEMPTS, profile, || {
             let before = pour.network.counters_of("a", "b").dropped_queue;
             let (rate, _) = pour.run(seconds(3.0));
             let (stats, lanes) = (pour.tx(0).stats(), pour.link.lanes());
@@ -331,7 +329,7 @@ fn two_paths_share_by_what_each_carries() {
     relay(&network, "c", "b");
     let pour = Pour::to(network, &["b", "c"], Io::Auto, 1, None, Congestion::Auto);
     pour.run(seconds(5.0));
-    mostly("shares", || {
+    mostly(ATTEMPTS / 2 + 1, "shares", || {
         let crossed = || ["b", "c"].map(|to| pour.network.counters_of("a", to).bytes);
         let (begun, before) = (Instant::now(), crossed());
         pour.run(seconds(4.0));
@@ -369,7 +367,7 @@ fn relay(network: &Network, at: &str, to: &str) {
 #[test]
 fn a_path_that_becomes_much_longer_is_soon_filled_again() {
     let _alone = alone();
-    eventually("jgn", || {
+    within(ATTEMPTS, "jgn", || {
         let pour = Pour::over("jgn", Io::Auto, 1, None);
         pour.run(seconds(4.0));
         pour.network.set_rtt(seconds(0.25));
@@ -385,7 +383,7 @@ fn a_path_that_becomes_much_longer_is_soon_filled_again() {
 #[test]
 fn a_path_is_found_again_as_it_was_found_first() {
     let _alone = alone();
-    eventually("us", || {
+    within(ATTEMPTS, "us", || {
         let pour = Pour::over("us", Io::Auto, 0, None);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let first = runtime.block_on(pour.link.warm_up()).unwrap();
@@ -407,7 +405,7 @@ fn a_limit_that_goes_leaves_no_ceiling_behind() {
     pour.run(seconds(4.0));
     pour.tx(0).set_limit(None);
     pour.run(seconds(1.5));
-    eventually("us", || {
+    within(ATTEMPTS, "us", || {
         let (rate, _) = pour.run(seconds(1.0));
         println!("{:.0} Mbit/s", rate * 8e-6);
         if rate > 0.8 * 131.7e6 { Ok(()) } else { Err(format!("{rate:.0} B/s")) }
@@ -440,65 +438,6 @@ fn seconds(s: f64) -> Duration {
     Duration::from_secs_f64(s)
 }
 
-/// Measures again when somebody else's work on the machine got in between. A measurement during which the machine stood still is no
-/// attempt, unless it always does.
-#[track_caller]
-fn eventually(what: &str, measure: impl FnMut() -> Result<(), String>) {
-    counted(1, ATTEMPTS, what, measure);
-}
-
-#[track_caller]
-fn within(attempts: usize, what: &str, measure: impl FnMut() -> Result<(), String>) {
-    counted(1, attempts, what, measure);
-}
-
-/// What holds always: one that is well may be chance, so more are than are not.
-#[track_caller]
-fn mostly(what: &str, measure: impl FnMut() -> Result<(), String>) {
-    counted(ATTEMPTS / 2 + 1, ATTEMPTS / 2 + 1, what, measure);
-}
-
-/// So many are well before so many are not.
-#[track_caller]
-fn counted(well: usize, failures: usize, what: &str, mut measure: impl FnMut() -> Result<(), String>) {
-    let (mut were_well, mut failed, mut disturbed) = (0, Vec::new(), 0);
-    while were_well < well && failed.len() < failures {
-        let (measured, late) = watched(&mut measure);
-        match measured {
-            Ok(()) => were_well += 1,
-            Err(why) if late > LATE && disturbed < DISTURBED_MOST => {
-                println!("{what}: not counted, for the machine stood still for {late:.0?}: {why}");
-                disturbed += 1;
-            }
-            Err(why) => failed.push(why),
-        }
-    }
-    let lasts = failed.len() == failures;
-    assert!(
-        !lasts,
-        "{what}: {failed:?}, {were_well} were well, and {disturbed} times the machine stood still"
-    );
-}
-
-/// Beside something, how late a thread was at most that wanted to sleep for a millisecond.
-fn watched<T>(something: impl FnOnce() -> T) -> (T, Duration) {
-    let over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let watch = scope.spawn(|| {
-            let mut late = Duration::ZERO;
-            while !over.load(Ordering::Relaxed) {
-                let began = Instant::now();
-                thread::sleep(Duration::from_millis(1));
-                late = late.max(began.elapsed() - Duration::from_millis(1));
-            }
-            late
-        });
-        let value = something();
-        over.store(true, Ordering::Relaxed);
-        (value, watch.join().unwrap())
-    })
-}
-
 fn kept(pour: &Pour, lasts: f64, limit: u64) -> Result<(), String> {
     let (rate, peak) = pour.run(seconds(lasts));
     let (rate, peak) = (rate / limit as f64, peak / limit as f64);
@@ -521,7 +460,7 @@ fn a_sessions_limit_is_kept_smoothly_and_changes_while_running() {
             pour.tx(0).set_limit(Some(limit));
             // What crosses already is of the limit before; lanes that had little to do find their window again.
             pour.run(seconds(2.0));
-            mostly(&format!("{profile}, {mbit} Mbit/s"), || kept(&pour, 3.0, limit));
+            mostly(ATTEMPTS / 2 + 1, &format!("{profile}, {mbit} Mbit/s"), || kept(&pour, 3.0, limit));
         }
     }
 }
@@ -533,7 +472,7 @@ fn ten_sessions_share_a_link_and_keep_its_limit() {
         let pour = Pour::over("jgn", Io::Auto, 10, None);
         pour.link.set_limit(limit);
         pour.run(seconds(3.0));
-        mostly("a tenth each", || {
+        mostly(ATTEMPTS / 2 + 1, "a tenth each", || {
             let before: Vec<_> = (0..10).map(|n| pour.tx(n).stats().delivered_bytes).collect();
             match limit {
                 Some(limit) => kept(&pour, 5.0, limit)?,
@@ -558,7 +497,7 @@ fn the_hosts_limit_holds_for_limited_and_unlimited_sessions_together() {
     pour.tx(1).set_priority(Priority::High);
     pour.source.set_limit(Some(25_000_000));
     pour.run(seconds(2.0));
-    mostly("the host's", || {
+    mostly(ATTEMPTS / 2 + 1, "the host's", || {
         let before: Vec<_> = (0..3).map(|n| pour.tx(n).stats().delivered_bytes).collect();
         kept(&pour, 4.0, 25_000_000)?;
         let rate = |n: usize| (pour.tx(n).stats().delivered_bytes - before[n]) as f64 / 4.0;

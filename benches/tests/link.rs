@@ -19,6 +19,7 @@ use hikyaku_lab::link::measure::{Family, Measure};
 use hikyaku_lab::link::{
     BuildError, Direction, Emulation, HostSettings, Link, Network, Profile, Queue, Rate,
 };
+use hikyaku_lab::steady::{asserted, within};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 
@@ -45,16 +46,12 @@ fn ms(ms: u64) -> Duration {
 }
 
 /// Measures until it is right, at most `ATTEMPTS` times.
+#[track_caller]
 fn eventually<T: std::fmt::Debug>(what: &str, measure: impl Fn() -> T, right: impl Fn(&T) -> bool) {
-    let mut seen = Vec::new();
-    for _ in 0..ATTEMPTS {
+    within(ATTEMPTS, what, || {
         let value = measure();
-        if right(&value) {
-            return;
-        }
-        seen.push(value);
-    }
-    panic!("{what}: {seen:?}");
+        if right(&value) { Ok(()) } else { Err(format!("{value:?}")) }
+    });
 }
 
 fn median_round_trip(network: &Network, family: Family) -> Duration {
@@ -147,6 +144,10 @@ fn tcp_arrives_unharmed_over_a_link_that_loses_packets_and_cuts_super_packets() 
 #[test]
 fn the_queue_fills_to_its_limit_and_no_further() {
     let _alone = alone();
+    asserted(2, "the queue", fill_a_queue);
+}
+
+fn fill_a_queue() {
     let rate = Some(Rate::payload(100_000_000));
     let network = network(Profile { rate, rtt: ms(20), queue: Queue::Time(ms(100)), loss: 0.0 });
     thread::scope(|scope| {

@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use hikyaku_lab::steady::asserted;
 use hikyaku_tests::machine::{self, QemuBinary, need};
 use hikyaku_tests::rig::{GuestKind, Plan, Rig};
 use hikyaku_tests::site::Settings;
@@ -29,19 +30,14 @@ fn plan(qemu: &QemuBinary) -> Plan {
 #[track_caller]
 fn assert_kept(rig: &Rig, mbit: u32) {
     std::thread::sleep(SETTLE);
-    let mut seen = Vec::new();
-    for _ in 0..ATTEMPTS {
+    asserted(ATTEMPTS, &format!("{mbit} Mbit/s"), || {
         let sent = || rig.network().counters_of("a", "b").bytes;
         let (began, before) = (Instant::now(), sent());
         std::thread::sleep(WATCHED);
         let rate = (sent() - before) as f64 * 8e-6 / began.elapsed().as_secs_f64();
         println!("{rate:.2} Mbit/s of {mbit}");
-        if (rate / f64::from(mbit) - 1.0).abs() <= 0.05 {
-            return;
-        }
-        seen.push(rate);
-    }
-    panic!("{mbit} Mbit/s were asked for, {seen:.2?} crossed");
+        assert!((rate / f64::from(mbit) - 1.0).abs() <= 0.05, "{rate:.2} Mbit/s crossed");
+    });
 }
 
 fn detached(rig: &mut Rig, flags: &[&str]) {

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use hikyaku_tests::machine::{self, need};
+use hikyaku_lab::steady::asserted;
+use hikyaku_tests::machine::{self, QemuBinary, need};
 use hikyaku_tests::rig::{GuestKind, Plan, Rig};
 use serde_json::Value;
 
@@ -38,7 +39,11 @@ fn a_link_that_is_made_to_be_measured_keeps_the_peers_limit() {
 #[test]
 fn it_says_what_the_path_is_and_what_limits_it() {
     let Some(qemu) = need("QEMU", machine::qemu()) else { return };
-    let mut rig = Rig::new(Plan::new(LINK, &qemu).kind(GuestKind::bare("noise@1")));
+    asserted(2, "what it says", || says_what_the_path_is_and_what_limits_it(&qemu));
+}
+
+fn says_what_the_path_is_and_what_limits_it(qemu: &QemuBinary) {
+    let mut rig = Rig::new(Plan::new(LINK, qemu).kind(GuestKind::bare("noise@1")));
 
     // Idle: opened, warmed, measured.
     let (idle, limited) = report(&rig);

@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use hikyaku_lab::guest::{GuestSpec, Load, Qemu};
+use hikyaku_lab::steady::asserted;
 use hikyaku_tests::command::Running;
 use hikyaku_tests::machine::{self, need};
 use hikyaku_tests::site::{self, Pair, Settings};
@@ -66,22 +67,22 @@ fn rates<const N: usize>(pair: &Pair, of: [&Traveller; N], lasts: Duration) -> [
 #[track_caller]
 fn assert_share(pair: &Pair, of: [&Traveller; 2], asked: f64) {
     std::thread::sleep(SETTLE);
-    let mut seen = Vec::new();
-    for _ in 0..ATTEMPTS {
+    asserted(ATTEMPTS, &format!("{asked} times as much"), || {
         let [one, other] = rates(pair, of, WATCHED);
         println!("{:.2} and {:.2} MB/s, asked {asked}", one / 1e6, other / 1e6);
         let all = (one + other) / LIMIT_BYTES_PER_S;
-        if (0.8..1.25).contains(&(one / other / asked)) && (0.85..1.0).contains(&all) {
-            return;
-        }
-        seen.push((one, other));
-    }
-    panic!("{asked} was asked for: {seen:?}");
+        assert!((0.8..1.25).contains(&(one / other / asked)), "{one} and {other} B/s");
+        assert!((0.85..1.0).contains(&all), "{all} of the limit");
+    });
 }
 
 #[test]
 fn two_are_fair_one_of_high_priority_has_four_fifths_and_one_that_stands_has_all() {
     let Some(_) = need("QEMU", machine::qemu()) else { return };
+    asserted(1, "shares", two_share);
+}
+
+fn two_share() {
     let network = site::network("jgn");
     let pair = Pair::start_with(&network, |settings: &mut Settings| settings.more = LIMIT.to_owned());
     let calm = Traveller::set_out(&pair, "calm", 256, load(1, 0.1), &[]);

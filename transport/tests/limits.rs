@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::*;
+use hikyaku_lab::steady::asserted;
 use hikyaku_transport::*;
 
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -59,7 +60,32 @@ fn about(what: &str, rate: f64, asked: f64) {
     assert!((0.95..1.05).contains(&ratio), "{what}: {ratio:.3} of what was asked");
 }
 
-over_both! {
+/// Runs the body over both backends: again, if it is not so, where the machine stood still meanwhile.
+macro_rules! by_the_clock {
+    ($(async fn $name:ident($io:ident: Io) $body:block)*) => {$(
+        mod $name {
+            use super::*;
+
+            async fn body($io: Io) $body
+
+            #[test]
+            fn plain() {
+                asserted(1, stringify!($name), || runtime().block_on(body(Io::Plain)));
+            }
+
+            #[test]
+            fn uring() {
+                asserted(1, stringify!($name), || runtime().block_on(body(Io::Uring)));
+            }
+        }
+    )*};
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+by_the_clock! {
     async fn a_limit_is_kept_and_changes_while_running(io: Io) {
         let pair = Setup::new(io).pair(ACCEPT);
         let flow = Flow::open(&pair).await;
