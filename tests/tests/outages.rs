@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use hikyaku_lab::link::{Network, Rate};
+use hikyaku_lab::steady::asserted;
 use hikyaku_tests::command::{Output, Running};
 use hikyaku_tests::machine::{self, QemuBinary, need};
 use hikyaku_tests::rig::{GuestKind, Plan, Rig, Side};
@@ -108,38 +109,43 @@ fn cancel(site: &site::Site, guest: &str) {
 
 #[test]
 fn a_total_outage_of_45_s_while_copying() {
-    let Some(mut rig) = rig("jgn") else { return };
-    let undisturbed = undisturbed(&mut rig);
-    let outage = Duration::from_secs(45);
-    let (total, output) = live(&mut rig, |rig, command| {
-        rig.network().set_outage(true);
-        let out = Instant::now();
-        command.wait_event("link-down", NOTICED);
-        command.wait_phase("link-lost");
-        rig.assert_runs_at_source();
-        let status = rig.source_site().hikyaku(["status", rig.guest_name()], COMMAND).expect_code(0);
-        for words in ["link lost: nothing came for 4 s", "the guest runs on here", "again (for", "of 600 s)"]
-        {
-            assert!(status.stdout.contains(words), "\"{words}\" is not said; {status}");
-        }
-        std::thread::sleep(outage.saturating_sub(out.elapsed()));
-        rig.network().set_outage(false);
+    asserted(1, "the total", || {
+        let Some(mut rig) = rig("jgn") else { return };
+        let undisturbed = undisturbed(&mut rig);
+        let outage = Duration::from_secs(45);
+        let (total, output) = live(&mut rig, |rig, command| {
+            rig.network().set_outage(true);
+            let out = Instant::now();
+            command.wait_event("link-down", NOTICED);
+            command.wait_phase("link-lost");
+            rig.assert_runs_at_source();
+            let status = rig.source_site().hikyaku(["status", rig.guest_name()], COMMAND).expect_code(0);
+            for words in
+                ["link lost: nothing came for 4 s", "the guest runs on here", "again (for", "of 600 s)"]
+            {
+                assert!(status.stdout.contains(words), "\"{words}\" is not said; {status}");
+            }
+            std::thread::sleep(outage.saturating_sub(out.elapsed()));
+            rig.network().set_outage(false);
+        });
+        assert_prompt(total, undisturbed, outage);
+        let up = output.events("link-up");
+        assert_eq!(up.len(), 1, "{output}");
+        let link = &up[0]["data"]["link"];
+        assert_eq!((&link["down"], &link["timeout_ms"]), (&false.into(), &600_000.into()), "{link}");
+        assert!(link["for_ms"].as_u64().is_some_and(|ms| (38_000..45_000).contains(&ms)), "{link}");
     });
-    assert_prompt(total, undisturbed, outage);
-    let up = output.events("link-up");
-    assert_eq!(up.len(), 1, "{output}");
-    let link = &up[0]["data"]["link"];
-    assert_eq!((&link["down"], &link["timeout_ms"]), (&false.into(), &600_000.into()), "{link}");
-    assert!(link["for_ms"].as_u64().is_some_and(|ms| (38_000..45_000).contains(&ms)), "{link}");
 }
 
 #[test]
 fn memory_is_equal_after_an_outage() {
-    let Some(mut rig) = rig("us") else { return };
-    let undisturbed = undisturbed(&mut rig);
-    let outage = Duration::from_secs(12);
-    let (total, _) = equal(&mut rig, |rig| cut_for(rig, outage));
-    assert_prompt(total, undisturbed, outage);
+    asserted(1, "the total", || {
+        let Some(mut rig) = rig("us") else { return };
+        let undisturbed = undisturbed(&mut rig);
+        let outage = Duration::from_secs(12);
+        let (total, _) = equal(&mut rig, |rig| cut_for(rig, outage));
+        assert_prompt(total, undisturbed, outage);
+    });
 }
 
 /// It stops its guest by itself when it is read too far, and is read in grants: none leads it there over an outage.
@@ -154,14 +160,16 @@ fn an_older_qemu_is_held_back_over_an_outage() {
 
 #[test]
 fn a_daemon_that_stands_still() {
-    let Some(mut rig) = rig("jgn") else { return };
-    let undisturbed = undisturbed(&mut rig);
-    let outage = Duration::from_secs(15);
-    let (total, _) = equal(&mut rig, |rig| stand(rig.source_site(), outage));
-    assert_prompt(total, undisturbed, outage);
-    rig.turn_around();
-    let (total, _) = equal(&mut rig, |rig| stand(rig.destination_site(), outage));
-    assert_prompt(total, undisturbed, outage);
+    asserted(1, "the total", || {
+        let Some(mut rig) = rig("jgn") else { return };
+        let undisturbed = undisturbed(&mut rig);
+        let outage = Duration::from_secs(15);
+        let (total, _) = equal(&mut rig, |rig| stand(rig.source_site(), outage));
+        assert_prompt(total, undisturbed, outage);
+        rig.turn_around();
+        let (total, _) = equal(&mut rig, |rig| stand(rig.destination_site(), outage));
+        assert_prompt(total, undisturbed, outage);
+    });
 }
 
 /// The link is given up at the other side meanwhile, and back before the guest would have to go on here.
@@ -180,33 +188,37 @@ fn a_source_daemon_that_stands_still_with_its_guest() {
 
 #[test]
 fn one_of_two_paths_goes_dark_for_good() {
-    let Some(qemu) = qemu() else { return };
-    let plan = Plan::new("jgn", &qemu);
-    let network = site::network(plan.link);
-    let host = network.host("b");
-    let paths = [SocketAddr::from((host.ip6(), PORT)), SocketAddr::from((host.ip4(), PORT))];
-    let mut rig = Rig::on(plan, network, |settings| {
-        if settings.name == "a" {
-            settings.peers[0].addresses = paths.map(|path| path.to_string()).to_vec();
-        }
+    asserted(1, "the total", || {
+        let Some(qemu) = qemu() else { return };
+        let plan = Plan::new("jgn", &qemu);
+        let network = site::network(plan.link);
+        let host = network.host("b");
+        let paths = [SocketAddr::from((host.ip6(), PORT)), SocketAddr::from((host.ip4(), PORT))];
+        let mut rig = Rig::on(plan, network, |settings| {
+            if settings.name == "a" {
+                settings.peers[0].addresses = paths.map(|path| path.to_string()).to_vec();
+            }
+        });
+        let undisturbed = undisturbed(&mut rig);
+        let (total, output) = equal(&mut rig, |rig| {
+            let off = || fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1");
+            rig.network().host("b").within(off).expect("its network").expect("IPv6 can be switched off");
+        });
+        println!("{} outages", output.events("link-down").len());
+        assert_prompt(total, undisturbed, PATH_MISSED);
     });
-    let undisturbed = undisturbed(&mut rig);
-    let (total, output) = equal(&mut rig, |rig| {
-        let off = || fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1");
-        rig.network().host("b").within(off).expect("its network").expect("IPv6 can be switched off");
-    });
-    println!("{} outages", output.events("link-down").len());
-    assert_prompt(total, undisturbed, PATH_MISSED);
 }
 
 /// Judged by a move that has the new path from its beginning.
-fn the_path_changes(change: impl FnOnce(&Network)) {
-    let Some(mut rig) = rig("jgn") else { return };
-    let (total, output) = equal(&mut rig, |rig| change(rig.network()));
-    assert!(output.events("link-down").is_empty(), "nothing was out; {output}");
-    rig.turn_around();
-    let (undisturbed, _) = live(&mut rig, |_, _| {});
-    assert_prompt(total, undisturbed, Duration::ZERO);
+fn the_path_changes(change: fn(&Network)) {
+    asserted(1, "the total", || {
+        let Some(mut rig) = rig("jgn") else { return };
+        let (total, output) = equal(&mut rig, |rig| change(rig.network()));
+        assert!(output.events("link-down").is_empty(), "nothing was out; {output}");
+        rig.turn_around();
+        let (undisturbed, _) = live(&mut rig, |_, _| {});
+        assert_prompt(total, undisturbed, Duration::ZERO);
+    });
 }
 
 #[test]
