@@ -25,66 +25,89 @@ const REST: Duration = Duration::from_secs(1);
 
 /// True once in so many attempts: what may fail because something else happened on the machine.
 #[track_caller]
-pub fn within(attempts: usize, what: &str, measure: impl FnMut() -> Result<(), String>) {
-    judged(1, attempts, LATE, what, measure);
+pub fn within(attempts: usize, what: &str, mut measure: impl FnMut() -> Result<(), String>) {
+    Judge { true_wanted: 1, false_most: attempts, late_most: LATE, rest: REST }
+        .judge(what, || watched(&mut measure))
+        .tell(what);
 }
 
 /// What holds always: once may be chance, so of `2 * times - 1` attempts more are true than are not.
 #[track_caller]
-pub fn mostly(times: usize, what: &str, measure: impl FnMut() -> Result<(), String>) {
-    judged(times, times, LATE, what, measure);
+pub fn mostly(times: usize, what: &str, mut measure: impl FnMut() -> Result<(), String>) {
+    Judge { true_wanted: times, false_most: times, late_most: LATE, rest: REST }
+        .judge(what, || watched(&mut measure))
+        .tell(what);
 }
 
 /// What a test asserts about seconds, all of it, from its beginning.
 #[track_caller]
 pub fn asserted(attempts: usize, what: &str, mut test: impl FnMut()) {
-    let measure = || catch_unwind(AssertUnwindSafe(&mut test)).map_err(|panic| message(&*panic));
-    judged(1, attempts, VERY_LATE, what, measure);
+    let mut measure = || catch_unwind(AssertUnwindSafe(&mut test)).map_err(|panic| message(&*panic));
+    Judge { true_wanted: 1, false_most: attempts, late_most: VERY_LATE, rest: REST }
+        .judge(what, || watched(&mut measure))
+        .tell(what);
 }
 
-/// So many are true before so many are not.
-#[track_caller]
-fn judged(
+/// So many are to be true before so many are not.
+struct Judge {
     true_wanted: usize,
     false_most: usize,
     late_most: Duration,
-    what: &str,
-    mut measure: impl FnMut() -> Result<(), String>,
-) {
-    let (mut were_true, mut were_false, mut disturbed, mut disturbed_for) =
-        (0, Vec::new(), 0, Duration::ZERO);
-    while were_true < true_wanted {
-        let began = Instant::now();
-        let (measured, late) = watched(&mut measure);
-        match measured {
-            Ok(()) => were_true += 1,
-            Err(why) if late > late_most => {
-                println!("{what}: not counted, for the machine stood still for {late:.0?}: {why}");
-                disturbed += 1;
-                disturbed_for += began.elapsed();
-                if disturbed == DISTURBED_MOST || disturbed_for > DISTURBED_FOR {
-                    return unjudged(what, disturbed, late);
-                }
-                thread::sleep(REST);
+    rest: Duration,
+}
+
+#[derive(Debug, PartialEq)]
+enum Verdict {
+    True,
+    /// After so many attempts that were disturbed; in the last one the machine stood still for so long.
+    NotJudged(usize, Duration),
+}
+
+impl Verdict {
+    /// One line where a test run looks for what was not judged.
+    fn tell(&self, what: &str) {
+        let Verdict::NotJudged(disturbed, late) = self else { return };
+        let test = thread::current().name().unwrap_or("a test").to_owned();
+        let line =
+            format!("{test}: {what}: {disturbed} times the machine stood still, at last for {late:.0?}");
+        println!("not judged: {line}");
+        if let Some(log) = std::env::var_os("HIKYAKU_UNJUDGED_LOG") {
+            let log = std::fs::OpenOptions::new().append(true).create(true).open(log);
+            if let Err(error) = log.and_then(|mut log| writeln!(log, "{line}")) {
+                panic!("a log of what was not judged: {error}");
             }
-            Err(why) => were_false.push(why),
         }
-        assert!(
-            were_false.len() < false_most,
-            "{what}: {were_false:?}, {were_true} were true, and {disturbed} times the machine stood still"
-        );
     }
 }
 
-fn unjudged(what: &str, disturbed: usize, late: Duration) {
-    let test = thread::current().name().unwrap_or("a test").to_owned();
-    let line = format!("{test}: {what}: {disturbed} times the machine stood still, at last for {late:.0?}");
-    println!("not judged: {line}");
-    if let Some(log) = std::env::var_os("HIKYAKU_UNJUDGED_LOG") {
-        let log = std::fs::OpenOptions::new().append(true).create(true).open(log);
-        if let Err(error) = log.and_then(|mut log| writeln!(log, "{line}")) {
-            panic!("a log of what was not judged: {error}");
+impl Judge {
+    /// `measure` says how late a thread was beside it. Panics if it is not true.
+    #[track_caller]
+    fn judge(&self, what: &str, mut measure: impl FnMut() -> (Result<(), String>, Duration)) -> Verdict {
+        let (mut were_true, mut were_false) = (0, Vec::new());
+        let (mut disturbed, mut disturbed_for) = (0, Duration::ZERO);
+        while were_true < self.true_wanted {
+            let began = Instant::now();
+            let (measured, late) = measure();
+            match measured {
+                Ok(()) => were_true += 1,
+                Err(why) if late > self.late_most => {
+                    println!("{what}: not counted, for the machine stood still for {late:.0?}: {why}");
+                    disturbed += 1;
+                    disturbed_for += began.elapsed();
+                    if disturbed == DISTURBED_MOST || disturbed_for > DISTURBED_FOR {
+                        return Verdict::NotJudged(disturbed, late);
+                    }
+                    thread::sleep(self.rest);
+                }
+                Err(why) => were_false.push(why),
+            }
+            assert!(
+                were_false.len() < self.false_most,
+                "{what}: {were_false:?}, {were_true} were true, and {disturbed} times the machine stood still"
+            );
         }
+        Verdict::True
     }
 }
 
@@ -116,25 +139,47 @@ fn watched<T>(something: impl FnOnce() -> T) -> (T, Duration) {
 mod tests {
     use super::*;
 
+    /// What each attempt says, and whether the machine stood still meanwhile; the last is repeated.
+    fn judge(true_wanted: usize, false_most: usize, attempts: &[(bool, bool)]) -> (Option<Verdict>, usize) {
+        let judge = Judge { true_wanted, false_most, late_most: LATE, rest: Duration::ZERO };
+        let mut made = 0;
+        let verdict = catch_unwind(AssertUnwindSafe(|| {
+            judge.judge("a claim", || {
+                let (is_true, stands) = attempts[made.min(attempts.len() - 1)];
+                made += 1;
+                let late = if stands { 2 * LATE } else { LATE / 2 };
+                (if is_true { Ok(()) } else { Err("no".to_owned()) }, late)
+            })
+        }));
+        (verdict.ok(), made)
+    }
+
+    const TRUE: (bool, bool) = (true, false);
+    const FALSE: (bool, bool) = (false, false);
+    const DISTURBED: (bool, bool) = (false, true);
+
     #[test]
     fn what_is_true_is_measured_once_and_what_is_false_as_often_as_it_may_be() {
-        let mut measured = 0;
-        within(3, "true", || {
-            measured += 1;
-            Ok(())
-        });
-        assert_eq!(measured, 1);
-        let mut answers = [Err("no".to_owned()), Ok(()), Err("no".to_owned()), Ok(())].into_iter();
-        mostly(2, "mostly true", || answers.next().unwrap());
-        let panic = catch_unwind(|| within(2, "false", || Err("no".to_owned()))).unwrap_err();
-        assert!(message(&*panic).contains("false: [\"no\", \"no\"]"), "{}", message(&*panic));
-        assert!(catch_unwind(|| asserted(2, "false", || assert_eq!(1, 2, "numbers"))).is_err());
+        assert_eq!(judge(1, 3, &[TRUE]), (Some(Verdict::True), 1));
+        assert_eq!(judge(1, 3, &[FALSE, FALSE, TRUE]), (Some(Verdict::True), 3));
+        assert_eq!(judge(1, 3, &[FALSE]), (None, 3));
+        assert_eq!(judge(2, 2, &[FALSE, TRUE, TRUE]), (Some(Verdict::True), 3));
+        assert_eq!(judge(2, 2, &[TRUE, FALSE, FALSE]), (None, 3));
     }
 
     #[test]
-    fn who_sleeps_too_long_is_noticed() {
-        // A thread is late if it is not let: here by a clock of its own.
-        let ((), late) = watched(|| thread::sleep(Duration::from_millis(20)));
-        assert!(late < Duration::from_secs(5), "{late:?}");
+    fn what_is_false_while_the_machine_stands_still_is_no_attempt() {
+        assert_eq!(judge(1, 1, &[DISTURBED, DISTURBED, TRUE]), (Some(Verdict::True), 3));
+        assert_eq!(judge(1, 1, &[DISTURBED, FALSE]), (None, 2), "it is false when nothing disturbs it");
+        let not_judged = Verdict::NotJudged(DISTURBED_MOST, 2 * LATE);
+        assert_eq!(judge(1, 1, &[DISTURBED]), (Some(not_judged), DISTURBED_MOST));
+        assert_eq!(judge(1, 1, &[(true, true)]), (Some(Verdict::True), 1), "true is true in any case");
+    }
+
+    #[test]
+    fn an_assertion_that_fails_says_why() {
+        let panic =
+            catch_unwind(|| asserted(1, "sums", || assert_eq!(1 + 1, 3, "a sum"))).expect_err("it fails");
+        assert!(message(&*panic).contains("a sum"), "{}", message(&*panic));
     }
 }
