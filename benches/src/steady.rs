@@ -7,7 +7,7 @@
 
 use std::any::Any;
 use std::io::Write;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, panic_any, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -47,6 +47,29 @@ pub fn asserted(attempts: usize, what: &str, mut test: impl FnMut()) {
         .judge(what, || watched(&mut measure))
         .tell(what);
 }
+
+/// A test of which only the [`claim`]s are about time: whatever else fails in it fails it at once, however the machine is.
+#[track_caller]
+pub fn timed(attempts: usize, what: &str, mut test: impl FnMut()) {
+    let mut measure = || {
+        catch_unwind(AssertUnwindSafe(&mut test)).map_err(|panic| match panic.downcast::<Claim>() {
+            Ok(claim) => claim.0,
+            Err(other) => resume_unwind(other),
+        })
+    };
+    Judge { true_wanted: 1, false_most: attempts, late_most: VERY_LATE, rest: REST }
+        .judge(what, || watched(&mut measure))
+        .tell(what);
+}
+
+/// What a [`timed`] test asserts about time.
+pub fn claim(is_true: bool, otherwise: String) {
+    if !is_true {
+        panic_any(Claim(otherwise));
+    }
+}
+
+struct Claim(String);
 
 /// So many are to be true before so many are not.
 struct Judge {
@@ -118,6 +141,13 @@ fn message(panic: &(dyn Any + Send)) -> String {
 
 /// Beside something, how late a thread was at most that wanted to sleep for a millisecond.
 fn watched<T>(something: impl FnOnce() -> T) -> (T, Duration) {
+    /// Also when that something panics: the scope waits for who watches.
+    struct Over<'a>(&'a AtomicBool);
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let watch = scope.spawn(|| {
@@ -129,8 +159,9 @@ fn watched<T>(something: impl FnOnce() -> T) -> (T, Duration) {
             }
             late
         });
+        let ends = Over(&over);
         let value = something();
-        over.store(true, Ordering::Relaxed);
+        drop(ends);
         (value, watch.join().unwrap_or(Duration::MAX))
     })
 }
@@ -174,6 +205,27 @@ mod tests {
         let not_judged = Verdict::NotJudged(DISTURBED_MOST, 2 * LATE);
         assert_eq!(judge(1, 1, &[DISTURBED]), (Some(not_judged), DISTURBED_MOST));
         assert_eq!(judge(1, 1, &[(true, true)]), (Some(Verdict::True), 1), "true is true in any case");
+    }
+
+    #[test]
+    fn what_is_not_about_time_fails_at_once() {
+        let mut made = 0;
+        let mut fail = |how: fn()| {
+            made = 0;
+            let test = AssertUnwindSafe(|| {
+                timed(3, "a test", || {
+                    made += 1;
+                    how();
+                })
+            });
+            (message(&*catch_unwind(test).expect_err("it fails")), made)
+        };
+        let (why, made_of_memory) = fail(|| assert_eq!(1, 2, "memory differs"));
+        assert!(why.contains("memory differs") && made_of_memory == 1, "{why} {made_of_memory}");
+        let (why, made_of_time) = fail(|| claim(false, "too long".to_owned()));
+        assert!(why.contains("too long") && made_of_time >= 3, "{why} {made_of_time}");
+        let hangs = catch_unwind(|| within(1, "a measurement", || panic!("within it")));
+        assert!(message(&*hangs.expect_err("it fails")).contains("within it"));
     }
 
     #[test]

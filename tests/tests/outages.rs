@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use hikyaku_lab::link::{Network, Rate};
-use hikyaku_lab::steady::asserted;
+use hikyaku_lab::steady::{claim, timed};
 use hikyaku_tests::command::{Output, Running};
 use hikyaku_tests::machine::{self, QemuBinary, need};
 use hikyaku_tests::rig::{GuestKind, Plan, Rig, Side};
@@ -88,10 +88,8 @@ fn stand(site: &site::Site, how_long: Duration) {
 #[track_caller]
 fn assert_prompt(total: Duration, undisturbed: Duration, outage: Duration) {
     println!("{total:.2?} with up to {outage:?} lost, {undisturbed:.2?} without");
-    assert!(
-        total <= undisturbed + outage + RECOVERY,
-        "{total:?}; undisturbed {undisturbed:?}, out {outage:?}"
-    );
+    let late = format!("{total:?}; undisturbed {undisturbed:?}, out {outage:?}");
+    claim(total <= undisturbed + outage + RECOVERY, late);
 }
 
 #[track_caller]
@@ -109,7 +107,7 @@ fn cancel(site: &site::Site, guest: &str) {
 
 #[test]
 fn a_total_outage_of_45_s_while_copying() {
-    asserted(1, "the total", || {
+    timed(1, "the total", || {
         let Some(mut rig) = rig("jgn") else { return };
         let undisturbed = undisturbed(&mut rig);
         let outage = Duration::from_secs(45);
@@ -139,7 +137,7 @@ fn a_total_outage_of_45_s_while_copying() {
 
 #[test]
 fn memory_is_equal_after_an_outage() {
-    asserted(1, "the total", || {
+    timed(1, "the total", || {
         let Some(mut rig) = rig("us") else { return };
         let undisturbed = undisturbed(&mut rig);
         let outage = Duration::from_secs(12);
@@ -160,7 +158,7 @@ fn an_older_qemu_is_held_back_over_an_outage() {
 
 #[test]
 fn a_daemon_that_stands_still() {
-    asserted(1, "the total", || {
+    timed(1, "the total", || {
         let Some(mut rig) = rig("jgn") else { return };
         let undisturbed = undisturbed(&mut rig);
         let outage = Duration::from_secs(15);
@@ -188,7 +186,7 @@ fn a_source_daemon_that_stands_still_with_its_guest() {
 
 #[test]
 fn one_of_two_paths_goes_dark_for_good() {
-    asserted(1, "the total", || {
+    timed(1, "the total", || {
         let Some(qemu) = qemu() else { return };
         let plan = Plan::new("jgn", &qemu);
         let network = site::network(plan.link);
@@ -211,7 +209,7 @@ fn one_of_two_paths_goes_dark_for_good() {
 
 /// Judged by a move that has the new path from its beginning.
 fn the_path_changes(change: fn(&Network)) {
-    asserted(1, "the total", || {
+    timed(1, "the total", || {
         let Some(mut rig) = rig("jgn") else { return };
         let (total, output) = equal(&mut rig, |rig| change(rig.network()));
         assert!(output.events("link-down").is_empty(), "nothing was out; {output}");
