@@ -65,9 +65,16 @@ impl Account {
                 .is_some_and(|chunk| self.charged + charge(chunk.payload.len()) <= self.credit)
     }
 
-    /// When its next chunk may be taken. `None`: there is none, or no credit for it.
-    pub fn ready_at(&self, throttle: &Throttle, priority: Priority, now: Instant) -> Option<Instant> {
-        if !self.may_send() {
+    /// When its next chunk may be taken. `None`: there is none, no credit for it, or `full`: nothing more may be under way.
+    pub fn ready_at(
+        &self,
+        throttle: &Throttle,
+        full: bool,
+        priority: Priority,
+        now: Instant,
+    ) -> Option<Instant> {
+        // What is taken again is under way already.
+        if !self.may_send() || full && self.again.is_empty() {
             return None;
         }
         let limited = self.limit.rate().is_some();

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use crate::lane_stats::{Adder, LaneStats, Sums};
 use crate::lead::{begun, round, share};
+use crate::meter::Most;
 use crate::names::{Epoch, LaneId};
 use crate::outgrown::{self, Outgrown};
 use crate::warm::usual_rtt;
@@ -45,8 +46,6 @@ const GONE_AFTER: f64 = 2.0;
 const LESS: (f64, f64) = (0.03, 0.25);
 /// Of what arrives, how much is the last round's.
 const LAST: f64 = 0.5;
-/// What arrived at most is remembered for once to twice as long.
-const REMEMBERED: Duration = Duration::from_secs(5);
 /// A queue is not ours if it is that long after so many rounds in which as much as may be was left away; or if it is there at all when
 /// everything that was remembered arrived beside it.
 const ROUNDS_LESS: u32 = 10;
@@ -119,26 +118,6 @@ struct Full {
     loses: bool,
 }
 
-/// The most of the last seconds.
-struct Most {
-    since: Instant,
-    now: f64,
-    before: f64,
-}
-
-impl Most {
-    fn add(&mut self, at: Instant, rate: f64) {
-        if at.saturating_duration_since(self.since) >= REMEMBERED {
-            (self.since, self.before, self.now) = (at, self.now, rate);
-        }
-        self.now = self.now.max(rate);
-    }
-
-    fn get(&self) -> f64 {
-        self.now.max(self.before)
-    }
-}
-
 impl Hold {
     /// `found`: what the path carries, bytes per second, if that is known.
     pub fn new(found: Option<f64>, at: Instant, lanes: &[LaneStats]) -> Self {
@@ -151,7 +130,7 @@ impl Hold {
                 None => State::Free { until: at },
             },
             arrives: rate,
-            most: Most { since: at, now: rate, before: 0.0 },
+            most: Most::new(at, rate),
             hint: found.is_some(),
             best: 0.0,
             base: None,
@@ -271,7 +250,7 @@ impl Hold {
                 queue.seen += 1;
                 if self.hint && queue.seen >= ROUNDS_SEEN {
                     // As much as the path carries arrives beside a queue.
-                    self.most = Most { since: at, now: rate.max(self.best), before: 0.0 };
+                    self.most = Most::new(at, rate.max(self.best));
                     self.hint = false;
                 }
                 queue.rounds = if less < LESS.1 { 0 } else { queue.rounds + 1 };
@@ -545,7 +524,6 @@ mod tests {
     #[test]
     fn a_queue_that_is_too_short_to_be_seen_shows_by_its_losses() {
         let mut path = Path::new(125e6, Some(160e6));
-        path.hold.most.now = 160e6;
         let mut last = 0.0;
         for _ in 0..300 {
             path.now += RTT;

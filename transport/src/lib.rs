@@ -69,6 +69,7 @@ pub mod suite;
 mod sys;
 mod tend;
 mod throttle;
+mod under_way;
 mod voice;
 mod warm;
 pub mod wire;

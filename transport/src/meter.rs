@@ -1,4 +1,4 @@
-//! Round trip and goodput, from events with a time; no clock of its own.
+//! Round trip, goodput and the most of the last seconds, from events with a time; no clock of its own.
 
 use std::time::{Duration, Instant};
 
@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 const RTT_WEIGHT: u32 = 8;
 /// Goodput is smoothed over this or one round trip, whichever is longer.
 const GOODPUT_WINDOW: Duration = Duration::from_secs(1);
+
+/// What was most is remembered for once to twice as long.
+const REMEMBERED: Duration = Duration::from_secs(5);
 
 /// Quiet round trips in half a window of the smallest.
 const QUIET_SAMPLES: u32 = 20;
@@ -110,6 +113,31 @@ impl GoodputMeter {
 
     pub fn delivered_bytes(&self) -> u64 {
         self.delivered_bytes
+    }
+}
+
+/// The most of the last seconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Most {
+    since: Instant,
+    now: f64,
+    before: f64,
+}
+
+impl Most {
+    pub fn new(at: Instant, rate: f64) -> Self {
+        Self { since: at, now: rate, before: 0.0 }
+    }
+
+    pub fn add(&mut self, at: Instant, rate: f64) {
+        if at.saturating_duration_since(self.since) >= REMEMBERED {
+            (self.since, self.before, self.now) = (at, self.now, rate);
+        }
+        self.now = self.now.max(rate);
+    }
+
+    pub fn get(&self) -> f64 {
+        self.now.max(self.before)
     }
 }
 

@@ -62,6 +62,8 @@ struct State {
     throttle: Throttle,
     /// Nothing is taken: what the peer has of what was in flight is not known.
     paused: bool,
+    /// Nothing new is taken while so many bytes are taken and not acknowledged.
+    under_way_most: Option<u64>,
     padding: Padding,
     /// Chunks that were ever queued.
     chunks_queued: u64,
@@ -252,9 +254,11 @@ impl TxQueue {
         if state.paused {
             return None;
         }
+        let full = state.is_full();
         let (sessions, throttle) = (&state.sessions, &state.throttle);
         let session = state.schedule.next(|session, priority| {
-            let at = sessions.get(&session).and_then(|account| account.ready_at(throttle, priority, now));
+            let account = sessions.get(&session);
+            let at = account.and_then(|account| account.ready_at(throttle, full, priority, now));
             at.is_some_and(|at| at <= now)
         })?;
         let account = state.sessions.get_mut(&session)?;
@@ -273,8 +277,9 @@ impl TxQueue {
         if state.paused {
             return None;
         }
+        let full = state.is_full();
         let ready = state.sessions.iter().filter_map(|(session, account)| {
-            account.ready_at(&state.throttle, state.schedule.priority(*session), now)
+            account.ready_at(&state.throttle, full, state.schedule.priority(*session), now)
         });
         ready.chain(state.padding_at(now)).min()
     }
@@ -314,6 +319,18 @@ impl TxQueue {
         self.lock().throttle.pace = bytes_per_s;
     }
 
+    /// How many bytes of payload may be taken and not acknowledged, of all sessions together. `None`: as many as credit lets.
+    pub fn set_under_way_most(&self, bytes: Option<u64>) {
+        let mut state = self.lock();
+        let was_full = state.is_full();
+        state.under_way_most = bytes;
+        let goes_on = was_full && !state.is_full();
+        drop(state);
+        if goes_on {
+            self.wake();
+        }
+    }
+
     /// For all that are not urgent, too, and no limit that anybody sees. `None`: no more for this holder.
     pub fn set_ebb(&self, holder: Holder, bytes_per_s: Option<u64>, now: Instant) {
         self.lock().throttle.set_ebb(holder, bytes_per_s, now);
@@ -344,11 +361,12 @@ impl TxQueue {
         rtt: Option<Duration>,
     ) -> Result<Option<Acked>, NeverSent> {
         let mut state = self.lock();
+        let was_full = state.is_full();
         let Some(account) = state.sessions.get_mut(&session) else { return Ok(None) };
         account.acked(now, cumulative, ranges, rtt)?;
         let grew = credit > account.credit;
         account.credit = account.credit.max(credit);
-        let stuck = grew && !account.unsent.is_empty();
+        let stuck = was_full || grew && !account.unsent.is_empty();
         let acked =
             Acked { events: account.events.clone(), room: grew && account.unsent_bytes < self.low_bytes };
         drop(state);
@@ -414,6 +432,12 @@ impl TxQueue {
 }
 
 impl State {
+    /// As much is under way as there may be: what a lane takes now would only stand in a queue.
+    fn is_full(&self) -> bool {
+        let under_way = || self.sessions.values().map(|account| account.in_flight_bytes).sum::<u64>();
+        self.under_way_most.is_some_and(|most| under_way() >= most)
+    }
+
     /// What the sessions may send together. `None`: one of them has no limit, or there is none.
     fn limits_of_all(&self) -> Option<u64> {
         if self.sessions.is_empty() {
@@ -674,6 +698,28 @@ mod tests {
         assert_eq!(pace(&queue), Some(2_250_000));
         queue.set_ebb(holders[1], None, now);
         assert_eq!(pace(&queue), None);
+    }
+
+    #[test]
+    fn nothing_new_is_taken_while_as_much_is_under_way_as_may_be() {
+        let queue = queue(&[1, 2]);
+        for session in [1, 2] {
+            queue.grant(session, 1 << 20);
+            (1..=3).for_each(|seq| queue.push(session, chunk(seq, 100)).unwrap());
+        }
+        let now = Instant::now();
+        let carrier = queue.new_carrier();
+        let take = || queue.take(carrier, now).map(|taken| (taken.session, taken.chunk.seq));
+        queue.set_under_way_most(Some(200));
+        assert_eq!([take(), take(), take()], [Some((1, 1)), Some((2, 1)), None]);
+        assert!(queue.ready_at(now).is_none());
+        queue.give_back(carrier);
+        assert_eq!([take(), take(), take()], [Some((1, 1)), Some((2, 1)), None], "no more than before");
+        queue.acked(now, 2, 1, &[], 0, None).unwrap().unwrap();
+        assert!(take().is_some());
+        assert_eq!(take(), None);
+        queue.set_under_way_most(None);
+        assert_eq!(std::iter::from_fn(take).count(), 3);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::hold::Hold;
 use crate::lane_stats::LaneStats;
 use crate::lead::Lead;
 use crate::link::{LinkCore, lock};
+use crate::under_way::{RoundTrips, UnderWay};
 use crate::warm::{Probe, Sight, Step, Warmth};
 
 /// How often it is noticed that a link works, and so is warm.
@@ -112,11 +113,13 @@ pub async fn run(bond: Arc<Bond>, sockets: Sockets) {
     let mut warm_at: Option<Instant> = None;
     let mut lead: Option<Lead> = None;
     let mut hold: Option<Hold> = None;
+    let mut under_way = UnderWay::default();
     link.queue.set_pace(None);
     // Somebody waits for what the warm-up finds.
     let mut awaited = false;
     loop {
         let works = link.queue.has_work();
+        bound(&link, &mut under_way);
         let asked = link.wish.take();
         let pause = if asked != Asked::Nothing || warmth.is_under_way() {
             let lanes = bond.lane_stats();
@@ -220,6 +223,15 @@ pub async fn run(bond: Arc<Bond>, sockets: Sockets) {
 /// Until then, or somebody wishes something.
 async fn wait(link: &LinkCore, pause: Duration) {
     let _ = tokio::time::timeout(pause, link.wish.notify.notified()).await;
+}
+
+/// Sets how much may be under way.
+fn bound(link: &LinkCore, under_way: &mut UnderWay) {
+    let stats = link.stats();
+    let found = || link.wish.found().and_then(|probe| probe.path());
+    let rtt = RoundTrips { smoothed: stats.rtt.unwrap_or_default(), min: stats.min_rtt.unwrap_or_default() };
+    let most = under_way.most(Instant::now(), link.queue.goodput().or_else(found), rtt);
+    link.queue.set_under_way_most(Some(most));
 }
 
 /// How many of the peer's addresses lanes go to.
