@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use hikyaku_lab::guest::load::Corruption;
@@ -17,10 +17,15 @@ const SWEPT: Duration = Duration::from_secs(30);
 const KVM_READY: Duration = Duration::from_secs(90);
 const KVM_SWEPT: Duration = Duration::from_secs(120);
 
-/// One test at a time: they measure time, and two cores are soon full.
-fn alone() -> MutexGuard<'static, ()> {
-    static MACHINE: Mutex<()> = Mutex::new(());
-    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
+/// Two cores are soon full: what measures time has the machine for itself.
+static MACHINE: RwLock<()> = RwLock::new(());
+
+fn alone() -> RwLockWriteGuard<'static, ()> {
+    MACHINE.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn beside_others() -> RwLockReadGuard<'static, ()> {
+    MACHINE.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn load(preset: &str) -> Load {
@@ -103,7 +108,7 @@ fn half_a_gibibyte_is_filled_within_three_seconds() {
 
 #[test]
 fn memory_has_the_shares_that_were_asked_for() {
-    let _alone = alone();
+    let _guard = beside_others();
     for name in Load::NAMES {
         let load = load(name);
         let qemu = Qemu::start(&GuestSpec::new(256, load.clone())).unwrap();
@@ -144,7 +149,7 @@ fn every_load_writes_at_its_rate_and_finds_nothing_bad() {
 
 #[test]
 fn all_of_memory_is_checked_again_and_again() {
-    let _alone = alone();
+    let _guard = beside_others();
     let mut load = load("rand");
     load.sweep_pages_per_s = Some(20_000);
     let qemu = Qemu::start(&GuestSpec::new(128, load)).unwrap();
@@ -154,7 +159,7 @@ fn all_of_memory_is_checked_again_and_again() {
 
 #[test]
 fn small_and_large_memory_is_used_up_to_the_last_page() {
-    let _alone = alone();
+    let _guard = beside_others();
     // On q35, 3 GiB reach above 4 GiB.
     for (machine, memory_mib) in [("q35", 64), ("pc", 64), ("q35", 3072)] {
         let mut load = load("idle");
@@ -172,7 +177,7 @@ fn small_and_large_memory_is_used_up_to_the_last_page() {
 
 #[test]
 fn each_kind_of_damage_is_noticed() {
-    let _alone = alone();
+    let _guard = beside_others();
     for damage in Corruption::ALL {
         let mut load = load("idle").with_corruption(damage, 200);
         load.sweep_pages_per_s = Some(20_000);
@@ -189,7 +194,7 @@ fn each_kind_of_damage_is_noticed() {
 
 #[test]
 fn a_byte_changed_from_outside_is_noticed_and_named() {
-    let _alone = alone();
+    let _guard = beside_others();
     let mut qemu = Qemu::start(&GuestSpec::new(64, load("idle"))).unwrap();
     qemu.wait_ready(READY).unwrap();
     let address = 0x200_0800;
@@ -207,7 +212,7 @@ fn a_byte_changed_from_outside_is_noticed_and_named() {
 
 #[test]
 fn memory_of_a_running_guest_is_not_read() {
-    let _alone = alone();
+    let _guard = beside_others();
     let mut qemu = Qemu::start(&GuestSpec::new(64, load("idle"))).unwrap();
     assert!(matches!(RamImage::read(&mut qemu), Err(RamError::NotStopped(_))));
 }
@@ -334,14 +339,14 @@ fn an_idle_guest_leaves_the_machine_idle() {
 
 #[test]
 fn a_qemu_that_cannot_start_says_why() {
-    let _alone = alone();
+    let _guard = beside_others();
     let error = Qemu::start(&GuestSpec::new(64, load("idle")).machine("z80")).unwrap_err();
     assert!(error.to_string().contains("machine type"), "{error}");
 }
 
 #[test]
 fn dropping_the_handle_ends_the_process() {
-    let _alone = alone();
+    let _guard = beside_others();
     let qemu = Qemu::start(&GuestSpec::new(64, load("idle"))).unwrap();
     let proc = format!("/proc/{}/stat", qemu.pid());
     assert!(std::fs::exists(&proc).unwrap());
@@ -359,7 +364,7 @@ fn a_killed_owner_takes_its_guest_along() {
         sleep(60.0);
         return;
     }
-    let _alone = alone();
+    let _guard = beside_others();
     let mut owner = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "a_killed_owner_takes_its_guest_along", "--nocapture"])
         .env(OWNER, "1")

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hikyaku_lab::steady::asserted;
+use hikyaku_lab::steady::{claim, timed};
 use hikyaku_tests::machine::{self, QemuBinary, need};
 use hikyaku_tests::rig::{GuestKind, Plan, Rig};
 use serde_json::Value;
@@ -39,7 +39,7 @@ fn a_link_that_is_made_to_be_measured_keeps_the_peers_limit() {
 #[test]
 fn it_says_what_the_path_is_and_what_limits_it() {
     let Some(qemu) = need("QEMU", machine::qemu()) else { return };
-    asserted(2, "what it says", || says_what_the_path_is_and_what_limits_it(&qemu));
+    timed(2, "what it says", || says_what_the_path_is_and_what_limits_it(&qemu));
 }
 
 fn says_what_the_path_is_and_what_limits_it(qemu: &QemuBinary) {
@@ -48,8 +48,8 @@ fn says_what_the_path_is_and_what_limits_it(qemu: &QemuBinary) {
     // Idle: opened, warmed, measured.
     let (idle, limited) = report(&rig);
     assert_eq!((idle["peer"].as_str(), idle["sessions"].as_u64()), (Some("b"), Some(0)));
-    assert!((70.0..110.0).contains(&mbit(&idle)), "{idle}");
-    assert!((19_000..30_000).contains(&idle["min_rtt_us"].as_u64().unwrap_or(0)), "{idle}");
+    claim((70.0..110.0).contains(&mbit(&idle)), format!("{idle}"));
+    claim((19_000..30_000).contains(&idle["min_rtt_us"].as_u64().unwrap_or(0)), format!("{idle}"));
     assert!(idle["warmed"]["padding_bytes"].as_u64().is_some_and(|bytes| bytes > 100_000), "{idle}");
     assert_eq!(limited, "", "an idle link is limited by nothing");
     let lanes = idle["lanes"].as_array().expect("lanes");
@@ -76,12 +76,12 @@ fn says_what_the_path_is_and_what_limits_it(qemu: &QemuBinary) {
     std::thread::sleep(SETTLE);
     let (full, limited) = report(&rig);
     assert_eq!((full["sessions"].as_u64(), &full["warmed"]), (Some(1), &Value::Null));
-    assert!((80.0..110.0).contains(&mbit(&full)), "{full}");
-    assert!(limited.starts_with("the path: it is full, with "), "{limited}");
+    claim((80.0..110.0).contains(&mbit(&full)), format!("{full}"));
+    claim(limited.starts_with("the path: it is full, with "), limited);
     rig.source_site().hikyaku(["set", rig.guest_name(), "--limit", "20mbit"], COMMAND_LIMIT).expect_code(0);
     std::thread::sleep(SETTLE);
     let (set, limited) = report(&rig);
-    assert!((17.0..21.0).contains(&mbit(&set)), "{set}");
+    claim((17.0..21.0).contains(&mbit(&set)), format!("{set}"));
     assert_eq!(limited, "the limit that was set, 20.0 Mbit/s on the wire");
     let text = rig.source_site().hikyaku(["link", "b"], COMMAND_LIMIT).expect_code(0).stdout;
     assert!(text.contains("1 migration\n") && text.contains("limited by the limit that was set"), "{text}");

@@ -6,7 +6,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use hikyaku_lab::link::{Network, Rate};
+use hikyaku_lab::link::Rate;
 use hikyaku_lab::steady::{claim, timed};
 use hikyaku_tests::command::{Output, Running};
 use hikyaku_tests::machine::{self, QemuBinary, need};
@@ -140,7 +140,7 @@ fn memory_is_equal_after_an_outage() {
     timed(1, "the total", || {
         let Some(mut rig) = rig("us") else { return };
         let undisturbed = undisturbed(&mut rig);
-        let outage = Duration::from_secs(12);
+        let outage = Duration::from_secs(8);
         let (total, _) = equal(&mut rig, |rig| cut_for(rig, outage));
         assert_prompt(total, undisturbed, outage);
     });
@@ -161,7 +161,7 @@ fn a_daemon_that_stands_still() {
     timed(1, "the total", || {
         let Some(mut rig) = rig("jgn") else { return };
         let undisturbed = undisturbed(&mut rig);
-        let outage = Duration::from_secs(15);
+        let outage = Duration::from_secs(9);
         let (total, _) = equal(&mut rig, |rig| stand(rig.source_site(), outage));
         assert_prompt(total, undisturbed, outage);
         rig.turn_around();
@@ -207,28 +207,19 @@ fn one_of_two_paths_goes_dark_for_good() {
     });
 }
 
-/// Judged by a move that has the new path from its beginning.
-fn the_path_changes(change: fn(&Network)) {
+/// Judged by a move that has the new path from its beginning. A path that becomes longer alone: `benches/tests/limits.rs`.
+#[test]
+fn the_path_becomes_longer_and_slower() {
     timed(1, "the total", || {
         let Some(mut rig) = rig("jgn") else { return };
-        let (total, output) = equal(&mut rig, |rig| change(rig.network()));
+        let (total, output) = equal(&mut rig, |rig| {
+            rig.network().set_rtt(Duration::from_millis(250));
+            rig.network().set_rate(Some(Rate::payload(300_000_000)));
+        });
         assert!(output.events("link-down").is_empty(), "nothing was out; {output}");
         rig.turn_around();
         let (undisturbed, _) = live(&mut rig, |_, _| {});
         assert_prompt(total, undisturbed, Duration::ZERO);
-    });
-}
-
-#[test]
-fn the_path_becomes_longer() {
-    the_path_changes(|network| network.set_rtt(Duration::from_millis(250)));
-}
-
-#[test]
-fn the_path_becomes_longer_and_slower() {
-    the_path_changes(|network| {
-        network.set_rtt(Duration::from_millis(250));
-        network.set_rate(Some(Rate::payload(300_000_000)));
     });
 }
 

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use hikyaku_lab::guest::{GuestSpec, Load, Qemu};
-use hikyaku_lab::steady::asserted;
+use hikyaku_lab::steady::{claim, timed};
 use hikyaku_tests::command::Running;
 use hikyaku_tests::machine::{self, need};
 use hikyaku_tests::site::{self, Pair, Settings};
@@ -64,22 +64,20 @@ fn rates<const N: usize>(pair: &Pair, of: [&Traveller; N], lasts: Duration) -> [
     std::array::from_fn(|n| (of[n].acked(pair) - before[n].1) / before[n].0.elapsed().as_secs_f64())
 }
 
-#[track_caller]
-fn assert_share(pair: &Pair, of: [&Traveller; 2], asked: f64) {
+fn claim_share(pair: &Pair, of: [&Traveller; 2], asked: f64) {
     std::thread::sleep(SETTLE);
-    asserted(ATTEMPTS, &format!("{asked} times as much"), || {
-        let [one, other] = rates(pair, of, WATCHED);
-        println!("{:.2} and {:.2} MB/s, asked {asked}", one / 1e6, other / 1e6);
-        let all = (one + other) / LIMIT_BYTES_PER_S;
-        assert!((0.8..1.25).contains(&(one / other / asked)), "{one} and {other} B/s");
-        assert!((0.85..1.0).contains(&all), "{all} of the limit");
-    });
+    let [one, other] = rates(pair, of, WATCHED);
+    println!("{:.2} and {:.2} MB/s, asked {asked}", one / 1e6, other / 1e6);
+    let all = (one + other) / LIMIT_BYTES_PER_S;
+    let shared = format!("{one} and {other} B/s, asked {asked} times as much");
+    claim((0.8..1.25).contains(&(one / other / asked)), shared);
+    claim((0.85..1.0).contains(&all), format!("{all} of the limit"));
 }
 
 #[test]
 fn two_are_fair_one_of_high_priority_has_four_fifths_and_one_that_stands_has_all() {
     let Some(_) = need("QEMU", machine::qemu()) else { return };
-    asserted(1, "shares", two_share);
+    timed(ATTEMPTS, "shares", two_share);
 }
 
 fn two_share() {
@@ -90,9 +88,9 @@ fn two_share() {
     let busy = ["--deadline", &deadline, "--on-deadline", "force"];
     let busy = Traveller::set_out(&pair, "busy", 96, load(24, 40.0), &busy);
 
-    assert_share(&pair, [&busy, &calm], 1.0);
+    claim_share(&pair, [&busy, &calm], 1.0);
     pair.a.hikyaku(["set", "busy", "--priority", "high"], COMMAND_LIMIT).expect_code(0);
-    assert_share(&pair, [&busy, &calm], 4.0);
+    claim_share(&pair, [&busy, &calm], 4.0);
 
     // Some 20 MiB are left when it is stopped: two seconds, if it need not share.
     busy.travel.wait_phase("stopped");
@@ -100,14 +98,14 @@ fn two_share() {
     std::thread::sleep(Duration::from_millis(200));
     let [calm_rate] = rates(&pair, [&calm], Duration::from_millis(800));
     println!("{:.2} MB/s for the other meanwhile", calm_rate / 1e6);
-    assert!(calm_rate < 0.05 * LIMIT_BYTES_PER_S, "{calm_rate} B/s while the other stood");
+    claim(calm_rate < 0.05 * LIMIT_BYTES_PER_S, format!("{calm_rate} B/s while the other stood"));
     let output = busy.travel.wait(COMMAND_LIMIT).expect_code(0);
     assert_eq!(output.whereabouts(), "runs-at-destination");
 
     // It has the link again.
     std::thread::sleep(SETTLE / 3);
     let [calm_rate] = rates(&pair, [&calm], Duration::from_secs(1));
-    assert!(calm_rate > 0.7 * LIMIT_BYTES_PER_S, "{calm_rate} B/s afterwards");
+    claim(calm_rate > 0.7 * LIMIT_BYTES_PER_S, format!("{calm_rate} B/s afterwards"));
     pair.a.hikyaku(["cancel", "calm"], COMMAND_LIMIT).expect_code(0);
     let mut source = calm.source;
     assert_eq!(source.status().expect("QMP"), "running");

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::*;
-use hikyaku_lab::steady::asserted;
+use hikyaku_lab::steady::{claim, timed};
 use hikyaku_transport::*;
 
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -57,7 +57,7 @@ impl Flow {
 
 fn about(what: &str, rate: f64, asked: f64) {
     let ratio = rate / asked;
-    assert!((0.95..1.05).contains(&ratio), "{what}: {ratio:.3} of what was asked");
+    claim((0.95..1.05).contains(&ratio), format!("{what}: {ratio:.3} of what was asked"));
 }
 
 /// Runs the body over both backends: again, if it is not so, where the machine stood still meanwhile.
@@ -70,12 +70,12 @@ macro_rules! by_the_clock {
 
             #[test]
             fn plain() {
-                asserted(1, stringify!($name), || runtime().block_on(body(Io::Plain)));
+                timed(1, stringify!($name), || runtime().block_on(body(Io::Plain)));
             }
 
             #[test]
             fn uring() {
-                asserted(1, stringify!($name), || runtime().block_on(body(Io::Uring)));
+                timed(1, stringify!($name), || runtime().block_on(body(Io::Uring)));
             }
         }
     )*};
@@ -100,11 +100,11 @@ by_the_clock! {
         // What the lanes hold leaves by the new limit, too.
         about("2 MB/s", flow.rate(16), 2e6);
         let goodput = flow.tx.stats().goodput_bytes_per_s.unwrap() as f64 * WIRE;
-        assert!((0.8..1.01).contains(&(goodput / 2e6)), "{goodput}");
+        claim((0.8..1.01).contains(&(goodput / 2e6)), format!("a goodput of {goodput}"));
         flow.tx.set_limit(None);
         let start = Instant::now();
         flow.reaches(600 * CHUNK_BYTES as u64);
-        assert!(start.elapsed() < Duration::from_secs(5));
+        claim(start.elapsed() < Duration::from_secs(5), format!("the rest took {:?}", start.elapsed()));
     }
 
     async fn the_smallest_limit_of_session_link_and_host_holds(io: Io) {
@@ -136,7 +136,7 @@ by_the_clock! {
         let got: Vec<_> = flows.iter().map(|flow| flow.got() as f64).collect();
         let mean = got.iter().sum::<f64>() / 10.0;
         for bytes in &got {
-            assert!((0.8..1.2).contains(&(bytes / mean)), "{got:?}");
+            claim((0.8..1.2).contains(&(bytes / mean)), format!("{got:?}"));
         }
     }
 
@@ -173,6 +173,6 @@ by_the_clock! {
         let alone = 40.0 * CHUNK_BYTES as f64 * WIRE / 20e6;
         let took = start.elapsed().as_secs_f64();
         // Frames that were begun go on meanwhile.
-        assert!(took < alone * 1.25, "{took} s instead of {alone} s");
+        claim(took < alone * 1.25, format!("{took} s instead of {alone} s"));
     }
 }
