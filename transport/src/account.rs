@@ -36,6 +36,8 @@ pub struct Account {
     /// Taken and not acknowledged.
     pub in_flight: BTreeMap<u64, InFlight>,
     pub in_flight_bytes: u64,
+    /// Nothing new is taken while so many are.
+    pub under_way_most: u64,
     /// Those of them whose connection died: they are to be taken again.
     pub again: BTreeSet<u64>,
     pub again_bytes: u64,
@@ -57,6 +59,11 @@ impl Account {
         !self.unsent.is_empty() || !self.again.is_empty()
     }
 
+    /// It has something to send, or under way.
+    pub fn is_at_work(&self) -> bool {
+        self.has_some() || self.in_flight_bytes > 0
+    }
+
     pub fn may_send(&self) -> bool {
         !self.again.is_empty()
             || self
@@ -65,16 +72,15 @@ impl Account {
                 .is_some_and(|chunk| self.charged + charge(chunk.payload.len()) <= self.credit)
     }
 
-    /// When its next chunk may be taken. `None`: there is none, no credit for it, or `full`: nothing more may be under way.
-    pub fn ready_at(
-        &self,
-        throttle: &Throttle,
-        full: bool,
-        priority: Priority,
-        now: Instant,
-    ) -> Option<Instant> {
+    /// As much is under way as there may be: what a lane takes now would only stand in a queue.
+    pub fn is_full(&self) -> bool {
+        self.in_flight_bytes >= self.under_way_most
+    }
+
+    /// When its next chunk may be taken. `None`: there is none, no credit for it, or nothing more may be under way.
+    pub fn ready_at(&self, throttle: &Throttle, priority: Priority, now: Instant) -> Option<Instant> {
         // What is taken again is under way already.
-        if !self.may_send() || full && self.again.is_empty() {
+        if !self.may_send() || self.is_full() && self.again.is_empty() {
             return None;
         }
         let limited = self.limit.rate().is_some();

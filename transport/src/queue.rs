@@ -26,6 +26,7 @@ use crate::ranges::RangeSet;
 use crate::schedule::{Priority, Schedule};
 use crate::session::Chunk;
 use crate::throttle::{Holder, HostLimit, Slice, Throttle, least, session_bucket, socket_bytes, wire_bytes};
+use crate::under_way::{self, Goes};
 use crate::wire::frame::{HEADER_BYTES, TAG_BYTES};
 
 /// One connection of one lane, for as long as it lives: who has a chunk in flight. Never used twice on a link.
@@ -62,8 +63,6 @@ struct State {
     throttle: Throttle,
     /// Nothing is taken: what the peer has of what was in flight is not known.
     paused: bool,
-    /// Nothing new is taken while so many bytes are taken and not acknowledged.
-    under_way_most: Option<u64>,
     padding: Padding,
     /// Chunks that were ever queued.
     chunks_queued: u64,
@@ -117,6 +116,7 @@ impl TxQueue {
             credit: 0,
             in_flight: BTreeMap::new(),
             in_flight_bytes: 0,
+            under_way_most: under_way::LEAST,
             again: BTreeSet::new(),
             again_bytes: 0,
             goodput: GoodputMeter::default(),
@@ -254,11 +254,9 @@ impl TxQueue {
         if state.paused {
             return None;
         }
-        let full = state.is_full();
         let (sessions, throttle) = (&state.sessions, &state.throttle);
         let session = state.schedule.next(|session, priority| {
-            let account = sessions.get(&session);
-            let at = account.and_then(|account| account.ready_at(throttle, full, priority, now));
+            let at = sessions.get(&session).and_then(|account| account.ready_at(throttle, priority, now));
             at.is_some_and(|at| at <= now)
         })?;
         let account = state.sessions.get_mut(&session)?;
@@ -277,9 +275,8 @@ impl TxQueue {
         if state.paused {
             return None;
         }
-        let full = state.is_full();
         let ready = state.sessions.iter().filter_map(|(session, account)| {
-            account.ready_at(&state.throttle, full, state.schedule.priority(*session), now)
+            account.ready_at(&state.throttle, state.schedule.priority(*session), now)
         });
         ready.chain(state.padding_at(now)).min()
     }
@@ -319,12 +316,21 @@ impl TxQueue {
         self.lock().throttle.pace = bytes_per_s;
     }
 
-    /// How many bytes of payload may be taken and not acknowledged, of all sessions together. `None`: as many as credit lets.
-    pub fn set_under_way_most(&self, bytes: Option<u64>) {
+    /// How many bytes of payload of each session may be taken and not acknowledged, as `bound` says of what the sessions that have
+    /// something to send or under way deliver.
+    pub fn bound_under_way(&self, bound: impl FnOnce(&mut dyn Iterator<Item = Goes>) -> Vec<(u32, u64)>) {
         let mut state = self.lock();
-        let was_full = state.is_full();
-        state.under_way_most = bytes;
-        let goes_on = was_full && !state.is_full();
+        let at_work = state.sessions.iter().filter(|(_, account)| account.is_at_work());
+        let mut at_work = at_work
+            .map(|(session, account)| Goes { session: *session, bytes_per_s: account.goodput.bytes_per_s() });
+        let mut goes_on = false;
+        for (session, most) in bound(&mut at_work) {
+            if let Some(account) = state.sessions.get_mut(&session) {
+                let was_full = account.is_full();
+                account.under_way_most = most;
+                goes_on |= was_full && !account.is_full();
+            }
+        }
         drop(state);
         if goes_on {
             self.wake();
@@ -361,12 +367,12 @@ impl TxQueue {
         rtt: Option<Duration>,
     ) -> Result<Option<Acked>, NeverSent> {
         let mut state = self.lock();
-        let was_full = state.is_full();
         let Some(account) = state.sessions.get_mut(&session) else { return Ok(None) };
+        let was_full = account.is_full();
         account.acked(now, cumulative, ranges, rtt)?;
         let grew = credit > account.credit;
         account.credit = account.credit.max(credit);
-        let stuck = was_full || grew && !account.unsent.is_empty();
+        let stuck = (was_full || grew) && !account.unsent.is_empty();
         let acked =
             Acked { events: account.events.clone(), room: grew && account.unsent_bytes < self.low_bytes };
         drop(state);
@@ -398,8 +404,7 @@ impl TxQueue {
     /// Of those sessions together that have something to send or under way.
     pub fn goodput(&self) -> Option<u64> {
         let state = self.lock();
-        let at_work =
-            state.sessions.values().filter(|account| account.has_some() || account.in_flight_bytes > 0);
+        let at_work = state.sessions.values().filter(|account| account.is_at_work());
         at_work.filter_map(|account| account.goodput.bytes_per_s()).reduce(u64::saturating_add)
     }
 
@@ -432,12 +437,6 @@ impl TxQueue {
 }
 
 impl State {
-    /// As much is under way as there may be: what a lane takes now would only stand in a queue.
-    fn is_full(&self) -> bool {
-        let under_way = || self.sessions.values().map(|account| account.in_flight_bytes).sum::<u64>();
-        self.under_way_most.is_some_and(|most| under_way() >= most)
-    }
-
     /// What the sessions may send together. `None`: one of them has no limit, or there is none.
     fn limits_of_all(&self) -> Option<u64> {
         if self.sessions.is_empty() {
@@ -701,6 +700,24 @@ mod tests {
     }
 
     #[test]
+    fn a_session_whose_peer_is_slow_holds_up_nobody_else() {
+        let queue = queue(&[1, 2]);
+        for session in [1, 2] {
+            queue.grant(session, 1 << 30);
+            (1..=100).for_each(|seq| queue.push(session, chunk(seq, 1 << 20)).unwrap());
+        }
+        let taken = || {
+            let taken: Vec<_> = std::iter::from_fn(|| take(&queue)).map(|(session, _)| session).collect();
+            [1, 2].map(|session| taken.iter().filter(|taken| **taken == session).count() as u64)
+        };
+        let most = under_way::LEAST >> 20;
+        assert_eq!(taken(), [most; 2]);
+        // One's destination applies nothing.
+        queue.acked(Instant::now(), 2, 10, &[], 0, None).unwrap().unwrap();
+        assert_eq!(taken(), [0, 10]);
+    }
+
+    #[test]
     fn nothing_new_is_taken_while_as_much_is_under_way_as_may_be() {
         let queue = queue(&[1, 2]);
         for session in [1, 2] {
@@ -710,7 +727,8 @@ mod tests {
         let now = Instant::now();
         let carrier = queue.new_carrier();
         let take = || queue.take(carrier, now).map(|taken| (taken.session, taken.chunk.seq));
-        queue.set_under_way_most(Some(200));
+        let most = |bytes| queue.bound_under_way(|_| vec![(1, bytes), (2, bytes)]);
+        most(100);
         assert_eq!([take(), take(), take()], [Some((1, 1)), Some((2, 1)), None]);
         assert!(queue.ready_at(now).is_none());
         queue.give_back(carrier);
@@ -718,7 +736,7 @@ mod tests {
         queue.acked(now, 2, 1, &[], 0, None).unwrap().unwrap();
         assert!(take().is_some());
         assert_eq!(take(), None);
-        queue.set_under_way_most(None);
+        most(u64::MAX);
         assert_eq!(std::iter::from_fn(take).count(), 3);
     }
 

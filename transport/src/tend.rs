@@ -14,7 +14,7 @@ use crate::hold::Hold;
 use crate::lane_stats::LaneStats;
 use crate::lead::Lead;
 use crate::link::{LinkCore, lock};
-use crate::under_way::{RoundTrips, UnderWay};
+use crate::under_way::{Path, UnderWay};
 use crate::warm::{Probe, Sight, Step, Warmth};
 
 /// How often it is noticed that a link works, and so is warm.
@@ -228,10 +228,12 @@ async fn wait(link: &LinkCore, pause: Duration) {
 /// Sets how much may be under way.
 fn bound(link: &LinkCore, under_way: &mut UnderWay) {
     let stats = link.stats();
-    let found = || link.wish.found().and_then(|probe| probe.path());
-    let rtt = RoundTrips { smoothed: stats.rtt.unwrap_or_default(), min: stats.min_rtt.unwrap_or_default() };
-    let most = under_way.most(Instant::now(), link.queue.goodput().or_else(found), rtt);
-    link.queue.set_under_way_most(Some(most));
+    let path = Path {
+        found_bytes_per_s: link.wish.found().and_then(|probe| probe.path()),
+        rtt: stats.rtt.unwrap_or_default(),
+        min_rtt: stats.min_rtt.unwrap_or_default(),
+    };
+    link.queue.bound_under_way(|at_work| under_way.most(Instant::now(), at_work, path));
 }
 
 /// How many of the peer's addresses lanes go to.
