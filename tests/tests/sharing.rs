@@ -66,18 +66,19 @@ fn rates<const N: usize>(pair: &Pair, of: [&Traveller; N], lasts: Duration) -> [
 
 fn claim_share(pair: &Pair, of: [&Traveller; 2], asked: f64) {
     std::thread::sleep(SETTLE);
-    let [one, other] = rates(pair, of, WATCHED);
-    println!("{:.2} and {:.2} MB/s, asked {asked}", one / 1e6, other / 1e6);
-    let all = (one + other) / LIMIT_BYTES_PER_S;
-    let shared = format!("{one} and {other} B/s, asked {asked} times as much");
-    claim((0.8..1.25).contains(&(one / other / asked)), shared);
-    claim((0.85..1.0).contains(&all), format!("{all} of the limit"));
+    let shared = (0..ATTEMPTS).any(|_| {
+        let [one, other] = rates(pair, of, WATCHED);
+        let all = (one + other) / LIMIT_BYTES_PER_S;
+        println!("{:.2} and {:.2} MB/s, asked {asked}; {all:.2} of the limit", one / 1e6, other / 1e6);
+        (0.8..1.25).contains(&(one / other / asked)) && (0.85..1.0).contains(&all)
+    });
+    claim(shared, format!("not {asked} times as much, or not all of the limit"));
 }
 
 #[test]
 fn two_are_fair_one_of_high_priority_has_four_fifths_and_one_that_stands_has_all() {
     let Some(_) = need("QEMU", machine::qemu()) else { return };
-    timed(ATTEMPTS, "shares", two_share);
+    timed(1, "shares", two_share);
 }
 
 fn two_share() {

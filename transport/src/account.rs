@@ -79,8 +79,9 @@ impl Account {
 
     /// When its next chunk may be taken. `None`: there is none, no credit for it, or nothing more may be under way.
     pub fn ready_at(&self, throttle: &Throttle, priority: Priority, now: Instant) -> Option<Instant> {
-        // What is taken again is under way already.
-        if !self.may_send() || self.is_full() && self.again.is_empty() {
+        // What is taken again is under way already. A guest that stands has what it needs, however little it had before.
+        let full = self.is_full() && self.again.is_empty() && priority != Priority::Urgent;
+        if full || !self.may_send() {
             return None;
         }
         let limited = self.limit.rate().is_some();

@@ -29,7 +29,7 @@ pub struct Reading {
     /// Payload that waits for a lane.
     pub unsent_bytes: u64,
     /// Something waits, and every session that has something waits for its receiver.
-    pub waits_for_credit: bool,
+    pub waits_for_peer: bool,
     /// The least limit that holds for all, bytes per second on the wire.
     pub limit_bytes_per_s: Option<u64>,
 }
@@ -112,7 +112,7 @@ pub fn what_limits(before: &Reading, after: &Reading) -> Limit {
     {
         return Limit::Set(limit);
     }
-    if before.waits_for_credit && after.waits_for_credit {
+    if before.waits_for_peer && after.waits_for_peer {
         return Limit::Peer;
     }
     if before.unsent_bytes == 0 && after.unsent_bytes == 0 {
@@ -159,7 +159,7 @@ pub(crate) fn some_reading() -> Reading {
         rtt: Some(rtt),
         min_rtt: Some(rtt),
         unsent_bytes: 1 << 20,
-        waits_for_credit: false,
+        waits_for_peer: false,
         limit_bytes_per_s: None,
     }
 }
@@ -187,7 +187,7 @@ mod tests {
     fn found(change: impl Fn(&mut Reading)) -> Limit {
         let (mut before, mut after) = second();
         change(&mut after);
-        (before.unsent_bytes, before.waits_for_credit) = (after.unsent_bytes, after.waits_for_credit);
+        (before.unsent_bytes, before.waits_for_peer) = (after.unsent_bytes, after.waits_for_peer);
         what_limits(&before, &after)
     }
 
@@ -195,7 +195,7 @@ mod tests {
     fn each_cause_is_found() {
         assert_eq!(found(|_| {}), Limit::Growing);
         assert_eq!(found(|now| now.unsent_bytes = 0), Limit::Source);
-        assert_eq!(found(|now| now.waits_for_credit = true), Limit::Peer);
+        assert_eq!(found(|now| now.waits_for_peer = true), Limit::Peer);
         assert_eq!(found(|now| now.limit_bytes_per_s = Some(130_000_000)), Limit::Set(130_000_000));
         assert_eq!(found(|now| now.limit_bytes_per_s = Some(200_000_000)), Limit::Growing);
         assert_eq!(found(|now| now.threads[1] = 950 * MS), Limit::Cpu);

@@ -543,16 +543,17 @@ impl LinkCore {
 
     pub fn reading(&self) -> Reading {
         let rtt = *lock(&self.rtt);
-        let (unsent_bytes, waits_for_credit, limit_bytes_per_s) = self.queue.pressure();
+        let pressure = self.queue.pressure();
+        let lanes = self.bond().map_or_else(Vec::new, |bond| bond.lane_stats());
         Reading {
             at: Instant::now(),
-            lanes: self.bond().map_or_else(Vec::new, |bond| bond.lane_stats()),
+            waits_for_peer: pressure.waits_for_peer(&lanes),
+            lanes,
             threads: self.thread_times.get().map_or_else(Vec::new, |times| times.read()),
             rtt: rtt.smoothed,
             min_rtt: rtt.min,
-            unsent_bytes,
-            waits_for_credit,
-            limit_bytes_per_s,
+            unsent_bytes: pressure.unsent_bytes,
+            limit_bytes_per_s: pressure.limit_bytes_per_s,
         }
     }
 

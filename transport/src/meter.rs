@@ -10,6 +10,9 @@ const GOODPUT_WINDOW: Duration = Duration::from_secs(1);
 /// What was most is remembered for once to twice as long.
 const REMEMBERED: Duration = Duration::from_secs(5);
 
+/// So long after the last acknowledgement nothing is delivered any more, however long the path is.
+const STANDS_AFTER: Duration = Duration::from_secs(3);
+
 /// Quiet round trips in half a window of the smallest.
 const QUIET_SAMPLES: u32 = 20;
 
@@ -109,6 +112,12 @@ impl GoodputMeter {
 
     pub fn bytes_per_s(&self) -> Option<u64> {
         self.rate.map(|rate| rate as u64)
+    }
+
+    /// Of one that has something under way: nothing, if nothing of it was acknowledged for long.
+    pub fn bytes_per_s_at(&self, now: Instant) -> Option<u64> {
+        let stands = self.last_delivery.is_some_and(|at| now.saturating_duration_since(at) > STANDS_AFTER);
+        if stands { Some(0) } else { self.bytes_per_s() }
     }
 
     pub fn delivered_bytes(&self) -> u64 {

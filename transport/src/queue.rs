@@ -12,6 +12,8 @@
 //! One mutex per link guards it all: it is held for a few dozen instructions per chunk, and never while an event handler
 //! runs.
 
+mod figures;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,7 +27,7 @@ use crate::meter::GoodputMeter;
 use crate::ranges::RangeSet;
 use crate::schedule::{Priority, Schedule};
 use crate::session::Chunk;
-use crate::throttle::{Holder, HostLimit, Slice, Throttle, least, session_bucket, socket_bytes, wire_bytes};
+use crate::throttle::{Holder, HostLimit, Slice, Throttle, session_bucket, wire_bytes};
 use crate::under_way::{self, Goes};
 use crate::wire::frame::{HEADER_BYTES, TAG_BYTES};
 
@@ -48,6 +50,8 @@ pub struct Acked {
     pub events: Arc<dyn TxEvents>,
     pub room: bool,
 }
+
+pub use figures::Figures;
 
 pub struct TxQueue {
     state: Mutex<State>,
@@ -78,19 +82,6 @@ struct Padding {
 
 /// Padding belongs to no session; they are numbered from 1.
 pub const PADDING_SESSION: u32 = 0;
-
-/// A session's figures.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Figures {
-    pub unsent_bytes: u64,
-    pub in_flight_bytes: u64,
-    pub credit_left: u64,
-    pub goodput_bytes_per_s: Option<u64>,
-    pub delivered_bytes: u64,
-    pub priority: Priority,
-    /// On the wire: the least of the session's, the link's and the host's.
-    pub limit_bytes_per_s: Option<u64>,
-}
 
 impl TxQueue {
     pub fn new(low_bytes: u64) -> Self {
@@ -318,11 +309,17 @@ impl TxQueue {
 
     /// How many bytes of payload of each session may be taken and not acknowledged, as `bound` says of what the sessions that have
     /// something to send or under way deliver.
-    pub fn bound_under_way(&self, bound: impl FnOnce(&mut dyn Iterator<Item = Goes>) -> Vec<(u32, u64)>) {
+    pub fn bound_under_way(
+        &self,
+        now: Instant,
+        bound: impl FnOnce(&mut dyn Iterator<Item = Goes>) -> Vec<(u32, u64)>,
+    ) {
         let mut state = self.lock();
         let at_work = state.sessions.iter().filter(|(_, account)| account.is_at_work());
-        let mut at_work = at_work
-            .map(|(session, account)| Goes { session: *session, bytes_per_s: account.goodput.bytes_per_s() });
+        let mut at_work = at_work.map(|(session, account)| Goes {
+            session: *session,
+            bytes_per_s: account.goodput.bytes_per_s_at(now),
+        });
         let mut goes_on = false;
         for (session, most) in bound(&mut at_work) {
             if let Some(account) = state.sessions.get_mut(&session) {
@@ -380,48 +377,6 @@ impl TxQueue {
             self.wake();
         }
         Ok(Some(acked))
-    }
-
-    pub fn figures(&self, session: u32) -> Option<Figures> {
-        let state = self.lock();
-        let account = state.sessions.get(&session)?;
-        let limit_bytes_per_s = least(account.limit.rate(), state.throttle.shared_rate());
-        // What was measured before a limit was lowered cannot be reached any more.
-        let goodput = account.goodput.bytes_per_s();
-        let goodput =
-            goodput.map(|rate| limit_bytes_per_s.map_or(rate, |limit| rate.min(socket_bytes(limit))));
-        Some(Figures {
-            unsent_bytes: account.unsent_bytes,
-            in_flight_bytes: account.in_flight_bytes,
-            credit_left: account.credit - account.charged,
-            goodput_bytes_per_s: goodput,
-            delivered_bytes: account.goodput.delivered_bytes(),
-            priority: state.schedule.priority(session),
-            limit_bytes_per_s,
-        })
-    }
-
-    /// Of those sessions together that have something to send or under way.
-    pub fn goodput(&self) -> Option<u64> {
-        let state = self.lock();
-        let at_work = state.sessions.values().filter(|account| account.is_at_work());
-        at_work.filter_map(|account| account.goodput.bytes_per_s()).reduce(u64::saturating_add)
-    }
-
-    /// Payload that waits for a lane; whether all that waits waits for credit; the least limit of the link, the host
-    /// and, if each has one, of the sessions together.
-    pub fn pressure(&self) -> (u64, bool, Option<u64>) {
-        let state = self.lock();
-        let unsent = state.sessions.values().map(|account| account.unsent_bytes + account.again_bytes).sum();
-        let mut waiting = state.sessions.values().filter(|account| account.has_some()).peekable();
-        let waits_for_credit = waiting.peek().is_some() && waiting.all(|account| !account.may_send());
-        (unsent, waits_for_credit, least(state.limits_of_all(), state.throttle.shared_rate()))
-    }
-
-    /// The least limit, as above.
-    pub fn limit(&self) -> Option<u64> {
-        let state = self.lock();
-        least(state.limits_of_all(), state.throttle.shared_rate())
     }
 
     /// Hungry lanes look again.
@@ -718,6 +673,23 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_for_its_peer_is_told_from_who_waits_for_the_path_and_the_urgent_wait_for_neither() {
+        let queue = queue(&[1]);
+        queue.grant(1, 1 << 30);
+        (1..=100).for_each(|seq| queue.push(1, chunk(seq, 1 << 20)).unwrap());
+        let lane = |in_flight_bytes| crate::lane_stats::LaneStats {
+            in_flight_bytes,
+            ..crate::lane_stats::some_lane(0)
+        };
+        let waits = |in_flight_bytes| queue.pressure().waits_for_peer(&[lane(in_flight_bytes)]);
+        assert!(!waits(0), "for a lane");
+        std::iter::from_fn(|| take(&queue)).for_each(drop);
+        assert_eq!([0, under_way::LEAST].map(waits), [true, false]);
+        queue.set_priority(1, Priority::Urgent);
+        assert!(take(&queue).is_some());
+    }
+
+    #[test]
     fn nothing_new_is_taken_while_as_much_is_under_way_as_may_be() {
         let queue = queue(&[1, 2]);
         for session in [1, 2] {
@@ -727,7 +699,7 @@ mod tests {
         let now = Instant::now();
         let carrier = queue.new_carrier();
         let take = || queue.take(carrier, now).map(|taken| (taken.session, taken.chunk.seq));
-        let most = |bytes| queue.bound_under_way(|_| vec![(1, bytes), (2, bytes)]);
+        let most = |bytes| queue.bound_under_way(now, |_| vec![(1, bytes), (2, bytes)]);
         most(100);
         assert_eq!([take(), take(), take()], [Some((1, 1)), Some((2, 1)), None]);
         assert!(queue.ready_at(now).is_none());

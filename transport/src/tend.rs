@@ -119,7 +119,7 @@ pub async fn run(bond: Arc<Bond>, sockets: Sockets) {
     let mut awaited = false;
     loop {
         let works = link.queue.has_work();
-        bound(&link, &mut under_way);
+        bound(&bond, &mut under_way);
         let asked = link.wish.take();
         let pause = if asked != Asked::Nothing || warmth.is_under_way() {
             let lanes = bond.lane_stats();
@@ -204,8 +204,9 @@ pub async fn run(bond: Arc<Bond>, sockets: Sockets) {
                     continue;
                 }
                 let hold = hold.get_or_insert_with(|| Hold::new(None, at, &lanes));
-                let (unsent, waits_for_credit, _) = link.queue.pressure();
-                link.queue.set_pace(hold.look(at, &lanes, unsent > 0 && !waits_for_credit));
+                let pressure = link.queue.pressure();
+                let busy = pressure.unsent_bytes > 0 && !pressure.waits_for_peer(&lanes);
+                link.queue.set_pace(hold.look(at, &lanes, busy));
                 if hold.take_outgrown(at) {
                     bond.outgrow();
                 }
@@ -226,14 +227,21 @@ async fn wait(link: &LinkCore, pause: Duration) {
 }
 
 /// Sets how much may be under way.
-fn bound(link: &LinkCore, under_way: &mut UnderWay) {
-    let stats = link.stats();
-    let path = Path {
+fn bound(bond: &Bond, under_way: &mut UnderWay) {
+    let (link, now) = (&bond.link, Instant::now());
+    let rtt = link.round_trips();
+    let mut path = Path {
         found_bytes_per_s: link.wish.found().and_then(|probe| probe.path()),
-        rtt: stats.rtt.unwrap_or_default(),
-        min_rtt: stats.min_rtt.unwrap_or_default(),
+        rtt: rtt.smoothed.unwrap_or_default(),
+        min_rtt: rtt.min.unwrap_or_default(),
     };
-    link.queue.bound_under_way(|at_work| under_way.most(Instant::now(), at_work, path));
+    // The control connection goes by one of several paths.
+    let lanes = bond.lane_stats();
+    if paths(&lanes) > 1 {
+        path.rtt = lanes.iter().map(|lane| lane.rtt).fold(path.rtt, Duration::max);
+        path.min_rtt = lanes.iter().map(|lane| lane.min_rtt).fold(path.min_rtt, Duration::max);
+    }
+    link.queue.bound_under_way(now, |at_work| under_way.most(now, at_work, path));
 }
 
 /// How many of the peer's addresses lanes go to.

@@ -55,29 +55,33 @@ impl UnderWay {
         path: Path,
     ) -> Vec<(u32, u64)> {
         let mut before = std::mem::take(&mut self.sessions);
-        let mut now = None;
-        for goes in at_work {
-            let most = before.remove(&goes.session).unwrap_or(Most::new(at, 0.0));
-            let most = self.sessions.entry(goes.session).or_insert(most);
-            if let Some(rate) = goes.bytes_per_s {
-                most.add(at, rate as f64);
-                *now.get_or_insert(0.0) += rate as f64;
-            }
+        let at_work: Vec<Goes> = at_work.collect();
+        for goes in &at_work {
+            let mut most = before.remove(&goes.session).unwrap_or(Most::new(at, 0.0));
+            most.add(at, goes.bytes_per_s.unwrap_or(0) as f64);
+            self.sessions.insert(goes.session, most);
         }
+        let now: Option<u64> = at_work.iter().filter_map(|goes| goes.bytes_per_s).reduce(u64::saturating_add);
         if let Some(rate) = now {
-            self.all.get_or_insert(Most::new(at, 0.0)).add(at, rate);
+            self.all.get_or_insert(Most::new(at, 0.0)).add(at, rate as f64);
         }
         let found = path.found_bytes_per_s.map(|rate| rate as f64);
         let all = self.all.as_ref().map(Most::get).or(found).unwrap_or_default();
-        // Each at its best, they may add up to more than there ever was.
-        let sum: f64 = self.sessions.values().map(Most::get).sum();
-        let scale = if sum > all { all / sum } else { 1.0 };
-        let share = 1.0 / self.sessions.len().max(1) as f64;
-        let bound = |(session, most): (&u32, &Most)| {
-            let rate = if most.get() > 0.0 { most.get() * scale } else { all * share };
-            (*session, bytes(rate, share, path))
+        let even = 1.0 / at_work.len().max(1) as f64;
+        let rate_of = |goes: &Goes| match goes.bytes_per_s {
+            None => all * even,
+            Some(_) => self.sessions.get(&goes.session).map_or(0.0, Most::get),
         };
-        self.sessions.iter().map(bound).collect()
+        // Each at its best, they may add up to more than there ever was.
+        let sum: f64 = at_work.iter().map(rate_of).sum();
+        let scale = if sum > all { all / sum } else { 1.0 };
+        let bound = |goes: &Goes| {
+            let rate = rate_of(goes);
+            // Half of what is divided is divided evenly, half of it by what each delivers.
+            let share = if sum > 0.0 { (even + rate / sum) / 2.0 } else { even };
+            (goes.session, bytes(rate * scale, share, path))
+        };
+        at_work.iter().map(bound).collect()
     }
 }
 
@@ -155,7 +159,12 @@ mod tests {
     fn one_that_is_slow_has_little_and_the_other_what_fills_the_path() {
         let rates = [5_000_000, 120_000_000];
         let each = bounds(&mut UnderWay::default(), Instant::now(), &rates, path(120, 120));
-        assert!(each[0] <= LEAST / 2 && each[1] > 18 << 20, "{each:?}");
+        assert!(each[0] <= LEAST / 3 && each[1] > 24 << 20, "{each:?}");
+        // On a short path, too, and beside nine.
+        let mut rates = vec![1_000_000; 10];
+        rates[0] = 1_000_000_000;
+        let each = bounds(&mut UnderWay::default(), Instant::now(), &rates, path(0, 0));
+        assert!(each[0] > 12 << 20, "{each:?}");
     }
 
     #[test]

@@ -70,7 +70,7 @@ over_both! {
         assert!(lanes.iter().all(|lane| lane.peer == Some(there) && lane.window_bytes > 0));
         assert!(lanes.iter().map(|lane| lane.sent_segments).sum::<u64>() > 0);
         let reading = link.reading();
-        assert!(!reading.threads.is_empty() && reading.unsent_bytes == 0 && !reading.waits_for_credit);
+        assert!(!reading.threads.is_empty() && reading.unsent_bytes == 0 && !reading.waits_for_peer);
         assert_eq!(what_limits(&reading, &link.reading()), Limit::Source);
     }
 }
