@@ -15,14 +15,14 @@ use crate::meter::Most;
 const MIB: f64 = (1 << 20) as f64;
 /// Chunks that the peer is about to apply and acknowledges 10 ms later, and those that lanes have begun. These are of all sessions
 /// together.
-const HELD: f64 = 12.0 * MIB;
+const HELD: f64 = 17.0 * MIB;
 /// More than what the rate needs lets a rate be found that is higher: half as much again, up to this.
 const GROWS: f64 = 0.5;
 const GROWS_MOST: f64 = 14.0 * MIB;
 /// Before a rate is known, and where the peer applies nothing for a while.
 pub const LEAST: u64 = 24 << 20;
 
-/// At most `2 × (bandwidth × shortest round trip + 26 MiB)` of memory, where no queue of the path holds more.
+/// At most `2 × (bandwidth × shortest round trip + 31 MiB)` of memory, where no queue of the path holds more.
 #[derive(Debug, Default)]
 pub struct UnderWay {
     /// What each session at work delivered, and all together.
@@ -121,7 +121,7 @@ mod tests {
                 let rates = vec![rate / sessions; sessions as usize];
                 let each = bounds(&mut UnderWay::default(), Instant::now(), &rates, path(ms, ms));
                 let most: u64 = each.iter().sum();
-                assert!(most >= bdp + (12 << 20) - 10 * sessions, "{rate} x {ms}, {sessions}: {most}");
+                assert!(most >= bdp + (17 << 20) - 10 * sessions, "{rate} x {ms}, {sessions}: {most}");
                 assert!(2 * most <= 2 * bdp + (64 << 20), "{rate} x {ms}, {sessions}: {most}");
             }
         }
@@ -152,7 +152,7 @@ mod tests {
     #[test]
     fn a_queue_in_the_path_is_filled_beside_it() {
         let most = bounds(&mut UnderWay::default(), Instant::now(), &[125_000_000], path(40, 540));
-        assert_eq!(most, [125_000_000 * 54 / 100 + (12 << 20)]);
+        assert_eq!(most, [125_000_000 * 54 / 100 + (17 << 20)]);
     }
 
     #[test]
