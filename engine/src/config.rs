@@ -111,6 +111,9 @@ pub struct ReceiverConfig {
     pub max_ahead: u32,
     /// Raw bytes of one chunk. Default 512 KiB: twice the largest a source makes.
     pub max_chunk_bytes: usize,
+    /// Contents of pages that the source may have kept here and then refer to; 0 = none. Default 4096 (16 MiB): memory is
+    /// allocated when a slot is first used.
+    pub dictionary_slots: u16,
 }
 
 impl Default for ReceiverConfig {
@@ -120,6 +123,7 @@ impl Default for ReceiverConfig {
             park_budget_bytes: 160 << 20,
             max_ahead: 65536,
             max_chunk_bytes: 512 << 10,
+            dictionary_slots: 4096,
         }
     }
 }

@@ -53,6 +53,7 @@ fuzz_target!(|input: &[u8]| {
         max_ahead: 100,
         max_chunk_bytes: 1 << 17,
         max_pages: PAGES,
+        dictionary_slots: 8,
     };
     let allowed = config.park_budget_bytes + config.max_chunk_bytes + (1 << 14);
     let mut receiver = Receiver::new(config);

@@ -1,9 +1,11 @@
 //! Reading payloads that anyone may have written.
 
+use zstd_safe::DCtx;
+
+use crate::codec::columns::Column;
 use crate::codec::xbzrle::{self, BadDelta};
 use crate::codec::{
-    COMPRESSION_LZ4, COMPRESSION_STORED, DELTA_BYTES, FORMAT_VERSION, HEADER_BYTES, Kind, WHOLE_BYTES,
-    ZERO_RUN_BYTES,
+    COMPRESSION_LZ4, COMPRESSION_STORED, COMPRESSION_ZSTD, FORMAT_VERSION, HEADER_BYTES, Kind,
 };
 use crate::types::{ChunkSeq, PAGE_BYTES, PageBytes, PageId};
 
@@ -30,21 +32,39 @@ pub enum DecodeError {
     ZeroRun(u32),
     #[error("the delta of page {page}: {why}")]
     Delta { page: u32, why: BadDelta },
+    #[error("whole page {index} is stored, of {wholes}")]
+    Store { index: u16, wholes: usize },
 }
 
 /// Working space of [`decode`], kept between chunks.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct DecodeScratch {
     body: Vec<u8>,
+    /// Made for the first chunk that needs it.
+    zstd: Option<DCtx<'static>>,
 }
 
-impl DecodeScratch {
-    pub(crate) fn memory_bytes(&self) -> usize {
-        self.body.capacity()
+impl std::fmt::Debug for DecodeScratch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DecodeScratch").field("memory_bytes", &self.memory_bytes()).finish_non_exhaustive()
     }
 }
 
+impl DecodeScratch {
+    /// Memory held, in bytes: the longest body so far, and [`DecodeScratch::ZSTD_BYTES`] at most beside it.
+    pub fn memory_bytes(&self) -> usize {
+        self.body.capacity() + self.zstd.as_ref().map_or(0, DCtx::sizeof)
+    }
+
+    /// What zstd keeps for itself at most, whatever a frame says.
+    pub const ZSTD_BYTES: usize = 192 << 10;
+}
+
 /// A payload, decompressed and checked.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one at a time, on the stack; boxed it would be allocated per chunk"
+)]
 #[derive(Debug, Clone, Copy)]
 pub enum Decoded<'a> {
     Pages(Pages<'a>),
@@ -56,57 +76,98 @@ pub enum Decoded<'a> {
     },
 }
 
-/// The records of a pages chunk. Every run is at least 1 and ends below 2^32, every delta is valid XBZRLE; page numbers and bases
-/// are not checked here.
+/// The records of a pages chunk. Every run is at least 1 and ends below 2^32, every delta is valid XBZRLE; page numbers, chunk numbers
+/// and slots are not checked here.
 #[derive(Debug, Clone, Copy)]
 pub struct Pages<'a> {
-    zero_runs: &'a [[u8; ZERO_RUN_BYTES]],
-    wholes: &'a [[u8; WHOLE_BYTES]],
-    deltas: &'a [[u8; DELTA_BYTES]],
-    bodies: &'a [PageBytes],
+    zero_pages: Column<'a, 4>,
+    zero_runs: Column<'a, 4>,
+    whole_pages: Column<'a, 4>,
+    deltas: Contents<'a>,
+    refs: Contents<'a>,
+    stored: Column<'a, 2>,
+    stored_in: Column<'a, 2>,
+    packed: &'a [PageBytes],
     delta_bytes: &'a [u8],
+    plain: &'a [PageBytes],
+}
+
+/// Pages that are made of what a chunk brought before, and a number.
+#[derive(Debug, Clone, Copy)]
+struct Contents<'a> {
+    pages: Column<'a, 4>,
+    seqs: Column<'a, 4>,
+    numbers: Column<'a, 2>,
 }
 
 impl<'a> Pages<'a> {
+    /// First page and run.
     pub fn zero_runs(&self) -> impl Iterator<Item = (PageId, u32)> + 'a {
-        self.zero_runs.iter().map(|[p0, p1, p2, p3, r0, r1, r2, r3]| {
-            (PageId(u32::from_le_bytes([*p0, *p1, *p2, *p3])), u32::from_le_bytes([*r0, *r1, *r2, *r3]))
-        })
+        self.zero_pages.steps().map(PageId).zip(self.zero_runs.numbers())
     }
 
     pub fn wholes(&self) -> impl Iterator<Item = (PageId, &'a PageBytes)> + 'a {
-        self.wholes.iter().map(|page| PageId(u32::from_le_bytes(*page))).zip(self.bodies)
+        self.whole_pages.steps().map(PageId).zip(self.packed.iter().chain(self.plain))
     }
 
     /// Page, base and delta.
     pub fn deltas(&self) -> impl Iterator<Item = (PageId, ChunkSeq, &'a [u8])> + 'a {
         let mut left = self.delta_bytes;
-        self.deltas.iter().map(move |record| {
-            let (page, base, len) = delta_record(record);
-            let (delta, rest) = left.split_at_checked(len).unwrap_or((&[], &[]));
+        self.deltas.iter().map(move |(page, base, len)| {
+            let (delta, rest) = left.split_at_checked(len.into()).unwrap_or((&[], &[]));
             left = rest;
             (page, base, delta)
         })
     }
 
+    /// Page, the chunk that stored its content, the slot.
+    pub fn refs(&self) -> impl Iterator<Item = (PageId, ChunkSeq, u16)> + 'a {
+        self.refs.iter()
+    }
+
+    /// What goes into which slot of the dictionary.
+    pub fn stores(&self) -> impl Iterator<Item = (u16, &'a PageBytes)> + 'a {
+        let (packed, plain) = (self.packed, self.plain);
+        let content = move |index: usize| packed.get(index).or_else(|| plain.get(index - packed.len()));
+        self.stored
+            .numbers()
+            .zip(self.stored_in.numbers())
+            .filter_map(move |(index, slot)| Some((slot, content(index.into())?)))
+    }
+
     /// Pages the records speak of.
     pub fn count(&self) -> u64 {
-        self.zero_runs().map(|(_, run)| u64::from(run)).sum::<u64>()
-            + self.wholes.len() as u64
-            + self.deltas.len() as u64
+        let others = self.whole_pages.len() + self.deltas.pages.len() + self.refs.pages.len();
+        self.zero_runs.numbers().map(u64::from).sum::<u64>() + others as u64
     }
 }
 
-/// Decompresses and checks a payload whose body may be `max_body_bytes` long.
+impl<'a> Contents<'a> {
+    fn take(rest: &mut &'a [u8], count: usize) -> Option<Self> {
+        Some(Contents {
+            pages: Column::take(rest, count)?,
+            seqs: Column::take(rest, count)?,
+            numbers: Column::take(rest, count)?,
+        })
+    }
+
+    fn iter(self) -> impl Iterator<Item = (PageId, ChunkSeq, u16)> + 'a {
+        let pages = self.pages.steps().map(PageId);
+        let seqs = self.seqs.steps().map(ChunkSeq);
+        pages.zip(seqs).zip(self.numbers.numbers()).map(|((page, seq), number)| (page, seq, number))
+    }
+}
+
+/// Decompresses and checks a payload whose body may be `max_body_bytes` long, what stands plain included.
 pub fn decode<'a>(
     payload: &'a [u8],
     max_body_bytes: usize,
     scratch: &'a mut DecodeScratch,
 ) -> Result<Decoded<'a>, DecodeError> {
-    let Some((header, packed)) = payload.split_first_chunk::<HEADER_BYTES>() else {
+    let Some((header, rest)) = payload.split_first_chunk::<HEADER_BYTES>() else {
         return Err(DecodeError::Short(payload.len()));
     };
-    let [version, kind, compression, reserved, l0, l1, l2, l3, word @ ..] = *header;
+    let [version, kind, compression, reserved, l0, l1, l2, l3, words @ ..] = *header;
     if version != FORMAT_VERSION {
         return Err(DecodeError::Version(version));
     }
@@ -114,84 +175,141 @@ pub fn decode<'a>(
     if reserved != 0 {
         return Err(DecodeError::Reserved);
     }
+    let counts = Counts::of(words);
+    let plain_bytes = if kind == Kind::Pages { counts.plain * PAGE_BYTES } else { 0 };
     let raw_len = u32::from_le_bytes([l0, l1, l2, l3]);
-    let raw_bytes = match usize::try_from(raw_len) {
-        Ok(bytes) if bytes <= max_body_bytes => bytes,
-        _ => return Err(DecodeError::TooLarge { raw_len: raw_len.into(), limit: max_body_bytes }),
+    let body_bytes = match usize::try_from(raw_len) {
+        Ok(bytes) if bytes.saturating_add(plain_bytes) <= max_body_bytes => bytes,
+        _ => {
+            let raw_len = u64::from(raw_len) + plain_bytes as u64;
+            return Err(DecodeError::TooLarge { raw_len, limit: max_body_bytes });
+        }
     };
+    let packed_bytes = rest.len().checked_sub(plain_bytes).ok_or(DecodeError::Length)?;
+    let (packed, plain) = rest.split_at_checked(packed_bytes).ok_or(DecodeError::Length)?;
     let body = match compression {
-        COMPRESSION_STORED if packed.len() == raw_bytes => packed,
+        COMPRESSION_STORED if packed.len() == body_bytes => packed,
         COMPRESSION_STORED => return Err(DecodeError::Length),
-        COMPRESSION_LZ4 => decompress(packed, raw_bytes, scratch)?,
+        COMPRESSION_LZ4 => scratch.lz4(packed, body_bytes)?,
+        COMPRESSION_ZSTD => scratch.zstd(packed, body_bytes)?,
         other => return Err(DecodeError::Compression(other)),
     };
-    match kind {
-        Kind::Pages => pages(word, body).map(Decoded::Pages),
-        Kind::Opaque | Kind::Raw | Kind::Tail => {
-            Ok(Decoded::Stream { kind, offset: u64::from_le_bytes(word), bytes: body })
+    match (kind, words) {
+        (Kind::Pages, _) => pages(&counts, body, plain.as_chunks().0).map(Decoded::Pages),
+        (Kind::Opaque | Kind::Raw | Kind::Tail, [o0, o1, o2, o3, o4, o5, o6, o7, 0, 0, 0, 0]) => {
+            let offset = u64::from_le_bytes([o0, o1, o2, o3, o4, o5, o6, o7]);
+            Ok(Decoded::Stream { kind, offset, bytes: body })
+        }
+        (Kind::Opaque | Kind::Raw | Kind::Tail, _) => Err(DecodeError::Reserved),
+    }
+}
+
+impl DecodeScratch {
+    fn lz4(&mut self, packed: &[u8], body_bytes: usize) -> Result<&[u8], DecodeError> {
+        let out = room(&mut self.body, body_bytes)?;
+        match lz4_flex::block::decompress_into(packed, out) {
+            Ok(len) if len == body_bytes => Ok(out),
+            Ok(_) => Err(DecodeError::Length),
+            Err(_) => Err(DecodeError::Corrupt),
+        }
+    }
+
+    /// One frame that says how long its content is. Decompressed in one piece, so that no window is allocated, however large the frame
+    /// wants it.
+    fn zstd(&mut self, packed: &[u8], body_bytes: usize) -> Result<&[u8], DecodeError> {
+        match zstd_safe::get_frame_content_size(packed) {
+            Ok(Some(bytes)) if bytes == body_bytes as u64 => {}
+            Ok(_) => return Err(DecodeError::Length),
+            Err(_) => return Err(DecodeError::Corrupt),
+        }
+        if zstd_safe::find_frame_compressed_size(packed) != Ok(packed.len()) {
+            return Err(DecodeError::Corrupt);
+        }
+        let out = room(&mut self.body, body_bytes)?;
+        match self.zstd.get_or_insert_default().decompress(out, packed) {
+            Ok(len) if len == body_bytes => Ok(out),
+            Ok(_) => Err(DecodeError::Length),
+            Err(_) => Err(DecodeError::Corrupt),
         }
     }
 }
 
-fn decompress<'a>(
-    packed: &[u8],
-    raw_bytes: usize,
-    scratch: &'a mut DecodeScratch,
-) -> Result<&'a [u8], DecodeError> {
-    if scratch.body.len() < raw_bytes {
-        scratch.body.resize(raw_bytes, 0);
+/// The first `bytes` of `body`, which grows to exactly so much if it is shorter.
+fn room(body: &mut Vec<u8>, bytes: usize) -> Result<&mut [u8], DecodeError> {
+    if let Some(more) = bytes.checked_sub(body.len()) {
+        body.reserve_exact(more);
+        body.resize(bytes, 0);
     }
-    let out = scratch.body.get_mut(..raw_bytes).ok_or(DecodeError::Length)?;
-    match lz4_flex::block::decompress_into(packed, out) {
-        Ok(len) if len == raw_bytes => Ok(out),
-        Ok(_) => Err(DecodeError::Length),
-        Err(_) => Err(DecodeError::Corrupt),
+    body.get_mut(..bytes).ok_or(DecodeError::Length)
+}
+
+/// How many records of each kind.
+struct Counts {
+    zero_runs: usize,
+    wholes: usize,
+    deltas: usize,
+    plain: usize,
+    refs: usize,
+    stores: usize,
+}
+
+impl Counts {
+    fn of(words: [u8; 12]) -> Self {
+        let [z0, z1, w0, w1, d0, d1, p0, p1, r0, r1, s0, s1] = words;
+        let count = |low, high| usize::from(u16::from_le_bytes([low, high]));
+        Counts {
+            zero_runs: count(z0, z1),
+            wholes: count(w0, w1),
+            deltas: count(d0, d1),
+            plain: count(p0, p1),
+            refs: count(r0, r1),
+            stores: count(s0, s1),
+        }
     }
 }
 
-fn pages(word: [u8; 8], body: &[u8]) -> Result<Pages<'_>, DecodeError> {
-    let [z0, z1, w0, w1, d0, d1, 0, 0] = word else {
-        return Err(DecodeError::Reserved);
-    };
-    let count = |low, high| usize::from(u16::from_le_bytes([low, high]));
-    let (zero_runs, wholes, deltas) = (count(z0, z1), count(w0, w1), count(d0, d1));
-
-    let mut rest = body;
-    let pages = Pages {
-        zero_runs: split(&mut rest, zero_runs * ZERO_RUN_BYTES)?.as_chunks().0,
-        wholes: split(&mut rest, wholes * WHOLE_BYTES)?.as_chunks().0,
-        deltas: split(&mut rest, deltas * DELTA_BYTES)?.as_chunks().0,
-        bodies: split(&mut rest, wholes * PAGE_BYTES)?.as_chunks().0,
-        delta_bytes: rest,
-    };
-
+fn pages<'a>(counts: &Counts, body: &'a [u8], plain: &'a [PageBytes]) -> Result<Pages<'a>, DecodeError> {
+    let pages = split(counts, body, plain).ok_or(DecodeError::Length)?;
     for (page, run) in pages.zero_runs() {
         if run == 0 || page.0.checked_add(run).is_none() {
             return Err(DecodeError::ZeroRun(page.0));
         }
     }
-    let delta_bytes: usize = pages.deltas.iter().map(|record| delta_record(record).2).sum();
+    let delta_bytes: usize = pages.deltas.numbers.numbers().map(usize::from).sum();
     if delta_bytes != pages.delta_bytes.len() {
         return Err(DecodeError::Length);
     }
     for (page, _, delta) in pages.deltas() {
         xbzrle::check(delta).map_err(|why| DecodeError::Delta { page: page.0, why })?;
     }
+    let wholes = pages.whole_pages.len();
+    if let Some(index) = pages.stored.numbers().find(|index| usize::from(*index) >= wholes) {
+        return Err(DecodeError::Store { index, wholes });
+    }
     Ok(pages)
 }
 
-/// Takes `len` bytes off the front of `rest`.
-fn split<'a>(rest: &mut &'a [u8], len: usize) -> Result<&'a [u8], DecodeError> {
-    let (head, tail) = rest.split_at_checked(len).ok_or(DecodeError::Length)?;
-    *rest = tail;
-    Ok(head)
-}
-
-fn delta_record(record: &[u8; DELTA_BYTES]) -> (PageId, ChunkSeq, usize) {
-    let [p0, p1, p2, p3, b0, b1, b2, b3, l0, l1] = *record;
-    (
-        PageId(u32::from_le_bytes([p0, p1, p2, p3])),
-        ChunkSeq(u32::from_le_bytes([b0, b1, b2, b3])),
-        usize::from(u16::from_le_bytes([l0, l1])),
-    )
+fn split<'a>(counts: &Counts, body: &'a [u8], plain: &'a [PageBytes]) -> Option<Pages<'a>> {
+    let mut rest = body;
+    let zero_pages = Column::take(&mut rest, counts.zero_runs)?;
+    let zero_runs = Column::take(&mut rest, counts.zero_runs)?;
+    let whole_pages = Column::take(&mut rest, counts.wholes + counts.plain)?;
+    let deltas = Contents::take(&mut rest, counts.deltas)?;
+    let refs = Contents::take(&mut rest, counts.refs)?;
+    let stored = Column::take(&mut rest, counts.stores)?;
+    let stored_in = Column::take(&mut rest, counts.stores)?;
+    let (packed, delta_bytes) = rest.split_at_checked(counts.wholes * PAGE_BYTES)?;
+    let packed = packed.as_chunks().0;
+    Some(Pages {
+        zero_pages,
+        zero_runs,
+        whole_pages,
+        deltas,
+        refs,
+        stored,
+        stored_in,
+        packed,
+        delta_bytes,
+        plain,
+    })
 }

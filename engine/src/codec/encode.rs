@@ -3,41 +3,174 @@
 use std::sync::Arc;
 
 use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
+use zstd_safe::CCtx;
 
-use crate::codec::{COMPRESSION_LZ4, COMPRESSION_STORED, FORMAT_VERSION, HEADER_BYTES, Kind};
-use crate::types::{ChunkSeq, PageBytes, PageId};
+use crate::codec::{FORMAT_VERSION, HEADER_BYTES, Kind, Method, columns};
+use crate::types::{ChunkSeq, PAGE_BYTES, PageBytes, PageId};
 
-/// The records of a pages chunk being built. `zero_runs`, `wholes` and `deltas` hold at most `u16::MAX` entries each.
-#[derive(Debug)]
-pub(crate) struct PagesBody<'a> {
+/// 4096 positions.
+const LZ4_TABLE_BYTES: usize = 16 << 10;
+
+/// The records of a pages chunk to be built. No list may have more than `u16::MAX` entries. Records whose pages rise shrink best.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PagesBody<'a> {
+    /// First page and run.
     pub zero_runs: &'a [(PageId, u32)],
+    /// Whole pages worth compressing.
     pub wholes: &'a [(PageId, &'a PageBytes)],
+    /// Whole pages that are not: they stand uncompressed behind the rest.
+    pub plain: &'a [(PageId, &'a PageBytes)],
     /// Page, base, length of the delta; the deltas themselves follow one another in `delta_bytes`.
     pub deltas: &'a [(PageId, ChunkSeq, u16)],
     pub delta_bytes: &'a [u8],
+    /// Page, the chunk that stored its content, the slot.
+    pub refs: &'a [(PageId, ChunkSeq, u16)],
+    /// Which whole page, counted over `wholes` and then `plain`, goes into which slot of the dictionary. No slot twice, unless with the
+    /// same content.
+    pub stores: &'a [(u16, u16)],
+}
+
+/// A payload.
+#[derive(Debug, Clone)]
+pub struct Packed {
+    pub payload: Arc<[u8]>,
+    /// How the body was compressed in the end: [`Method::Stored`] where the method that was asked for did not pay.
+    pub method: Method,
+    /// Bytes there were to compress: what stands plain does not count.
+    pub body_bytes: usize,
+    /// What became of them.
+    pub packed_bytes: usize,
+}
+
+/// Builds payloads. Kept between chunks: it holds the tables of the compressors and the memory they write to.
+pub struct Encoder {
+    body: Vec<u8>,
+    /// As long as it ever was: clearing it for each chunk would be felt.
+    out: Vec<u8>,
+    lz4: CompressTable,
+    /// Made for the first chunk that asks for it.
+    zstd: Option<CCtx<'static>>,
+}
+
+impl Default for Encoder {
+    fn default() -> Self {
+        Encoder { body: Vec::new(), out: Vec::new(), lz4: CompressTable::large(), zstd: None }
+    }
+}
+
+impl std::fmt::Debug for Encoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Encoder").field("memory_bytes", &self.memory_bytes()).finish_non_exhaustive()
+    }
+}
+
+impl Encoder {
+    /// The payload of a pages chunk, compressed with `method` if that saves `min_saving_permille` of what there is to
+    /// compress.
+    pub fn pages(&mut self, pages: &PagesBody<'_>, method: Method, min_saving_permille: u32) -> Packed {
+        let counts = [
+            pages.zero_runs.len(),
+            pages.wholes.len(),
+            pages.deltas.len(),
+            pages.plain.len(),
+            pages.refs.len(),
+            pages.stores.len(),
+        ];
+        let mut words = [0; 12];
+        for (word, count) in words.as_chunks_mut().0.iter_mut().zip(counts) {
+            debug_assert!(count <= usize::from(u16::MAX));
+            *word = u16::try_from(count).unwrap_or(u16::MAX).to_le_bytes();
+        }
+        let mut body = std::mem::take(&mut self.body);
+        body.clear();
+        pages.write(&mut body);
+        let packed = self.finish(Kind::Pages, words, &body, pages.plain, method, min_saving_permille);
+        self.body = body;
+        packed
+    }
+
+    /// The payload of a piece of a stream that begins at `offset`, likewise.
+    pub fn stream(
+        &mut self,
+        kind: Kind,
+        offset: u64,
+        bytes: &[u8],
+        method: Method,
+        min_saving_permille: u32,
+    ) -> Packed {
+        debug_assert!(kind != Kind::Pages);
+        let mut words = [0; 12];
+        words[..8].copy_from_slice(&offset.to_le_bytes());
+        self.finish(kind, words, bytes, &[], method, min_saving_permille)
+    }
+
+    /// Memory held, in bytes.
+    pub fn memory_bytes(&self) -> usize {
+        let zstd = self.zstd.as_ref().map_or(0, CCtx::sizeof);
+        self.body.capacity() + self.out.capacity() + LZ4_TABLE_BYTES + zstd
+    }
+
+    fn finish(
+        &mut self,
+        kind: Kind,
+        words: [u8; 12],
+        body: &[u8],
+        plain: &[(PageId, &PageBytes)],
+        method: Method,
+        min_saving_permille: u32,
+    ) -> Packed {
+        let plain_bytes = plain.len() * PAGE_BYTES;
+        let room = HEADER_BYTES + bound(body.len()) + plain_bytes;
+        if self.out.len() < room {
+            self.out.resize(room, 0);
+        }
+        let packed = self.compress(body, method).filter(|len| pays(body.len(), *len, min_saving_permille));
+        let method = if packed.is_some() { method } else { Method::Stored };
+        let (header, rest) = self.out.split_at_mut(HEADER_BYTES);
+        header[..4].copy_from_slice(&[FORMAT_VERSION, kind as u8, method.code(), 0]);
+        header[4..8].copy_from_slice(&u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
+        header[8..].copy_from_slice(&words);
+        let packed_bytes = packed.unwrap_or_else(|| {
+            rest[..body.len()].copy_from_slice(body);
+            body.len()
+        });
+        let pages = rest[packed_bytes..].as_chunks_mut::<PAGE_BYTES>().0;
+        for (target, (_, page)) in pages.iter_mut().zip(plain) {
+            *target = **page;
+        }
+        let payload = Arc::from(&self.out[..HEADER_BYTES + packed_bytes + plain_bytes]);
+        Packed { payload, method, body_bytes: body.len(), packed_bytes }
+    }
+
+    /// Compresses `body` to where it stands in a payload; its length there.
+    fn compress(&mut self, body: &[u8], method: Method) -> Option<usize> {
+        let out = self.out.get_mut(HEADER_BYTES..)?;
+        match method {
+            Method::Stored => None,
+            Method::Lz4 => compress_into_with_table(body, out, &mut self.lz4).ok(),
+            Method::Zstd(level) => {
+                let zstd = self.zstd.get_or_insert_default();
+                zstd.compress(out, body, level.clamp(1, Method::MAX_ZSTD_LEVEL).into()).ok()
+            }
+        }
+    }
 }
 
 impl PagesBody<'_> {
-    /// Writes header and body, uncompressed, to `out`.
-    pub(crate) fn write(&self, out: &mut Vec<u8>) {
-        let counts = [count(self.zero_runs.len()), count(self.wholes.len()), count(self.deltas.len()), 0];
-        let mut words = [0; 8];
-        for (word, count) in words.as_chunks_mut::<2>().0.iter_mut().zip(counts) {
-            *word = count.to_le_bytes();
+    /// Appends what is to be compressed.
+    fn write(&self, out: &mut Vec<u8>) {
+        columns::put_steps(out, self.zero_runs.iter().map(|(page, _)| page.0));
+        columns::put(out, self.zero_runs.iter().map(|(_, run)| run.to_le_bytes()));
+        let whole = |at: usize| self.wholes.get(at).or_else(|| self.plain.get(at - self.wholes.len()));
+        let all = 0..self.wholes.len() + self.plain.len();
+        columns::put_steps(out, all.map(|at| whole(at).map_or(0, |(page, _)| page.0)));
+        for of_content in [self.deltas, self.refs] {
+            columns::put_steps(out, of_content.iter().map(|(page, _, _)| page.0));
+            columns::put_steps(out, of_content.iter().map(|(_, seq, _)| seq.0));
+            columns::put(out, of_content.iter().map(|(_, _, number)| number.to_le_bytes()));
         }
-        header(out, Kind::Pages, words);
-        for (page, run) in self.zero_runs {
-            out.extend_from_slice(&page.0.to_le_bytes());
-            out.extend_from_slice(&run.to_le_bytes());
-        }
-        for (page, _) in self.wholes {
-            out.extend_from_slice(&page.0.to_le_bytes());
-        }
-        for (page, base, len) in self.deltas {
-            out.extend_from_slice(&page.0.to_le_bytes());
-            out.extend_from_slice(&base.0.to_le_bytes());
-            out.extend_from_slice(&len.to_le_bytes());
-        }
+        columns::put(out, self.stores.iter().map(|(index, _)| index.to_le_bytes()));
+        columns::put(out, self.stores.iter().map(|(_, slot)| slot.to_le_bytes()));
         for (_, bytes) in self.wholes {
             out.extend_from_slice(&bytes[..]);
         }
@@ -45,52 +178,12 @@ impl PagesBody<'_> {
     }
 }
 
-/// Writes header and body of a piece of a stream, uncompressed, to `out`.
-pub(crate) fn stream_body(out: &mut Vec<u8>, kind: Kind, offset: u64, bytes: &[u8]) {
-    header(out, kind, offset.to_le_bytes());
-    out.extend_from_slice(bytes);
+fn pays(body_bytes: usize, packed_bytes: usize, min_saving_permille: u32) -> bool {
+    packed_bytes < body_bytes
+        && (body_bytes - packed_bytes) as u64 * 1000 >= body_bytes as u64 * u64::from(min_saving_permille)
 }
 
-/// Compresses what [`PagesBody::write`] or [`stream_body`] wrote, where that saves at least `min_saving_permille`, and completes
-/// the header. `compressed` is working space.
-pub(crate) fn finish(
-    written: &mut [u8],
-    compressed: &mut Vec<u8>,
-    table: &mut CompressTable,
-    min_saving_permille: u32,
-) -> Arc<[u8]> {
-    let (header, body) = written.split_at_mut(HEADER_BYTES);
-    let raw_len = u32::try_from(body.len()).unwrap_or(u32::MAX);
-    header[4..8].copy_from_slice(&raw_len.to_le_bytes());
-
-    let room = HEADER_BYTES + get_maximum_output_size(body.len());
-    if compressed.len() < room {
-        compressed.resize(room, 0);
-    }
-    let packed = compress_into_with_table(body, &mut compressed[HEADER_BYTES..], table).ok();
-    let worth_it =
-        |len: usize| (body.len() - len) as u64 * 1000 >= body.len() as u64 * u64::from(min_saving_permille);
-    match packed {
-        Some(len) if len < body.len() && worth_it(len) => {
-            header[2] = COMPRESSION_LZ4;
-            compressed[..HEADER_BYTES].copy_from_slice(header);
-            Arc::from(&compressed[..HEADER_BYTES + len])
-        }
-        _ => {
-            header[2] = COMPRESSION_STORED;
-            Arc::from(&*written)
-        }
-    }
-}
-
-/// Compression and length come with [`finish`].
-fn header(out: &mut Vec<u8>, kind: Kind, word: [u8; 8]) {
-    out.clear();
-    out.extend_from_slice(&[FORMAT_VERSION, kind as u8, 0, 0, 0, 0, 0, 0]);
-    out.extend_from_slice(&word);
-}
-
-fn count(len: usize) -> u16 {
-    debug_assert!(len <= usize::from(u16::MAX));
-    u16::try_from(len).unwrap_or(u16::MAX)
+/// The most bytes any method makes of so many.
+fn bound(body_bytes: usize) -> usize {
+    get_maximum_output_size(body_bytes).max(zstd_safe::compress_bound(body_bytes))
 }

@@ -5,11 +5,18 @@
 //! | `versions` | per page, the number of the chunk applied last |
 //! | `window` | which chunks have come, which have been applied |
 //! | `parking` | chunks that wait for another, within a budget |
+//! | `dictionary` | contents that the source had kept here, to refer to them |
 //!
 //! Rules, page by page: a whole page (or zero) is written if its chunk is newer than what the page has. A delta is written if the page has
 //! exactly its base, waits while the base has not come, and is dropped when something newer is there. Different
 //! pages commute. A chunk with `after` waits until everything up to that number has been applied; raw and tail bytes wait for
 //! everything before them. Pages wait until the layout is known.
+//!
+//! What a chunk stores goes into the dictionary first, whatever its pages have; then its pages are written. A reference is written as a whole page
+//! is: dropped when something newer is there; it waits while the chunk that stored its content has not come, which may be its own. The **source** sees
+//! to it that a slot is stored anew only when every chunk that stored or refers to what it held has been
+//! acknowledged: then no order of arrival takes a content away that is still needed. A source that breaks this gets an error, never another
+//! content than the one it meant, for a slot knows which chunk stored it.
 //!
 //! A chunk that waits is kept as it came, compressed, so that what is parked never exceeds what the peer was allowed to
 //! send. One of which some pages have been written and some wait is simply applied again: what was written is not
@@ -18,10 +25,12 @@
 //! Nothing here trusts the peer: whatever it sends, memory stays within [`ReceiverConfig`], a page outside the layout is an
 //! error, and the worst it can do is a wrong page in its own guest.
 
+mod dictionary;
 mod parking;
 mod versions;
 mod window;
 
+use dictionary::{Dictionary, StoreRefused};
 use parking::{Held, Parking, Wait};
 use versions::Versions;
 use window::SeqWindow;
@@ -73,6 +82,14 @@ pub enum ReceiveError<E> {
     TooManyRecords { seq: u32, pages: u32 },
     #[error("chunk {seq}: the delta of page {page} is against chunk {base}, which the page does not have")]
     NoBase { seq: u32, page: u32, base: u32 },
+    #[error("chunk {seq}: slot {slot} is outside the dictionary of {slots}")]
+    NoSlot { seq: u32, slot: u16, slots: u16 },
+    #[error("chunk {seq} stores in slot {slot} what chunk {stored_in} stored otherwise")]
+    StoredOtherwise { seq: u32, slot: u16, stored_in: u32 },
+    #[error(
+        "chunk {seq}: page {page} is what chunk {stored_in} stored in slot {slot}, which does not hold it"
+    )]
+    NotStored { seq: u32, page: u32, stored_in: u32, slot: u16 },
     #[error("chunk {seq}: {what} bytes at {got}, expected at {expected}")]
     Gap { seq: u32, what: &'static str, expected: u64, got: u64 },
     #[error(transparent)]
@@ -97,6 +114,7 @@ pub struct Receiver {
     come: SeqWindow,
     applied: SeqWindow,
     parking: Parking,
+    dictionary: Dictionary,
     reported: Vec<(ChunkSeq, u64)>,
     scratch: DecodeScratch,
     opaque_offset: u64,
@@ -117,6 +135,7 @@ impl Receiver {
             come: SeqWindow::new(config.max_ahead),
             applied: SeqWindow::new(config.max_ahead),
             parking: Parking::new(config.park_budget_bytes),
+            dictionary: Dictionary::new(config.dictionary_slots),
             reported: Vec::new(),
             scratch: DecodeScratch::default(),
             opaque_offset: 0,
@@ -200,6 +219,7 @@ impl Receiver {
             + self.come.memory_bytes()
             + self.applied.memory_bytes()
             + self.parking.memory_bytes()
+            + self.dictionary.memory_bytes()
             + self.scratch.memory_bytes()
             + self.reported.capacity() * size_of::<(ChunkSeq, u64)>()
     }
@@ -291,6 +311,16 @@ impl Receiver {
         let outside =
             |page: PageId| ReceiveError::PageOutsideLayout { seq: seq.0, page: page.0, pages: total };
 
+        for (slot, bytes) in pages.stores() {
+            self.dictionary.store(slot, seq, bytes).map_err(|refused| match refused {
+                StoreRefused::Outside => {
+                    ReceiveError::NoSlot { seq: seq.0, slot, slots: self.dictionary.slots() }
+                }
+                StoreRefused::Otherwise(by) => {
+                    ReceiveError::StoredOtherwise { seq: seq.0, slot, stored_in: by.0 }
+                }
+            })?;
+        }
         for (first, run) in pages.zero_runs() {
             if u64::from(first.0) + u64::from(run) > u64::from(total) {
                 return Err(outside(first));
@@ -307,6 +337,29 @@ impl Receiver {
             }
         }
         let mut waits_for = None;
+        for (page, stored_in, slot) in pages.refs() {
+            let version = versions.get_mut(page).ok_or_else(|| outside(page))?;
+            if slot >= self.dictionary.slots() {
+                return Err(ReceiveError::NoSlot { seq: seq.0, slot, slots: self.dictionary.slots() });
+            }
+            if *version >= seq.0 {
+                continue;
+            }
+            if let Some(bytes) = self.dictionary.get(slot, stored_in) {
+                sink.page(page, bytes).map_err(ReceiveError::Sink)?;
+                *version = seq.0;
+                continue;
+            }
+            // A content that has come may have been there and be gone; one that was stored over will not come.
+            let may_come = stored_in < seq
+                && self.dictionary.stored_in(slot) < stored_in
+                && !self.applied.contains(stored_in);
+            if !may_come {
+                let stored_in = stored_in.0;
+                return Err(ReceiveError::NotStored { seq: seq.0, page: page.0, stored_in, slot });
+            }
+            waits_for = Some(stored_in);
+        }
         for (page, base, delta) in pages.deltas() {
             let version = versions.get_mut(page).ok_or_else(|| outside(page))?;
             if *version >= seq.0 {

@@ -1,9 +1,7 @@
 //! The work of encoding one chunk, apart from the state machine so that any thread may do it.
 
-use lz4_flex::block::CompressTable;
-
 use crate::codec::xbzrle::{self, Encoding};
-use crate::codec::{Kind, PagesBody, finish, is_zero, stream_body};
+use crate::codec::{Encoder, Kind, Method, Packed, PagesBody, is_zero};
 use crate::source::Chunk;
 use crate::types::{ChunkSeq, PAGE_BYTES, PageBytes, PageId};
 
@@ -57,26 +55,12 @@ pub(super) enum Carried {
 }
 
 /// What a worker keeps between jobs.
+#[derive(Default)]
 pub struct EncodeScratch {
-    written: Vec<u8>,
-    compressed: Vec<u8>,
-    table: CompressTable,
+    encoder: Encoder,
     zero_runs: Vec<(PageId, u32)>,
     deltas: Vec<(PageId, ChunkSeq, u16)>,
     delta_bytes: Vec<u8>,
-}
-
-impl Default for EncodeScratch {
-    fn default() -> Self {
-        EncodeScratch {
-            written: Vec::new(),
-            compressed: Vec::new(),
-            table: CompressTable::large(),
-            zero_runs: Vec::new(),
-            deltas: Vec::new(),
-            delta_bytes: Vec::new(),
-        }
-    }
 }
 
 /// An encoded chunk, on its way back to [`crate::Source::encoded`].
@@ -99,22 +83,14 @@ impl EncodeJob {
     /// Encodes. Never fails: what cannot be made smaller is stored.
     pub fn run(self, scratch: &mut EncodeScratch) -> Encoded {
         let raw_bytes = self.raw_bytes();
-        let pages = match self.work {
-            Work::Pages(mut work) => {
-                scratch.write_pages(&mut work);
-                Some(work)
-            }
+        let (packed, pages) = match self.work {
+            Work::Pages(mut work) => (scratch.encode_pages(&mut work, self.min_saving_permille), Some(work)),
             Work::Stream { kind, offset, bytes } => {
-                stream_body(&mut scratch.written, kind, offset, &bytes);
-                None
+                let encoder = &mut scratch.encoder;
+                (encoder.stream(kind, offset, &bytes, Method::Lz4, self.min_saving_permille), None)
             }
         };
-        let payload = finish(
-            &mut scratch.written,
-            &mut scratch.compressed,
-            &mut scratch.table,
-            self.min_saving_permille,
-        );
+        let payload = packed.payload;
         Encoded { chunk: Chunk { seq: self.seq, after: self.after, payload }, raw_bytes, pages }
     }
 }
@@ -122,10 +98,10 @@ impl EncodeJob {
 impl EncodeScratch {
     /// Memory held, in bytes.
     pub fn memory_bytes(&self) -> usize {
-        self.written.capacity() + self.compressed.capacity() + self.delta_bytes.capacity()
+        self.encoder.memory_bytes() + self.delta_bytes.capacity()
     }
 
-    fn write_pages(&mut self, work: &mut PagesWork) {
+    fn encode_pages(&mut self, work: &mut PagesWork, min_saving_permille: u32) -> Packed {
         self.zero_runs.clear();
         self.zero_runs.extend_from_slice(&work.zero_runs);
         self.deltas.clear();
@@ -145,8 +121,9 @@ impl EncodeScratch {
             wholes: &wholes,
             deltas: &self.deltas,
             delta_bytes: &self.delta_bytes,
+            ..PagesBody::default()
         };
-        body.write(&mut self.written);
+        self.encoder.pages(&body, Method::Lz4, min_saving_permille)
     }
 
     /// The cheapest form of one page.

@@ -1,6 +1,7 @@
 //! The receiver against chunks in any order, repeated, and written by someone who means harm.
 
 use crate::sim::guest::{ModelRam, Rng};
+use hikyaku_engine::codec::{DecodeScratch, Encoder, HEADER_BYTES, Kind, Method, PagesBody};
 use hikyaku_engine::precopy::{Adaptive, AdaptiveConfig};
 use hikyaku_engine::{
     AbortReason, Action, Chunk, ChunkSeq, Delta, EncodeScratch, LinkStats, PAGE_BYTES, PageBytes, PageId,
@@ -170,7 +171,7 @@ proptest! {
             }
         }
         let config = ReceiverConfig { park_budget_bytes: 1 << 20, ..ReceiverConfig::default() };
-        let budget = config.park_budget_bytes + config.max_chunk_bytes + (64 << 10);
+        let budget = config.park_budget_bytes + config.max_chunk_bytes + DecodeScratch::ZSTD_BYTES + (64 << 10);
         let mut receiver = Receiver::new(config);
         // A hostile delta may make no page of this guest's; the model must not mind.
         let mut model = ModelRam::new(PAGES);
@@ -185,59 +186,70 @@ proptest! {
     #[test]
     fn random_payloads_do_no_harm(
         chunks in prop::collection::vec(
-            (0..40u32, 0..40u32, prop::collection::vec(any::<u8>(), 0..80), 0..3u8), 0..30),
+            (0..40u32, 0..40u32, prop::collection::vec(any::<u8>(), 0..80), 0..4u8), 0..30),
     ) {
         let mut receiver = Receiver::new(ReceiverConfig::default());
         let mut model = ModelRam::new(PAGES);
         for (seq, after, mut payload, kind) in chunks {
             // Most random bytes end at the first byte; let some get further.
-            if kind > 0 && payload.len() >= 16 {
-                payload[0] = 1;
+            if kind > 0 && payload.len() >= HEADER_BYTES {
+                payload[0] = 2;
                 payload[1] = 1 + payload[1] % 4;
                 payload[2] = kind - 1;
                 payload[3] = 0;
-                let body_bytes = payload.len() as u32 - 16;
+                let body_bytes = (payload.len() - HEADER_BYTES) as u32;
                 payload[4..8].copy_from_slice(&body_bytes.to_le_bytes());
+                for [count, high] in payload[8..HEADER_BYTES].as_chunks_mut().0 {
+                    (*count, *high) = (*count % 3, 0);
+                }
             }
             let _ = receiver.chunk(ChunkSeq(seq), ChunkSeq(after), payload, &mut model);
         }
     }
 }
 
-/// A pages payload, written by hand.
+/// A pages payload, whole pages filled with a value.
 fn payload(zero_runs: &[(u32, u32)], wholes: &[(u32, u8)], deltas: &[(u32, u32, &[u8])]) -> Vec<u8> {
-    let mut body = Vec::new();
-    zero_runs.iter().for_each(|(page, run)| {
-        body.extend(page.to_le_bytes());
-        body.extend(run.to_le_bytes());
-    });
-    wholes.iter().for_each(|(page, _)| body.extend(page.to_le_bytes()));
-    deltas.iter().for_each(|(page, base, delta)| {
-        body.extend(page.to_le_bytes());
-        body.extend(base.to_le_bytes());
-        body.extend((delta.len() as u16).to_le_bytes());
-    });
-    wholes.iter().for_each(|(_, value)| body.extend([*value; PAGE_BYTES]));
-    deltas.iter().for_each(|(_, _, delta)| body.extend(*delta));
-    let mut payload = vec![1, 1, 0, 0];
-    payload.extend((body.len() as u32).to_le_bytes());
-    for count in [zero_runs.len(), wholes.len(), deltas.len(), 0] {
-        payload.extend((count as u16).to_le_bytes());
-    }
-    payload.extend(body);
-    payload
+    stored_payload(zero_runs, wholes, deltas, &[], &[])
+}
+
+/// The same with references (page, chunk that stored it, slot) and stores (which of `wholes`, slot).
+fn stored_payload(
+    zero_runs: &[(u32, u32)],
+    wholes: &[(u32, u8)],
+    deltas: &[(u32, u32, &[u8])],
+    refs: &[(u32, u32, u16)],
+    stores: &[(u16, u16)],
+) -> Vec<u8> {
+    let zero_runs: Vec<_> = zero_runs.iter().map(|(page, run)| (PageId(*page), *run)).collect();
+    let contents: Vec<_> = wholes.iter().map(|(page, value)| (PageId(*page), [*value; PAGE_BYTES])).collect();
+    let wholes: Vec<_> = contents.iter().map(|(page, bytes)| (*page, bytes)).collect();
+    let delta_bytes: Vec<u8> = deltas.iter().flat_map(|(_, _, delta)| *delta).copied().collect();
+    let deltas: Vec<_> = deltas
+        .iter()
+        .map(|(page, base, delta)| (PageId(*page), ChunkSeq(*base), delta.len() as u16))
+        .collect();
+    let refs: Vec<_> = refs.iter().map(|(page, seq, slot)| (PageId(*page), ChunkSeq(*seq), *slot)).collect();
+    // Some in the body, some plain: it is all the same to a receiver.
+    let (wholes, plain) = wholes.split_at(wholes.len() / 2);
+    let body = PagesBody {
+        zero_runs: &zero_runs,
+        wholes,
+        plain,
+        deltas: &deltas,
+        delta_bytes: &delta_bytes,
+        refs: &refs,
+        stores,
+    };
+    Encoder::default().pages(&body, Method::Stored, 0).payload.to_vec()
 }
 
 fn opaque(offset: u64, bytes: &[u8]) -> Vec<u8> {
-    stream(2, offset, bytes)
+    stream(Kind::Opaque, offset, bytes)
 }
 
-fn stream(kind: u8, offset: u64, bytes: &[u8]) -> Vec<u8> {
-    let mut payload = vec![1, kind, 0, 0];
-    payload.extend((bytes.len() as u32).to_le_bytes());
-    payload.extend(offset.to_le_bytes());
-    payload.extend(bytes);
-    payload
+fn stream(kind: Kind, offset: u64, bytes: &[u8]) -> Vec<u8> {
+    Encoder::default().stream(kind, offset, bytes, Method::Stored, 0).payload.to_vec()
 }
 
 struct Pair {
@@ -322,9 +334,119 @@ fn a_delta_whose_base_was_never_sent_is_an_error() {
 }
 
 #[test]
+fn a_reference_writes_what_a_chunk_stored_whichever_comes_first() {
+    for store_first in [true, false] {
+        let mut pair = Pair::new(ReceiverConfig::default());
+        let store = stored_payload(&[], &[(1, 11), (2, 22)], &[], &[(3, 1, 9)], &[(1, 9)]);
+        let refer = stored_payload(&[], &[(4, 44)], &[], &[(5, 1, 9), (6, 1, 9)], &[]);
+        if store_first {
+            pair.chunk(1, 0, store).unwrap();
+            pair.chunk(2, 0, refer).unwrap();
+        } else {
+            pair.chunk(2, 0, refer).unwrap();
+            assert_eq!((pair.receiver.parked_chunks(), pair.ram.pages[4]), (1, [44; PAGE_BYTES]));
+            pair.chunk(1, 0, store).unwrap();
+        }
+        for (page, value) in [(1, 11), (2, 22), (3, 22), (4, 44), (5, 22), (6, 22)] {
+            assert_eq!(pair.ram.pages[page], [value; PAGE_BYTES], "page {page}");
+        }
+        assert_eq!(pair.receiver.applied_through(), ChunkSeq(2));
+    }
+}
+
+#[test]
+fn what_a_page_brings_is_stored_though_the_page_has_something_newer() {
+    let mut pair = Pair::new(ReceiverConfig::default());
+    pair.chunk(2, 0, payload(&[], &[(1, 2)], &[])).unwrap();
+    pair.chunk(1, 0, stored_payload(&[], &[(1, 1)], &[], &[], &[(0, 0)])).unwrap();
+    pair.chunk(3, 0, stored_payload(&[], &[], &[], &[(4, 1, 0)], &[])).unwrap();
+    assert_eq!((pair.ram.pages[1], pair.ram.pages[4]), ([2; PAGE_BYTES], [1; PAGE_BYTES]));
+}
+
+#[test]
+fn a_reference_is_dropped_when_something_newer_is_there() {
+    let mut pair = Pair::new(ReceiverConfig::default());
+    pair.chunk(3, 0, payload(&[], &[(5, 3)], &[])).unwrap();
+    pair.chunk(2, 0, stored_payload(&[], &[], &[], &[(5, 1, 0)], &[])).unwrap();
+    pair.chunk(1, 0, stored_payload(&[], &[(6, 1)], &[], &[], &[(0, 0)])).unwrap();
+    assert_eq!(pair.ram.pages[5], [3; PAGE_BYTES]);
+    assert_eq!(pair.receiver.applied_through(), ChunkSeq(3));
+}
+
+#[test]
+fn what_a_waiting_chunk_stored_may_be_referred_to() {
+    let mut pair = Pair::new(ReceiverConfig::default());
+    let waits = stored_payload(&[], &[(1, 7)], &[(5, 1, &first_byte(2))], &[], &[(0, 3)]);
+    pair.chunk(2, 0, waits).unwrap();
+    pair.chunk(3, 0, stored_payload(&[], &[], &[], &[(6, 2, 3)], &[])).unwrap();
+    assert_eq!((pair.receiver.parked_chunks(), pair.ram.pages[6]), (1, [7; PAGE_BYTES]));
+    pair.chunk(1, 0, payload(&[], &[(5, 1)], &[])).unwrap();
+    assert_eq!(pair.receiver.applied_through(), ChunkSeq(3));
+}
+
+#[test]
+fn what_was_not_stored_is_an_error_and_never_another_content() {
+    let pair = || {
+        let mut pair = Pair::new(ReceiverConfig { dictionary_slots: 4, ..ReceiverConfig::default() });
+        pair.chunk(1, 0, stored_payload(&[], &[(1, 1)], &[], &[], &[(0, 0)])).unwrap();
+        pair
+    };
+    let refer = |stored_in, slot| stored_payload(&[], &[], &[], &[(9, stored_in, slot)], &[]);
+    for (stored_in, slot) in [(0, 0), (0, 2), (1, 2), (3, 0), (7, 0)] {
+        let mut pair = pair();
+        let error = pair.chunk(3, 0, refer(stored_in, slot)).unwrap_err();
+        assert_eq!(error, ReceiveError::NotStored { seq: 3, page: 9, stored_in, slot });
+        assert!(pair.ram.pages[9] == pair.ram.pages[10], "something was written");
+    }
+    for outside in [refer(1, 4), stored_payload(&[], &[(1, 1)], &[], &[], &[(0, 4)])] {
+        assert_eq!(pair().chunk(3, 0, outside), Err(ReceiveError::NoSlot { seq: 3, slot: 4, slots: 4 }));
+    }
+    // Comes, and does not store.
+    let mut late = pair();
+    late.chunk(3, 0, refer(2, 0)).unwrap();
+    let error = late.chunk(2, 0, payload(&[], &[(1, 2)], &[])).unwrap_err();
+    assert_eq!(error, ReceiveError::NotStored { seq: 3, page: 9, stored_in: 2, slot: 0 });
+    // Two contents for one slot.
+    let twice = stored_payload(&[], &[(1, 1), (2, 2)], &[], &[], &[(0, 1), (1, 1)]);
+    let error = pair().chunk(2, 0, twice).unwrap_err();
+    assert_eq!(error, ReceiveError::StoredOtherwise { seq: 2, slot: 1, stored_in: 2 });
+}
+
+/// The source must wait for acknowledgements before it stores anew.
+#[test]
+fn a_slot_stored_anew_too_early_is_an_error_whatever_the_order() {
+    let store = |value| stored_payload(&[], &[(1, value)], &[], &[], &[(0, 0)]);
+    let refer = || stored_payload(&[], &[], &[], &[(9, 1, 0)], &[]);
+    let mut overtaken = Pair::new(ReceiverConfig::default());
+    overtaken.chunk(3, 0, store(3)).unwrap();
+    let error = overtaken.chunk(1, 0, store(1)).unwrap_err();
+    assert_eq!(error, ReceiveError::StoredOtherwise { seq: 1, slot: 0, stored_in: 3 });
+    let mut gone = Pair::new(ReceiverConfig::default());
+    gone.chunk(1, 0, store(1)).unwrap();
+    gone.chunk(3, 0, store(3)).unwrap();
+    let error = gone.chunk(2, 0, refer()).unwrap_err();
+    assert_eq!(error, ReceiveError::NotStored { seq: 2, page: 9, stored_in: 1, slot: 0 });
+    let mut never = Pair::new(ReceiverConfig::default());
+    never.chunk(3, 0, store(3)).unwrap();
+    assert!(matches!(never.chunk(2, 0, refer()), Err(ReceiveError::NotStored { .. })));
+}
+
+#[test]
+fn without_a_dictionary_nothing_may_be_stored_and_it_costs_nothing() {
+    let mut pair = Pair::new(ReceiverConfig { dictionary_slots: 0, ..ReceiverConfig::default() });
+    let error = pair.chunk(1, 0, stored_payload(&[], &[(1, 1)], &[], &[], &[(0, 0)])).unwrap_err();
+    assert_eq!(error, ReceiveError::NoSlot { seq: 1, slot: 0, slots: 0 });
+    let mut pair = Pair::new(ReceiverConfig::default());
+    let before = pair.receiver.memory_bytes();
+    pair.chunk(1, 0, stored_payload(&[], &[(1, 1)], &[], &[], &[(0, 0)])).unwrap();
+    let grown = pair.receiver.memory_bytes() - before;
+    assert!((PAGE_BYTES..PAGE_BYTES + (40 << 10)).contains(&grown), "{grown} bytes for one slot");
+}
+
+#[test]
 fn a_chunk_after_another_waits_for_everything_up_to_it() {
     let mut pair = Pair::new(ReceiverConfig::default());
-    pair.chunk(4, 3, stream(4, 0, b"tail")).unwrap();
+    pair.chunk(4, 3, stream(Kind::Tail, 0, b"tail")).unwrap();
     pair.chunk(3, 0, payload(&[(0, 1)], &[], &[])).unwrap();
     pair.chunk(1, 0, payload(&[(1, 1)], &[], &[])).unwrap();
     assert!(pair.ram.tail.is_empty());
@@ -357,7 +479,7 @@ fn what_a_peer_may_not_send_is_refused() {
     assert!(matches!(pair().chunk(5, 5, opaque(0, b"x")), Err(ReceiveError::Order { .. })));
     assert!(matches!(pair().chunk(70_000, 0, opaque(0, b"x")), Err(ReceiveError::TooFarAhead { .. })));
     assert!(matches!(pair().chunk(1, 0, opaque(1, b"x")), Err(ReceiveError::Gap { .. })));
-    assert!(matches!(pair().chunk(2, 0, stream(4, 0, b"tail")), Err(ReceiveError::Order { .. })));
+    assert!(matches!(pair().chunk(2, 0, stream(Kind::Tail, 0, b"tail")), Err(ReceiveError::Order { .. })));
     for outside in [
         payload(&[(PAGES - 1, 2)], &[], &[]),
         payload(&[], &[(PAGES, 1)], &[]),
@@ -469,7 +591,7 @@ fn identical_content_is_not_sent_again() {
     }
     let progress = source.progress();
     assert_eq!((progress.pages_sent, progress.unchanged), (6, 2 + 10));
-    assert!(chunks.iter().skip(2).all(|chunk| chunk.payload.len() == 16), "a chunk of nothing");
+    assert!(chunks.iter().skip(2).all(|chunk| chunk.payload.len() == HEADER_BYTES), "a chunk of nothing");
 }
 
 #[test]
