@@ -38,8 +38,10 @@
 //! | `encode`, `decode` | payloads, to and fro |
 //! | `columns` | records, so that they shrink |
 //! | `sample` | whether it is worth trying to compress a page |
+//! | `choice` | which method a chunk is compressed with |
 //! | `xbzrle` | deltas |
 
+pub mod choice;
 mod columns;
 mod decode;
 mod encode;
