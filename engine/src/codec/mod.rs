@@ -40,11 +40,13 @@
 //! | `sample` | whether it is worth trying to compress a page |
 //! | `choice` | which method a chunk is compressed with |
 //! | `xbzrle` | deltas |
+//! | `page_pack` | a page, made smaller to be kept |
 
 pub mod choice;
 mod columns;
 mod decode;
 mod encode;
+pub mod page_pack;
 mod sample;
 pub mod xbzrle;
 
