@@ -1,5 +1,7 @@
 //! The engine as its callers see it.
 
+mod dictionary;
 mod migration;
+mod payload;
 mod receiver;
 mod sim;

@@ -1,15 +1,14 @@
 //! The receiver against chunks in any order, repeated, and written by someone who means harm.
 
+use crate::payload::{PAGES, Pair, first_byte, opaque, payload, stream};
 use crate::sim::guest::{ModelRam, Rng};
-use hikyaku_engine::codec::{DecodeScratch, Encoder, HEADER_BYTES, Kind, Method, PagesBody};
+use hikyaku_engine::codec::{DecodeScratch, HEADER_BYTES, Kind};
 use hikyaku_engine::precopy::{Adaptive, AdaptiveConfig};
 use hikyaku_engine::{
     AbortReason, Action, Chunk, ChunkSeq, Delta, EncodeScratch, LinkStats, PAGE_BYTES, PageBytes, PageId,
     ReceiveError, Receiver, ReceiverConfig, Source, SourceConfig, Time,
 };
 use proptest::prelude::*;
-
-const PAGES: u32 = 24;
 
 fn source(config: SourceConfig) -> Source {
     let mut source = Source::new(config, Box::new(Adaptive::new(AdaptiveConfig::default())));
@@ -105,7 +104,7 @@ fn migrate(writes: &[Write], delta: Delta) -> (Vec<Chunk>, Vec<PageBytes>, Vec<u
     (chunks, ram, opaque)
 }
 
-fn shuffle<T>(items: &mut [T], rng: &mut Rng) {
+pub fn shuffle<T>(items: &mut [T], rng: &mut Rng) {
     for i in (1..items.len()).rev() {
         items.swap(i, rng.below(i as u64 + 1) as usize);
     }
@@ -208,77 +207,6 @@ proptest! {
     }
 }
 
-/// A pages payload, whole pages filled with a value.
-fn payload(zero_runs: &[(u32, u32)], wholes: &[(u32, u8)], deltas: &[(u32, u32, &[u8])]) -> Vec<u8> {
-    stored_payload(zero_runs, wholes, deltas, &[], &[])
-}
-
-/// The same with references (page, chunk that stored it, slot) and stores (which of `wholes`, slot).
-fn stored_payload(
-    zero_runs: &[(u32, u32)],
-    wholes: &[(u32, u8)],
-    deltas: &[(u32, u32, &[u8])],
-    refs: &[(u32, u32, u16)],
-    stores: &[(u16, u16)],
-) -> Vec<u8> {
-    let zero_runs: Vec<_> = zero_runs.iter().map(|(page, run)| (PageId(*page), *run)).collect();
-    let contents: Vec<_> = wholes.iter().map(|(page, value)| (PageId(*page), [*value; PAGE_BYTES])).collect();
-    let wholes: Vec<_> = contents.iter().map(|(page, bytes)| (*page, bytes)).collect();
-    let delta_bytes: Vec<u8> = deltas.iter().flat_map(|(_, _, delta)| *delta).copied().collect();
-    let deltas: Vec<_> = deltas
-        .iter()
-        .map(|(page, base, delta)| (PageId(*page), ChunkSeq(*base), delta.len() as u16))
-        .collect();
-    let refs: Vec<_> = refs.iter().map(|(page, seq, slot)| (PageId(*page), ChunkSeq(*seq), *slot)).collect();
-    // Some in the body, some plain: it is all the same to a receiver.
-    let (wholes, plain) = wholes.split_at(wholes.len() / 2);
-    let body = PagesBody {
-        zero_runs: &zero_runs,
-        wholes,
-        plain,
-        deltas: &deltas,
-        delta_bytes: &delta_bytes,
-        refs: &refs,
-        stores,
-    };
-    Encoder::default().pages(&body, Method::Stored, 0).payload.to_vec()
-}
-
-fn opaque(offset: u64, bytes: &[u8]) -> Vec<u8> {
-    stream(Kind::Opaque, offset, bytes)
-}
-
-fn stream(kind: Kind, offset: u64, bytes: &[u8]) -> Vec<u8> {
-    Encoder::default().stream(kind, offset, bytes, Method::Stored, 0).payload.to_vec()
-}
-
-struct Pair {
-    receiver: Receiver,
-    ram: ModelRam,
-}
-
-impl Pair {
-    fn new(config: ReceiverConfig) -> Self {
-        let mut receiver = Receiver::new(config);
-        receiver.layout(PAGES).expect("a layout");
-        Pair { receiver, ram: ModelRam::new(PAGES) }
-    }
-
-    fn chunk(
-        &mut self,
-        seq: u32,
-        after: u32,
-        payload: Vec<u8>,
-    ) -> Result<(), ReceiveError<std::convert::Infallible>> {
-        self.receiver.chunk(ChunkSeq(seq), ChunkSeq(after), payload, &mut self.ram)
-    }
-}
-
-/// Changes the first byte of a page to `value`.
-fn first_byte(value: u8) -> [u8; 3] {
-    [0, 1, value]
-}
-
 #[test]
 fn an_older_page_never_replaces_a_newer_one() {
     let mut pair = Pair::new(ReceiverConfig::default());
@@ -331,116 +259,6 @@ fn a_delta_whose_base_was_never_sent_is_an_error() {
         pair.chunk(3, 0, payload(&[], &[], &[(5, 1, &first_byte(2))])),
         Err(ReceiveError::NoBase { .. })
     ));
-}
-
-#[test]
-fn a_reference_writes_what_a_chunk_stored_whichever_comes_first() {
-    for store_first in [true, false] {
-        let mut pair = Pair::new(ReceiverConfig::default());
-        let store = stored_payload(&[], &[(1, 11), (2, 22)], &[], &[(3, 1, 9)], &[(1, 9)]);
-        let refer = stored_payload(&[], &[(4, 44)], &[], &[(5, 1, 9), (6, 1, 9)], &[]);
-        if store_first {
-            pair.chunk(1, 0, store).unwrap();
-            pair.chunk(2, 0, refer).unwrap();
-        } else {
-            pair.chunk(2, 0, refer).unwrap();
-            assert_eq!((pair.receiver.parked_chunks(), pair.ram.pages[4]), (1, [44; PAGE_BYTES]));
-            pair.chunk(1, 0, store).unwrap();
-        }
-        for (page, value) in [(1, 11), (2, 22), (3, 22), (4, 44), (5, 22), (6, 22)] {
-            assert_eq!(pair.ram.pages[page], [value; PAGE_BYTES], "page {page}");
-        }
-        assert_eq!(pair.receiver.applied_through(), ChunkSeq(2));
-    }
-}
-
-#[test]
-fn what_a_page_brings_is_stored_though_the_page_has_something_newer() {
-    let mut pair = Pair::new(ReceiverConfig::default());
-    pair.chunk(2, 0, payload(&[], &[(1, 2)], &[])).unwrap();
-    pair.chunk(1, 0, stored_payload(&[], &[(1, 1)], &[], &[], &[(0, 0)])).unwrap();
-    pair.chunk(3, 0, stored_payload(&[], &[], &[], &[(4, 1, 0)], &[])).unwrap();
-    assert_eq!((pair.ram.pages[1], pair.ram.pages[4]), ([2; PAGE_BYTES], [1; PAGE_BYTES]));
-}
-
-#[test]
-fn a_reference_is_dropped_when_something_newer_is_there() {
-    let mut pair = Pair::new(ReceiverConfig::default());
-    pair.chunk(3, 0, payload(&[], &[(5, 3)], &[])).unwrap();
-    pair.chunk(2, 0, stored_payload(&[], &[], &[], &[(5, 1, 0)], &[])).unwrap();
-    pair.chunk(1, 0, stored_payload(&[], &[(6, 1)], &[], &[], &[(0, 0)])).unwrap();
-    assert_eq!(pair.ram.pages[5], [3; PAGE_BYTES]);
-    assert_eq!(pair.receiver.applied_through(), ChunkSeq(3));
-}
-
-#[test]
-fn what_a_waiting_chunk_stored_may_be_referred_to() {
-    let mut pair = Pair::new(ReceiverConfig::default());
-    let waits = stored_payload(&[], &[(1, 7)], &[(5, 1, &first_byte(2))], &[], &[(0, 3)]);
-    pair.chunk(2, 0, waits).unwrap();
-    pair.chunk(3, 0, stored_payload(&[], &[], &[], &[(6, 2, 3)], &[])).unwrap();
-    assert_eq!((pair.receiver.parked_chunks(), pair.ram.pages[6]), (1, [7; PAGE_BYTES]));
-    pair.chunk(1, 0, payload(&[], &[(5, 1)], &[])).unwrap();
-    assert_eq!(pair.receiver.applied_through(), ChunkSeq(3));
-}
-
-#[test]
-fn what_was_not_stored_is_an_error_and_never_another_content() {
-    let pair = || {
-        let mut pair = Pair::new(ReceiverConfig { dictionary_slots: 4, ..ReceiverConfig::default() });
-        pair.chunk(1, 0, stored_payload(&[], &[(1, 1)], &[], &[], &[(0, 0)])).unwrap();
-        pair
-    };
-    let refer = |stored_in, slot| stored_payload(&[], &[], &[], &[(9, stored_in, slot)], &[]);
-    for (stored_in, slot) in [(0, 0), (0, 2), (1, 2), (3, 0), (7, 0)] {
-        let mut pair = pair();
-        let error = pair.chunk(3, 0, refer(stored_in, slot)).unwrap_err();
-        assert_eq!(error, ReceiveError::NotStored { seq: 3, page: 9, stored_in, slot });
-        assert!(pair.ram.pages[9] == pair.ram.pages[10], "something was written");
-    }
-    for outside in [refer(1, 4), stored_payload(&[], &[(1, 1)], &[], &[], &[(0, 4)])] {
-        assert_eq!(pair().chunk(3, 0, outside), Err(ReceiveError::NoSlot { seq: 3, slot: 4, slots: 4 }));
-    }
-    // Comes, and does not store.
-    let mut late = pair();
-    late.chunk(3, 0, refer(2, 0)).unwrap();
-    let error = late.chunk(2, 0, payload(&[], &[(1, 2)], &[])).unwrap_err();
-    assert_eq!(error, ReceiveError::NotStored { seq: 3, page: 9, stored_in: 2, slot: 0 });
-    // Two contents for one slot.
-    let twice = stored_payload(&[], &[(1, 1), (2, 2)], &[], &[], &[(0, 1), (1, 1)]);
-    let error = pair().chunk(2, 0, twice).unwrap_err();
-    assert_eq!(error, ReceiveError::StoredOtherwise { seq: 2, slot: 1, stored_in: 2 });
-}
-
-/// The source must wait for acknowledgements before it stores anew.
-#[test]
-fn a_slot_stored_anew_too_early_is_an_error_whatever_the_order() {
-    let store = |value| stored_payload(&[], &[(1, value)], &[], &[], &[(0, 0)]);
-    let refer = || stored_payload(&[], &[], &[], &[(9, 1, 0)], &[]);
-    let mut overtaken = Pair::new(ReceiverConfig::default());
-    overtaken.chunk(3, 0, store(3)).unwrap();
-    let error = overtaken.chunk(1, 0, store(1)).unwrap_err();
-    assert_eq!(error, ReceiveError::StoredOtherwise { seq: 1, slot: 0, stored_in: 3 });
-    let mut gone = Pair::new(ReceiverConfig::default());
-    gone.chunk(1, 0, store(1)).unwrap();
-    gone.chunk(3, 0, store(3)).unwrap();
-    let error = gone.chunk(2, 0, refer()).unwrap_err();
-    assert_eq!(error, ReceiveError::NotStored { seq: 2, page: 9, stored_in: 1, slot: 0 });
-    let mut never = Pair::new(ReceiverConfig::default());
-    never.chunk(3, 0, store(3)).unwrap();
-    assert!(matches!(never.chunk(2, 0, refer()), Err(ReceiveError::NotStored { .. })));
-}
-
-#[test]
-fn without_a_dictionary_nothing_may_be_stored_and_it_costs_nothing() {
-    let mut pair = Pair::new(ReceiverConfig { dictionary_slots: 0, ..ReceiverConfig::default() });
-    let error = pair.chunk(1, 0, stored_payload(&[], &[(1, 1)], &[], &[], &[(0, 0)])).unwrap_err();
-    assert_eq!(error, ReceiveError::NoSlot { seq: 1, slot: 0, slots: 0 });
-    let mut pair = Pair::new(ReceiverConfig::default());
-    let before = pair.receiver.memory_bytes();
-    pair.chunk(1, 0, stored_payload(&[], &[(1, 1)], &[], &[], &[(0, 0)])).unwrap();
-    let grown = pair.receiver.memory_bytes() - before;
-    assert!((PAGE_BYTES..PAGE_BYTES + (40 << 10)).contains(&grown), "{grown} bytes for one slot");
 }
 
 #[test]
