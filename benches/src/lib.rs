@@ -7,6 +7,7 @@
 //! | [`pipeline`] | GB/s per core of each stage a page goes through |
 //! | [`site`] | daemons at the ends of a link |
 //! | [`travel`] | a guest that is moved again and again, and what each move cost |
+//! | [`floor`] | what no move of a guest over a link can be faster than |
 //! | [`memory`] | what the daemons hold while a guest moves, beside their budgets |
 //! | [`transport`] | the transport beside plain TCP, and the criteria it has to meet |
 //! | [`goodput`] | the same transport with a fixed volume |
@@ -22,6 +23,7 @@ pub mod bench;
 mod child;
 pub mod cli;
 pub mod demo;
+pub mod floor;
 pub mod goodput;
 pub mod guest;
 pub mod link;

@@ -79,19 +79,12 @@ impl RamImage {
     /// Reads all blocks. On success the guest was stopped before and after, so the image is of one moment.
     pub fn read(qemu: &mut Qemu) -> Result<RamImage, RamError> {
         must_be_stopped(qemu)?;
-        let mut listed = parse_listing(&qemu.hmp("info ramblock")?)?;
-        if listed.iter().any(|block| block.address.is_none()) {
-            find_addresses(&mut listed, qemu)?;
-        }
-        let memory = File::open(format!("/proc/{}/mem", qemu.pid()))?;
-        let mut blocks = Vec::with_capacity(listed.len());
-        for block in listed {
-            let address = block
-                .address
-                .ok_or_else(|| RamError::NotFound { name: block.name.clone(), bytes: block.total_bytes })?;
-            let pages = hash_pages(&memory, address, block.used_bytes)
-                .map_err(|cause| RamError::Read { name: block.name.clone(), cause })?;
-            blocks.push(RamBlock { name: block.name, bytes: block.used_bytes, pages });
+        let (memory, places) = places(qemu)?;
+        let mut blocks = Vec::with_capacity(places.len());
+        for place in places {
+            let mut pages = Vec::with_capacity(place.bytes.div_ceil(PAGE_BYTES as u64) as usize);
+            place.visit(&memory, |page| pages.push(xxh3_128(page)))?;
+            blocks.push(RamBlock { name: place.name, bytes: place.bytes, pages });
         }
         must_be_stopped(qemu)?;
         Ok(RamImage { blocks })
@@ -131,17 +124,51 @@ fn must_be_stopped(qemu: &mut Qemu) -> Result<(), RamError> {
     if status == "running" { Err(RamError::NotStopped(status)) } else { Ok(()) }
 }
 
-fn hash_pages(memory: &File, address: u64, bytes: u64) -> io::Result<Vec<u128>> {
-    let mut window = vec![0; WINDOW_BYTES];
-    let mut pages = Vec::with_capacity(bytes.div_ceil(PAGE_BYTES as u64) as usize);
-    let mut at = 0;
-    while at < bytes {
-        let length = (bytes - at).min(WINDOW_BYTES as u64) as usize;
-        memory.read_exact_at(&mut window[..length], address + at)?;
-        pages.extend(window[..length].chunks(PAGE_BYTES).map(xxh3_128));
-        at += length as u64;
+/// Shows the content of every page, block by block. On success the guest was stopped before and after, so it was all of one
+/// moment.
+pub fn visit_pages(qemu: &mut Qemu, mut visit: impl FnMut(&[u8])) -> Result<(), RamError> {
+    must_be_stopped(qemu)?;
+    let (memory, places) = places(qemu)?;
+    for place in places {
+        place.visit(&memory, &mut visit)?;
     }
-    Ok(pages)
+    must_be_stopped(qemu)
+}
+
+/// Where a block lies in the memory of QEMU's process.
+struct Place {
+    name: String,
+    bytes: u64,
+    address: u64,
+}
+
+/// All blocks, and the memory they are in.
+fn places(qemu: &mut Qemu) -> Result<(File, Vec<Place>), RamError> {
+    let mut listed = parse_listing(&qemu.hmp("info ramblock")?)?;
+    if listed.iter().any(|block| block.address.is_none()) {
+        find_addresses(&mut listed, qemu)?;
+    }
+    let memory = File::open(format!("/proc/{}/mem", qemu.pid()))?;
+    let places = listed.into_iter().map(|Listed { name, used_bytes, total_bytes, address }| match address {
+        Some(address) => Ok(Place { name, bytes: used_bytes, address }),
+        None => Err(RamError::NotFound { name, bytes: total_bytes }),
+    });
+    Ok((memory, places.collect::<Result<_, _>>()?))
+}
+
+impl Place {
+    fn visit(&self, memory: &File, mut visit: impl FnMut(&[u8])) -> Result<(), RamError> {
+        let mut window = vec![0; WINDOW_BYTES];
+        let mut at = 0;
+        while at < self.bytes {
+            let length = (self.bytes - at).min(WINDOW_BYTES as u64) as usize;
+            let read = memory.read_exact_at(&mut window[..length], self.address + at);
+            read.map_err(|cause| RamError::Read { name: self.name.clone(), cause })?;
+            window[..length].chunks(PAGE_BYTES).for_each(&mut visit);
+            at += length as u64;
+        }
+        Ok(())
+    }
 }
 
 /// `name  4 KiB  0xoffset 0xused 0xtotal [0xaddress rw]`, below a line of titles. A name has no blanks.
