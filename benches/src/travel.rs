@@ -4,7 +4,7 @@
 //! move is seen from outside: on the guest's console, on the link, in both QEMUs.
 
 use crate::child::Tied;
-use crate::guest::{Console, GuestSpec, Load, Qemu, Timeline};
+use crate::guest::{Console, GuestSpec, Heartbeat, Load, Qemu, Timeline};
 use crate::link::Network;
 use crate::site::Site;
 use anyhow::{Context, bail};
@@ -14,7 +14,8 @@ use std::io::{Read, Seek};
 use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-const GUEST: &str = "courier";
+/// What the daemons call the guest.
+pub const GUEST: &str = "courier";
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
 const SWEEP_LIMIT: Duration = Duration::from_secs(60);
 /// From the end of the command until the guest is heard.
@@ -82,6 +83,47 @@ impl Row {
     }
 }
 
+/// What was seen of a guest that moved: on both consoles, and in both QEMUs. The fields are [`Row`]'s.
+#[derive(Debug)]
+pub struct Seen {
+    pub gap: Duration,
+    pub writes_per_s: f64,
+    pub bad: u64,
+    pub lost: Vec<u64>,
+    pub cut: String,
+    pub two_ran: bool,
+}
+
+impl Seen {
+    /// Of a move that was asked for at `begun` and took `total`; `heard` is the last heartbeat that is looked at. `Err`: the
+    /// guest does not run there.
+    pub fn of(
+        here: &mut Qemu,
+        there: &mut Qemu,
+        begun: Instant,
+        total: Duration,
+        heard: Heartbeat,
+    ) -> anyhow::Result<Seen> {
+        let status = there.status()?;
+        if status != "running" {
+            bail!("the guest that arrived is {status}");
+        }
+        // A QEMU that is gone runs no guest.
+        let still_here = here.status().is_ok_and(|status| status == "running");
+        let timeline = Timeline::merge(&[here.console(), there.console()]);
+        let lost = timeline.lost();
+        let cut = if lost.is_empty() { String::new() } else { cut(here.console(), there.console()) };
+        Ok(Seen {
+            gap: timeline.longest_gap(begun..heard.at).length,
+            writes_per_s: timeline.writes_per_s(begun..begun + total),
+            bad: timeline.bad().max(heard.bad),
+            lost,
+            cut,
+            two_ran: still_here || timeline.overlap().is_some(),
+        })
+    }
+}
+
 pub struct Traveller {
     spec: GuestSpec,
     here: Qemu,
@@ -106,18 +148,11 @@ impl Traveller {
     ) -> anyhow::Result<Row> {
         std::thread::sleep(WARM_UP);
         let mut there = Qemu::await_migration(&self.spec)?;
-        let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
-        let mut receive = words(&["receive", GUEST, "--detach", "--from", from.name(), "--qmp"]);
-        receive.push(there.qmp_path().into());
-        to.hikyaku_quietly(receive).with_context(|| format!("{} does not await the guest", to.name()))?;
-
-        let mut migrate = words(&["migrate", GUEST, "--to", to.name(), "--policy", &manner.policy]);
-        migrate.extend(manner.flags.iter().map(OsString::from));
-        migrate.push("--qmp".into());
-        migrate.push(self.here.qmp_path().into());
+        await_guest(&there, from, to)?;
+        let migrate = migrate(&self.here, from, to, manner);
         let wire_bytes = network.wire_bytes();
         let begun = Instant::now();
-        let (status, said) = run_within(from.hikyaku(migrate), manner.shown, manner.limit)?;
+        let (status, said) = run_within(migrate, manner.shown, manner.limit)?;
         let total = begun.elapsed();
         let wire_bytes = network.wire_bytes() - wire_bytes;
         if !status.success() {
@@ -125,38 +160,47 @@ impl Traveller {
             bail!("the move from {} to {} failed: {said}{words}", from.name(), to.name());
         }
 
-        let heard = if manner.swept {
-            there.wait_swept(SWEEP_LIMIT)?
-        } else {
-            there.wait_heartbeat(HEARD_LIMIT, "a heartbeat after the arrival", |_| true)?;
-            std::thread::sleep(LISTEN);
-            there.wait_heartbeat(HEARD_LIMIT, "a heartbeat", |_| true)?
-        };
-        let status = there.status()?;
-        if status != "running" {
-            bail!("the guest that came to {} is {status}", to.name());
-        }
-        // A QEMU that is gone runs no guest.
-        let still_here = self.here.status().is_ok_and(|status| status == "running");
-        let timeline = Timeline::merge(&[self.here.console(), there.console()]);
-        let lost = timeline.lost();
-        let cut = if lost.is_empty() { String::new() } else { cut(self.here.console(), there.console()) };
+        let heard = if manner.swept { there.wait_swept(SWEEP_LIMIT)? } else { hear(&there)? };
+        let seen = Seen::of(&mut self.here, &mut there, begun, total, heard)
+            .with_context(|| format!("at {}", to.name()))?;
         let row = Row {
             policy: manner.policy.clone(),
             from: from.name().to_owned(),
             to: to.name().to_owned(),
             total,
-            gap: timeline.longest_gap(begun..heard.at).length,
+            gap: seen.gap,
             wire_bytes,
-            writes_per_s: timeline.writes_per_s(begun..begun + total),
-            bad: timeline.bad().max(heard.bad),
-            lost,
-            cut,
-            two_ran: still_here || timeline.overlap().is_some(),
+            writes_per_s: seen.writes_per_s,
+            bad: seen.bad,
+            lost: seen.lost,
+            cut: seen.cut,
+            two_ran: seen.two_ran,
         };
         self.here = there;
         Ok(row)
     }
+}
+
+/// Has the daemon of `to` await the guest in `there`.
+pub fn await_guest(there: &Qemu, from: &Site, to: &Site) -> anyhow::Result<()> {
+    let words = ["receive", GUEST, "--detach", "--from", from.name(), "--qmp"];
+    let receive = words.map(OsString::from).into_iter().chain([there.qmp_path().into()]);
+    to.hikyaku_quietly(receive).with_context(|| format!("{} does not await the guest", to.name()))
+}
+
+/// The command that moves the guest out of `here`, not started yet.
+pub fn migrate(here: &Qemu, from: &Site, to: &Site, manner: &Manner) -> Command {
+    let words = ["migrate", GUEST, "--to", to.name(), "--policy", &manner.policy, "--qmp"];
+    let mut migrate = from.hikyaku(words);
+    migrate.arg(here.qmp_path()).args(&manner.flags);
+    migrate
+}
+
+/// Listens to a guest that has arrived for as long as it takes to tell one from two; the last heartbeat of that time.
+pub fn hear(there: &Qemu) -> anyhow::Result<Heartbeat> {
+    there.wait_heartbeat(HEARD_LIMIT, "a heartbeat after the arrival", |_| true)?;
+    std::thread::sleep(LISTEN);
+    Ok(there.wait_heartbeat(HEARD_LIMIT, "a heartbeat", |_| true)?)
 }
 
 /// What the first console said last and the second said first, as far as it was no whole heartbeat.

@@ -202,17 +202,26 @@ impl Qemu {
     pub fn wait_migrated(&mut self, timeout: Duration) -> Result<(), MigrateError> {
         let deadline = Instant::now() + timeout;
         loop {
-            let reply = self.control.call("query-migrate", json!({}))?;
-            let status = reply["status"].as_str().unwrap_or("not begun").to_owned();
+            let status = self.migration()?;
             match status.as_str() {
                 "completed" => return Ok(()),
-                "failed" | "cancelled" => {
-                    let reason = reply["error-desc"].as_str().unwrap_or("no reason given").to_owned();
-                    return Err(MigrateError::Failed { status, reason });
-                }
                 _ if Instant::now() > deadline => return Err(MigrateError::Timeout { status, timeout }),
                 _ => thread::sleep(POLL * 5),
             }
+        }
+    }
+
+    /// What QEMU says of the migration that is or was last: `setup`, `active`, `device`, `completed`, … One that failed or was
+    /// cancelled is an error.
+    pub fn migration(&mut self) -> Result<String, MigrateError> {
+        let reply = self.control.call("query-migrate", json!({}))?;
+        let status = reply["status"].as_str().unwrap_or("not begun").to_owned();
+        match status.as_str() {
+            "failed" | "cancelled" => {
+                let reason = reply["error-desc"].as_str().unwrap_or("no reason given").to_owned();
+                Err(MigrateError::Failed { status, reason })
+            }
+            _ => Ok(status),
         }
     }
 
