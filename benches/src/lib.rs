@@ -12,6 +12,7 @@
 //! | [`transport`] | the transport beside plain TCP, and the criteria it has to meet |
 //! | [`goodput`] | the same transport with a fixed volume |
 //! | [`soak`] | a guest that goes there and back, many times |
+//! | `verdict` | criteria, medians, spreads |
 //! | [`steady`] | claims about time, judged only while the machine gives the time |
 //! | [`demo`] | a guest that crosses an ocean and comes back |
 //! | [`cli`] | `cargo lab …` |
@@ -34,3 +35,4 @@ pub mod soak;
 pub mod steady;
 pub mod transport;
 pub mod travel;
+mod verdict;

@@ -16,7 +16,7 @@ use nix::time::{ClockId, clock_gettime};
 use super::course::{Course, load_average};
 use super::pair::{Place, transfer};
 use super::plan::{Amount, Manner};
-use super::verdict::{Bound, Repeats, Verdict};
+use crate::verdict::{Bound, Repeats, Verdict};
 
 const WITH_AVX512: f64 = 1.0;
 const WITH_AVX2: f64 = 0.7;

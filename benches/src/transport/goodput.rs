@@ -8,9 +8,9 @@ use super::course::Course;
 use super::iperf;
 use super::plan::Manner;
 use super::rows::{Row, Thing, measure, payload_rate};
-use super::verdict::{Bound, Verdict};
 use crate::link::Profile;
 use crate::link::cli::named;
+use crate::verdict::{Bound, Verdict};
 
 const OURS: &str = "hikyaku";
 const OURS_CUBIC: &str = "hikyaku, cubic only";

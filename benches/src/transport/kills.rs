@@ -11,9 +11,9 @@ use super::course::{CONTROLS, Control, Course, load_average};
 use super::pair::{HOSTS, Outcome, Pair, Place};
 use super::plan::{Amount, Manner, now_ns};
 use super::rows::payload_rate;
-use super::verdict::{Bound, Repeats, Verdict};
 use crate::link::cli::named;
 use crate::link::{Link, Network, Profile, TCP_PAYLOAD_BYTES};
+use crate::verdict::{Bound, Repeats, Verdict};
 
 const LINKS: [&str; 2] = ["jgn", "us"];
 const KILLS_PER_S: u32 = 10;

@@ -10,9 +10,9 @@ use super::course::{CONTROLS, Control, Course, load_average};
 use super::pair::{HOSTS, Pair, Place, need};
 use super::plan::{Amount, Manner};
 use super::rows::payload_rate;
-use super::verdict::{Bound, Repeats, Verdict};
 use crate::link::cli::named;
 use crate::link::{Host, Link};
+use crate::verdict::{Bound, Repeats, Verdict};
 
 const SAMPLE: Duration = Duration::from_millis(100);
 /// Of bandwidth × round trip.

@@ -17,7 +17,6 @@
 //! | `series` | what came when, and figures from it |
 //! | `iperf` | plain TCP on the same hosts |
 //! | `rows` | things side by side on one link |
-//! | `verdict` | criteria, medians, spreads |
 //! | `course` | how long, how often |
 //! | `goodput` | parts `goodput`, `lan`, `lossy` |
 //! | `warmup`, `memory`, `cores`, `ten`, `kills` | the part of that name |
@@ -34,7 +33,6 @@ pub mod plan;
 mod rows;
 mod series;
 mod ten;
-mod verdict;
 mod warmup;
 
 use std::process::ExitCode;
@@ -42,8 +40,9 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use course::{Course, load_average};
-use verdict::Verdict;
+use crate::verdict::Verdict;
+use course::Course;
+pub(crate) use course::load_average;
 
 /// A transfer at a tenth of the rate, and this, is waited for.
 pub const PATIENCE: Duration = Duration::from_secs(30);

@@ -8,9 +8,9 @@ use super::course::{Course, load_average};
 use super::pair::{HOSTS, Place, transfer};
 use super::plan::{Amount, Manner};
 use super::series::Series;
-use super::verdict::Repeats;
 use super::{Measured, iperf};
 use crate::link::{Link, Network, Profile};
+use crate::verdict::Repeats;
 
 /// What is measured.
 #[derive(Debug, Clone, PartialEq)]

@@ -7,9 +7,9 @@ use super::course::{Course, load_average};
 use super::pair::{HOSTS, Outcome, Place, transfer};
 use super::plan::{Amount, Arrivals, Manner};
 use super::rows::payload_rate;
-use super::verdict::{Bound, Repeats, Verdict};
 use crate::link::cli::named;
 use crate::link::{LINK_OVERHEAD_BYTES, Link, MTU_BYTES, Profile, TCP_PAYLOAD_BYTES};
+use crate::verdict::{Bound, Repeats, Verdict};
 
 const SESSIONS: u8 = 10;
 const LINK: &str = "us";

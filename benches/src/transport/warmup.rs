@@ -10,9 +10,9 @@ use super::course::{CONTROLS, Control, Course, load_average};
 use super::pair::{HOSTS, Place, transfer};
 use super::plan::{Amount, Manner};
 use super::rows::payload_rate;
-use super::verdict::{Bound, Repeats, Verdict};
 use crate::link::cli::named;
 use crate::link::{Link, Profile};
+use crate::verdict::{Bound, Repeats, Verdict};
 
 /// When the first chunk is queued.
 #[derive(Debug, Clone, Copy, PartialEq)]
