@@ -25,13 +25,18 @@ impl Tied {
 
     /// Waits for its end; after `limit` it is killed and that is the error.
     pub fn wait_within(mut self, limit: Duration) -> anyhow::Result<ExitStatus> {
-        let deadline = Instant::now() + limit;
+        match self.wait_until(Instant::now() + limit)? {
+            Some(status) => Ok(status),
+            None => bail!("a command did not end within {limit:?}"),
+        }
+    }
+
+    /// The same; one that has not ended by then runs on, and there is no status.
+    pub fn wait_until(&mut self, deadline: Instant) -> anyhow::Result<Option<ExitStatus>> {
         loop {
-            if let Some(status) = self.child.try_wait().context("waiting for a command")? {
-                return Ok(status);
-            }
-            if Instant::now() > deadline {
-                bail!("a command did not end within {limit:?}");
+            let ended = self.child.try_wait().context("waiting for a command")?;
+            if ended.is_some() || Instant::now() > deadline {
+                return Ok(ended);
             }
             std::thread::sleep(POLL);
         }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench, demo, guest, link, soak};
+use crate::{bench, compare, demo, guest, link, soak};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -25,6 +25,8 @@ enum What {
     Link(link::cli::LinkArgs),
     /// Run the test guest and show its heartbeats
     Guest(guest::cli::GuestArgs),
+    /// Move a guest by hikyaku and by its peers, in turns, and set them side by side
+    Compare(compare::CompareArgs),
     /// Measure parts of the product
     Bench(bench::BenchArgs),
     /// Move a guest there and back, again and again
@@ -37,6 +39,7 @@ pub fn main() -> ExitCode {
         What::Demo(args) => demo::run(args),
         What::Link(args) => link::cli::run(args),
         What::Guest(args) => guest::cli::run(args),
+        What::Compare(args) => compare::run(&args),
         What::Bench(args) => bench::run(args),
         What::Soak(args) => soak::run(&args),
     };

@@ -7,6 +7,7 @@
 //! | [`pipeline`] | GB/s per core of each stage a page goes through |
 //! | [`site`] | daemons at the ends of a link |
 //! | [`travel`] | a guest that is moved again and again, and what each move cost |
+//! | [`compare`] | hikyaku beside its peers, the same guest over the same link |
 //! | [`floor`] | what no move of a guest over a link can be faster than |
 //! | [`memory`] | what the daemons hold while a guest moves, beside their budgets |
 //! | [`transport`] | the transport beside plain TCP, and the criteria it has to meet |
@@ -23,6 +24,7 @@
 pub mod bench;
 mod child;
 pub mod cli;
+pub mod compare;
 pub mod demo;
 pub mod floor;
 pub mod goodput;

@@ -27,17 +27,20 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Builds them in release, beside this program; `$HIKYAKU_BIN_DIR` names a directory to take them from instead.
+    /// Builds them beside this program, in its profile; `$HIKYAKU_BIN_DIR` names a directory to take them from instead.
     pub fn build() -> anyhow::Result<Programs> {
         if let Some(directory) = std::env::var_os("HIKYAKU_BIN_DIR") {
             return Ok(Programs { directory: directory.into() });
         }
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let target = std::env::current_exe()?
-            .parent()
-            .and_then(Path::parent)
-            .context("this program lies in no target directory")?
-            .to_owned();
+        let program = std::env::current_exe()?;
+        let directory = program.parent().context("this program lies in no directory")?;
+        let target = directory.parent().context("this program lies in no target directory")?;
+        // The test profile's programs lie where those of `dev` do.
+        let profile = match directory.file_name().and_then(OsStr::to_str) {
+            Some("debug") | None => "dev",
+            Some(other) => other,
+        };
         let mut build = Command::new(cargo);
         // Where *this* package's build script wrote: others' would run again for it.
         build.env_remove("OUT_DIR");
@@ -51,15 +54,15 @@ impl Programs {
             }
         }
         let status = build
-            .args(["build", "--release", "--package", "hikyaku-daemon", "--target-dir"])
-            .arg(&target)
+            .args(["build", "--bins", "--package", "hikyaku-daemon", "--profile", profile, "--target-dir"])
+            .arg(target)
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .status()
             .context("cargo")?;
         if !status.success() {
             bail!("hikyakud does not build");
         }
-        Ok(Programs { directory: target.join("release") })
+        Ok(Programs { directory: directory.to_owned() })
     }
 
     fn daemon(&self) -> PathBuf {

@@ -1,0 +1,124 @@
+//! Ours: a daemon on each host, and the command that an operator types.
+
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+
+use super::peer::{Carried, Carrier, DOWNTIME, HOSTS, Peer, Whereabouts};
+use crate::child::Tied;
+use crate::guest::Qemu;
+use crate::link::Network;
+use crate::site::{Programs, Site};
+use crate::travel::{self, GUEST, Manner};
+
+/// A move that was called off has to end within this.
+const CANCEL_LIMIT: Duration = Duration::from_secs(30);
+/// Exit codes of the command that leave the guest, whole, at the source: it did not converge, it was cancelled.
+const STAYED: [i32; 2] = [7, 8];
+
+#[derive(Debug, Clone)]
+pub struct Ours {
+    name: String,
+    policy: String,
+    programs: Programs,
+}
+
+impl Ours {
+    pub fn new(name: &str, policy: &str, programs: Programs) -> Ours {
+        Ours { name: name.to_owned(), policy: policy.to_owned(), programs }
+    }
+}
+
+impl Peer for Ours {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn set_up(&self, network: &Network) -> anyhow::Result<Box<dyn Carrier>> {
+        let sites = Site::pair(network, HOSTS, &self.programs, "")?;
+        let flags = ["--downtime".to_owned(), format!("{}ms", DOWNTIME.as_millis())].to_vec();
+        let manner = Manner { policy: self.policy.clone(), flags, ..Manner::default() };
+        Ok(Box::new(Daemons { sites, manner }))
+    }
+}
+
+#[derive(Debug)]
+struct Daemons {
+    sites: [Site; 2],
+    manner: Manner,
+}
+
+impl Carrier for Daemons {
+    fn carry(&mut self, here: &mut Qemu, there: &mut Qemu, limit: Duration) -> anyhow::Result<Carried> {
+        let [from, to] = &self.sites;
+        travel::await_guest(there, from, to)?;
+        let mut words = tempfile::tempfile()?;
+        let mut command = travel::migrate(here, from, to, &self.manner);
+        command.stdout(words.try_clone()?).stderr(words.try_clone()?);
+        let begun = Instant::now();
+        let mut migrate = Tied::spawn(&mut command).context("hikyaku")?;
+        let status = match migrate.wait_until(begun + limit)? {
+            Some(status) => status,
+            None => {
+                from.hikyaku_quietly(["cancel", GUEST]).context("the move cannot be called off")?;
+                migrate.wait_within(CANCEL_LIMIT)?
+            }
+        };
+        let ended = Instant::now();
+        let guest = match status.code() {
+            Some(0) => Whereabouts::There,
+            Some(code) if STAYED.contains(&code) => Whereabouts::Here,
+            _ => bail!("{}{}", said(&mut words)?, from.last_words(status)),
+        };
+        Ok(Carried { begun, ended, guest })
+    }
+
+    fn cpu_time(&self) -> anyhow::Result<Option<[Duration; 2]>> {
+        let [from, to] = &self.sites;
+        Ok(Some([from.cpu_time()?, to.cpu_time()?]))
+    }
+
+    fn congestion(&self, _: &Network) -> anyhow::Result<String> {
+        let [from, to] = &self.sites;
+        let output = from.hikyaku(["--json", "link", to.name()]).output()?;
+        let report: Value = serde_json::from_slice(&output.stdout).context("what `hikyaku link` said")?;
+        congestion(&report).context("`hikyaku link` names no lane")
+    }
+}
+
+/// Of all lanes, each name once: `bbr`, or `bbr+cubic`.
+fn congestion(report: &Value) -> Option<String> {
+    let mut names: Vec<_> =
+        report["lanes"].as_array()?.iter().filter_map(|lane| lane["congestion"].as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    (!names.is_empty()).then(|| names.join("+"))
+}
+
+fn said(words: &mut File) -> anyhow::Result<String> {
+    let mut said = String::new();
+    words.rewind()?;
+    words.read_to_string(&mut said)?;
+    Ok(said)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn lanes_with_one_congestion_control_name_it_once() {
+        let lanes = |names: &[&str]| {
+            let lanes: Vec<_> = names.iter().map(|name| json!({ "congestion": name })).collect();
+            congestion(&json!({ "lanes": lanes }))
+        };
+        assert_eq!(lanes(&["bbr", "bbr"]).as_deref(), Some("bbr"));
+        assert_eq!(lanes(&["cubic", "bbr", "cubic"]).as_deref(), Some("bbr+cubic"));
+        assert_eq!(lanes(&[]), None);
+        assert_eq!(congestion(&json!({ "error": "no" })), None);
+    }
+}
