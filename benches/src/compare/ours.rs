@@ -60,18 +60,22 @@ impl Carrier for Daemons {
         command.stdout(words.try_clone()?).stderr(words.try_clone()?);
         let begun = Instant::now();
         let mut migrate = Tied::spawn(&mut command).context("hikyaku")?;
+        let mut refused = String::new();
         let status = match migrate.wait_until(begun + limit)? {
             Some(status) => status,
             None => {
-                from.hikyaku_quietly(["cancel", GUEST]).context("the move cannot be called off")?;
-                migrate.wait_within(CANCEL_LIMIT)?
+                // A guest that is being handed over cannot be called back: it arrives, if late.
+                if let Err(error) = from.hikyaku_quietly(["cancel", GUEST]) {
+                    refused = format!("{error:#}\n");
+                }
+                migrate.wait_within(CANCEL_LIMIT).with_context(|| refused.clone())?
             }
         };
         let ended = Instant::now();
         let guest = match status.code() {
             Some(0) => Whereabouts::There,
             Some(code) if STAYED.contains(&code) => Whereabouts::Here,
-            _ => bail!("{}{}", said(&mut words)?, from.last_words(status)),
+            _ => bail!("{refused}{}{}", said(&mut words)?, from.last_words(status)),
         };
         Ok(Carried { begun, ended, guest })
     }

@@ -19,8 +19,8 @@ pub fn line(run: &Run) -> String {
 
 fn described(figures: &Figures) -> String {
     let mut text = match figures.gap_s {
-        Some(gap_s) => format!("total {:>6.2} s, gap {:>4.0} ms", figures.total_s, gap_s * 1e3),
-        None => format!("not within {:.0} s  ", figures.total_s),
+        Some(gap_s) => format!("total {:>6.2} s, gap {:>5.0} ms", figures.total_s, gap_s * 1e3),
+        None => format!("{:<29}", format!("not within {:.0} s", figures.total_s)),
     };
     // Writing to a String cannot fail.
     let _ =

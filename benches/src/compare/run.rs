@@ -22,6 +22,9 @@ const AGE_MS: u64 = 2000;
 const AGE_LIMIT: Duration = Duration::from_secs(60);
 /// Twice through all memory, on a machine that does other work too.
 const SWEEP_LIMIT: Duration = Duration::from_secs(240);
+/// What the guest checks of its memory in a second: what one of 512 MiB does by itself, and a smaller one all of it.
+const SWEEP_MIB_PER_S: u32 = 128;
+const PAGES_PER_MIB: u32 = 256;
 
 pub fn run(
     cell: &Cell,
@@ -32,7 +35,8 @@ pub fn run(
 ) -> anyhow::Result<Figures> {
     let network = Link::builder().hosts(HOSTS).profile(*cell.profile()).build()?;
     let mut carrier = peer.set_up(&network)?;
-    let spec = GuestSpec::new(memory_mib, cell.load().clone());
+    let mut spec = GuestSpec::new(memory_mib, cell.load().clone());
+    spec.load.sweep_pages_per_s = Some(memory_mib.min(SWEEP_MIB_PER_S) * PAGES_PER_MIB);
     let [tokyo, seattle] = HOSTS.map(|name| network.host(name));
     let mut here = Qemu::start_with(&spec, |program| tokyo.command(program))?;
     let mut there = Qemu::await_migration_with(&spec, "defer", |program| seattle.command(program))?;
