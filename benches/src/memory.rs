@@ -48,12 +48,12 @@ pub struct MemoryArgs {
     /// The destination's budget for device state, in MiB
     #[arg(long, default_value_t = 128)]
     tail: u64,
-    /// The source's budget for bases of deltas, in MiB; without --delta there are none
+    /// The source's budget for bases of deltas, in MiB
     #[arg(long, default_value_t = 256)]
     bases: u64,
-    /// Send pages that were sent before as deltas
-    #[arg(long)]
-    delta: bool,
+    /// The budget of each for contents that occur on many pages, in MiB
+    #[arg(long, default_value_t = 16)]
+    dictionary: u64,
 }
 
 pub fn run(args: &MemoryArgs) -> anyhow::Result<ExitCode> {
@@ -68,9 +68,7 @@ pub fn run(args: &MemoryArgs) -> anyhow::Result<ExitCode> {
 
     println!("a guest of {} MiB ({}) moves over: {profile}", args.mem, args.load);
     let mut guest = Traveller::start(args.mem, &load)?;
-    let flags = if args.delta { vec!["--delta".into(), "always".into()] } else { Vec::new() };
-    let manner = Manner { flags, ..Manner::default() };
-    let row = guest.travel(&network, &sites[0], &sites[1], &manner)?;
+    let row = guest.travel(&network, &sites[0], &sites[1], &Manner::default())?;
     println!(
         "total {:.2?}, gap {} ms, {:.1} MB on the wire, {:.0} writes/s, bad={}\n",
         row.total,
@@ -80,11 +78,11 @@ pub fn run(args: &MemoryArgs) -> anyhow::Result<ExitCode> {
         row.bad
     );
 
-    let bases = if args.delta { args.bases } else { 0 };
-    let parts = [
-        Part { role: "source", budgets: vec![("staging", args.staging), ("bases", bases)] },
-        Part { role: "destination", budgets: vec![("credit", args.credit), ("tail", args.tail)] },
-    ];
+    let dictionary = ("dictionary", args.dictionary);
+    let source = vec![("staging", args.staging), ("bases", args.bases), dictionary];
+    let destination = vec![("credit", args.credit), ("tail", args.tail), dictionary];
+    let parts =
+        [Part { role: "source", budgets: source }, Part { role: "destination", budgets: destination }];
     let mut passed = row.is_whole();
     for ((site, part), at_rest) in sites.iter().zip(parts).zip(at_rest) {
         passed &= part.print(site, at_rest)?;
@@ -96,8 +94,9 @@ pub fn run(args: &MemoryArgs) -> anyhow::Result<ExitCode> {
 
 fn budgets(args: &MemoryArgs) -> String {
     format!(
-        "[memory]\nstaging = \"{}MiB\"\ncredit = \"{}MiB\"\ntail = \"{}MiB\"\nbases = \"{}MiB\"\n",
-        args.staging, args.credit, args.tail, args.bases
+        "[memory]\nstaging = \"{}MiB\"\ncredit = \"{}MiB\"\ntail = \"{}MiB\"\nbases = \"{}MiB\"\n\
+         dictionary = \"{}MiB\"\n",
+        args.staging, args.credit, args.tail, args.bases, args.dictionary
     )
 }
 

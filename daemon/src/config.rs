@@ -3,6 +3,7 @@
 //! Unknown keys are errors with their line. What is parsed here is never validated again.
 
 use crate::units;
+use hikyaku_engine::PAGE_BYTES;
 use hikyaku_transport::PublicKey;
 use serde::{Deserialize, Deserializer};
 use std::net::SocketAddr;
@@ -97,9 +98,13 @@ pub struct Memory {
     /// Device state, held at the destination until the source has let go of the guest. Default 128 MiB.
     #[serde(deserialize_with = "bytes")]
     pub tail: u64,
-    /// What was sent, kept as the base of deltas when they are asked for. Default 256 MiB.
+    /// What was sent, kept as the base of deltas. Default "auto", which is `None`: a quarter of the guest's memory, at most 1 GiB.
+    #[serde(deserialize_with = "bytes_or_auto")]
+    pub bases: Option<u64>,
+    /// Contents that occur on many pages, kept at both ends: the smaller of both ends' holds. Default 16 MiB: what many pages
+    /// share is most often one of a few.
     #[serde(deserialize_with = "bytes")]
-    pub bases: u64,
+    pub dictionary: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -148,9 +153,16 @@ pub struct Guest {
     pub sync_interval: Duration,
 }
 
+impl Memory {
+    /// Contents the dictionary of a guest holds.
+    pub fn dictionary_slots(&self) -> u16 {
+        u16::try_from(self.dictionary / PAGE_BYTES as u64).unwrap_or(u16::MAX)
+    }
+}
+
 impl Default for Memory {
     fn default() -> Self {
-        Memory { staging: 256 << 20, credit: 128 << 20, tail: 128 << 20, bases: 256 << 20 }
+        Memory { staging: 256 << 20, credit: 128 << 20, tail: 128 << 20, bases: None, dictionary: 16 << 20 }
     }
 }
 
@@ -296,6 +308,15 @@ fn bytes<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
     units::parse_bytes(&text).map_err(serde::de::Error::custom)
 }
 
+/// `None`: "auto".
+fn bytes_or_auto<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
+    let text = String::deserialize(d)?;
+    if text == "auto" {
+        return Ok(None);
+    }
+    units::parse_bytes(&text).map(Some).map_err(serde::de::Error::custom)
+}
+
 fn limit<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
     let text = String::deserialize(d)?;
     units::parse_limit(&text).map(Some).map_err(serde::de::Error::custom)
@@ -390,6 +411,16 @@ mod tests {
             let error = parse(&format!("[link]\nlanes = 4\nlimit = \"{wrong}\"\n")).unwrap_err();
             assert!(error.contains("line 3") && error.contains("mbit"), "{error}");
         }
+    }
+
+    #[test]
+    fn bases_are_a_size_or_fit_the_guest() {
+        assert_eq!(parse("").unwrap().memory.bases, None);
+        assert_eq!(parse("[memory]\nbases = \"auto\"\n").unwrap().memory.bases, None);
+        assert_eq!(parse("[memory]\nbases = \"64MiB\"\n").unwrap().memory.bases, Some(64 << 20));
+        assert!(parse("[memory]\nbases = \"some\"\n").unwrap_err().contains("bases"));
+        assert_eq!(parse("[memory]\ndictionary = \"1MiB\"\n").unwrap().memory.dictionary_slots(), 256);
+        assert_eq!(parse("[memory]\ndictionary = \"1GiB\"\n").unwrap().memory.dictionary_slots(), u16::MAX);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::id::Id;
 use bincode::{Decode, Encode};
 
 /// Raised when a message changes meaning. The transport has a version of its own.
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 
 /// No message is longer: the largest carry return-path bytes or an error text.
 pub const MAX_MESSAGE_BYTES: usize = 32 << 10;
@@ -78,6 +78,8 @@ pub struct Welcome {
     pub qemu: GuestFacts,
     /// The destination QEMU will send SWITCHOVER_ACK, to be waited for.
     pub sends_ack: bool,
+    /// Contents that the destination keeps, for pages that are alike.
+    pub dictionary_slots: u16,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -206,13 +208,19 @@ mod tests {
                 holds_ack,
             })
         };
-        assert_bytes(migrate(Relay::Native, true), &[&[0, 1, 3], b"web", &ID, &FACTS, &[0, 1]]);
-        assert_bytes(migrate(Relay::Raw, false), &[&[0, 1, 3], b"web", &ID, &FACTS, &[1, 0]]);
-        let welcome = Welcome { protocol: PROTOCOL, incarnation: Id(ID), qemu: facts(), sends_ack: true };
-        assert_bytes(welcome, &[&[1], &ID, &FACTS, &[1]]);
+        assert_bytes(migrate(Relay::Native, true), &[&[0, 2, 3], b"web", &ID, &FACTS, &[0, 1]]);
+        assert_bytes(migrate(Relay::Raw, false), &[&[0, 2, 3], b"web", &ID, &FACTS, &[1, 0]]);
+        let welcome = Welcome {
+            protocol: PROTOCOL,
+            incarnation: Id(ID),
+            qemu: facts(),
+            sends_ack: true,
+            dictionary_slots: 4096,
+        };
+        assert_bytes(welcome, &[&[2], &ID, &FACTS, &[1, 251, 0, 16]]);
 
         let ask = Ask { protocol: PROTOCOL, migration: Id([8; 16]), incarnation: Id(ID) };
-        assert_bytes(Hello::Ask(ask), &[&[1, 1], &[8; 16], &ID]);
+        assert_bytes(Hello::Ask(ask), &[&[1, 2], &[8; 16], &ID]);
         assert_bytes(Answer::Verdict(Verdict::Running), &[&[0, 0]]);
         assert_bytes(Answer::Pending, &[&[1]]);
         assert_bytes(Answer::Unknown, &[&[2]]);

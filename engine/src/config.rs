@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::types::PAGE_BYTES;
+
 /// The knobs of a [`crate::Source`].
 #[derive(Debug, Clone)]
 pub struct SourceConfig {
@@ -21,6 +23,10 @@ pub struct SourceConfig {
     pub chunk_bytes: usize,
     /// Zero runs of one chunk. Default 4096 (32 KiB of records).
     pub chunk_zero_runs: usize,
+    /// References of one chunk to contents the peer has. Default 4096: 16 MiB of memory.
+    pub chunk_refs: usize,
+    /// Threads that encode. Default 2: a small machine's cores.
+    pub workers: usize,
     /// Encode jobs under way at once. Default 4: two per worker on a small machine keep both busy.
     pub encode_jobs: usize,
     /// Encoded bytes that may wait for a lane, at least. Default 512 KiB: what eight lanes take at once before
@@ -32,11 +38,24 @@ pub struct SourceConfig {
     /// Chunks issued beyond the last one of which everything before has been acknowledged. Default 32768: half
     /// of what a receiver tracks ([`ReceiverConfig::max_ahead`]).
     pub max_ahead: u32,
-    /// Saving by LZ4, in 1/1000 of the raw bytes, below which a chunk is stored. Default 30: less is not worth the
+    /// Saving by compression, in 1/1000 of the raw bytes, below which a chunk is stored. Default 30: less is not worth the
     /// receiver's work.
     pub min_saving_permille: u32,
-    /// Deltas against what was last sent. Default off.
+    /// Deltas against what was last sent. Default [`Delta::Auto`].
     pub delta: Delta,
+    /// Contents kept at both ends for pages that are alike. Default 4096 (16 MiB at each end): what many pages share is most
+    /// often one of a few. 0: sameness is found within a chunk only.
+    pub dictionary_slots: u16,
+    /// The time in which a page that does not come again loses half of its heat. Default 2 s: several passes, and
+    /// the bursts of most guests.
+    pub heat_half_life: Duration,
+    /// While the guest runs, the source's next pass is taken in when this part of the time that what waits will take has gone by. Default 8:
+    /// superseding ends at a page's turn, and a pass more only brings pages before theirs, each copied in vain.
+    pub passes_per_residual: u32,
+    /// Bounds of that. Defaults 40 ms and 1 s: what a guest dirties in the least is part of its stop, and a page that comes again within the
+    /// most is hot.
+    pub pass_pause_least: Duration,
+    pub pass_pause_most: Duration,
     /// How QEMU is kept from stopping the guest by itself. Default [`HoldBack::Ack`].
     pub hold_back: HoldBack,
     /// After QEMU said that nothing is dirty, how long it is left alone. Default 2 ms: held back it would search its
@@ -61,12 +80,19 @@ impl Default for SourceConfig {
             pool_bytes: 8 << 20,
             chunk_bytes: 128 << 10,
             chunk_zero_runs: 4096,
+            chunk_refs: 4096,
+            workers: 2,
             encode_jobs: 4,
             window_bytes: 512 << 10,
             window: Duration::from_millis(20),
             max_ahead: 32768,
             min_saving_permille: 30,
-            delta: Delta::Off,
+            delta: Delta::Auto,
+            dictionary_slots: 4096,
+            heat_half_life: Duration::from_secs(2),
+            passes_per_residual: 8,
+            pass_pause_least: Duration::from_millis(40),
+            pass_pause_most: Duration::from_secs(1),
             hold_back: HoldBack::Ack,
             idle_pause: Duration::from_millis(2),
             policy_interval: Duration::from_millis(10),
@@ -81,11 +107,24 @@ impl Default for SourceConfig {
 pub enum Delta {
     /// Never: no base is kept.
     Off,
+    /// As [`Delta::Always`], with a quarter of the guest's memory, at most 1 GiB: the working set of most guests.
+    Auto,
     /// Whenever the base is at hand and the delta is smaller than the page.
     Always {
         /// Memory for what was last sent, in bytes, overhead included; 0 keeps nothing.
         base_budget_bytes: usize,
     },
+}
+
+impl Delta {
+    /// Memory for what was last sent, of a guest of so many pages.
+    pub fn budget_bytes(self, pages: u32) -> usize {
+        match self {
+            Delta::Off => 0,
+            Delta::Auto => (pages as usize / 4).saturating_mul(PAGE_BYTES).min(1 << 30),
+            Delta::Always { base_budget_bytes } => base_budget_bytes,
+        }
+    }
 }
 
 /// How QEMU is kept from stopping the guest before the engine is ready.

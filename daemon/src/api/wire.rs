@@ -149,10 +149,10 @@ pub enum Switchover {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Delta {
+    /// Where what was sent is still at hand and the delta is smaller.
     #[default]
+    Auto,
     Off,
-    /// Every page that was sent before goes as a delta, whatever that costs.
-    Always,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

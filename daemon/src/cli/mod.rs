@@ -94,7 +94,7 @@ enum Verb {
         #[arg(long)]
         raw: bool,
         /// Send pages that were sent before as deltas.
-        #[arg(long, value_enum, default_value = "off", hide = true)]
+        #[arg(long, value_enum, default_value = "auto", hide = true)]
         delta: Delta,
         /// What it sends at most, headers included, such as 500mbit.
         #[arg(long, value_name = "RATE", value_parser = units::parse_limit)]

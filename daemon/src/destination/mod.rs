@@ -193,6 +193,7 @@ impl Reception {
             incarnation: daemon.records.incarnation(),
             qemu: guest.facts.clone(),
             sends_ack,
+            dictionary_slots: daemon.config.memory.dictionary_slots(),
         };
         let memory = &daemon.config.memory;
         let session = protocol::encode(&welcome)
@@ -204,6 +205,7 @@ impl Reception {
             config: ReceiverConfig {
                 park_budget_bytes: memory.credit as usize + (32 << 20),
                 max_pages: pages_at_most(guest.facts.ram_bytes),
+                dictionary_slots: memory.dictionary_slots(),
                 ..ReceiverConfig::default()
             },
             tail_budget_bytes: memory.tail as usize,

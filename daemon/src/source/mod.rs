@@ -137,7 +137,13 @@ impl Migration {
         let begun = guest.begin().await.map_err(SourceError::from).and_then(|qemu| {
             let pump = Pump {
                 qemu,
-                engine: options::engine(config, &daemon.workers, &arguments, guest.hold),
+                engine: options::engine(
+                    config,
+                    &daemon.workers,
+                    &arguments,
+                    guest.hold,
+                    welcome.dictionary_slots,
+                ),
                 intake: if arguments.raw { Intake::raw() } else { Intake::native() },
                 tx: session.clone(),
                 workers: daemon.workers.clone(),

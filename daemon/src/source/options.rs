@@ -13,15 +13,27 @@ pub fn downtime(arguments: &MigrateArguments) -> Duration {
     arguments.downtime_ms.map_or(AdaptiveConfig::default().downtime_target, Duration::from_millis)
 }
 
-pub fn engine(config: &Config, workers: &Workers, arguments: &MigrateArguments, hold: Hold) -> Source {
+/// `dictionary_slots`: what the peer keeps.
+pub fn engine(
+    config: &Config,
+    workers: &Workers,
+    arguments: &MigrateArguments,
+    hold: Hold,
+    dictionary_slots: u16,
+) -> Source {
     let delta = match arguments.delta {
         wire::Delta::Off => Delta::Off,
-        wire::Delta::Always => Delta::Always { base_budget_bytes: config.memory.bases as usize },
+        wire::Delta::Auto => match config.memory.bases {
+            None => Delta::Auto,
+            Some(bytes) => Delta::Always { base_budget_bytes: usize::try_from(bytes).unwrap_or(usize::MAX) },
+        },
     };
     let source = SourceConfig {
         staging_bytes: config.memory.staging as usize,
+        workers: workers.count(),
         encode_jobs: 2 * workers.count(),
         delta,
+        dictionary_slots: config.memory.dictionary_slots().min(dictionary_slots),
         hold_back: match hold {
             Hold::Ack => HoldBack::Ack,
             Hold::Gate => HoldBack::Rate(downtime(arguments)),

@@ -275,7 +275,11 @@ impl Running {
             match action {
                 Action::Encode(job) => {
                     let inbox = self.pump.inbox.clone();
-                    self.pump.workers.run(move |scratch| inbox.push(ToPump::Encoded(job.run(scratch))));
+                    self.pump.workers.run(move |scratch| {
+                        let begun = Instant::now();
+                        let encoded = job.run(scratch);
+                        inbox.push(ToPump::Encoded(encoded.took(begun.elapsed())));
+                    });
                 }
                 Action::Send(chunk) => self.pump.tx.send(Chunk {
                     seq: chunk.seq.0.into(),

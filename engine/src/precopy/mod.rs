@@ -28,8 +28,43 @@ pub trait Policy: Send {
         configured
     }
 
+    /// Which of the engine's encodings are used. A policy that stands for another program has what that program has.
+    fn encodings(&self) -> Encodings {
+        Encodings::default()
+    }
+
+    /// Whether the source's passes are begun when what waits has shrunk, and not one after the other. Not for a policy that stands for a
+    /// program which counts passes.
+    fn paces_passes(&self) -> bool {
+        true
+    }
+
+    /// What may be sent per second, if the policy has a limiter of its own.
+    fn limit_bytes_per_s(&self) -> Option<u64> {
+        None
+    }
+
     /// The switch-over it asked for was given up and the guest runs on here.
     fn resumed(&mut self, _now: Time) {}
+}
+
+/// The engine's encodings: all of them, unless a policy says otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Encodings {
+    /// Pages of zeros go as runs.
+    pub zero: bool,
+    /// Contents that occur on many pages go as references.
+    pub dictionary: bool,
+    /// Pages that were sent before go as deltas, or not at all if they are what was sent.
+    pub delta: bool,
+    /// Chunks are compressed.
+    pub compression: bool,
+}
+
+impl Default for Encodings {
+    fn default() -> Self {
+        Encodings { zero: true, dictionary: true, delta: true, compression: true }
+    }
 }
 
 /// What a policy sees.

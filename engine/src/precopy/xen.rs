@@ -52,6 +52,10 @@ impl Policy for Xen3 {
         if enough { Decision::SwitchOver } else { Decision::Continue }
     }
 
+    fn paces_passes(&self) -> bool {
+        false
+    }
+
     fn staging_bytes(&self, configured: usize) -> usize {
         self.config.staging_bytes.min(configured)
     }

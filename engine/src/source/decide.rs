@@ -1,7 +1,10 @@
 //! What is left, how long the stop would be, and what the policy makes of it.
 
+use std::time::Duration;
+
+use crate::codec::Method;
 use crate::config::HoldBack;
-use crate::precopy::{Decision, Prediction, Residual, View};
+use crate::precopy::{Decision, Prediction, Residual, Terms, View};
 use crate::source::{Action, Phase, Source};
 use crate::types::{PAGE_BYTES, Time};
 
@@ -24,7 +27,7 @@ impl Source {
             pass: self.passes.take_stats(),
             link: self.window.link,
             residual,
-            prediction: Prediction::of(&self.terms, &self.window.link, &residual),
+            prediction: Prediction::of(&self.terms(), &self.window.link, &residual),
             whole_guest_seen: self.passes.whole_guest_seen(),
             pages_total: self.table.len().into(),
             pages_sent: self.counts.pages_sent,
@@ -45,11 +48,35 @@ impl Source {
         }
     }
 
+    /// What the caller said of the stop, with what was measured here.
+    pub(super) fn terms(&self) -> Terms {
+        let encode_bytes_per_s = self.speed.raw_bytes_per_s().unwrap_or(self.terms.encode_bytes_per_s);
+        Terms { encode_bytes_per_s, ..self.terms }
+    }
+
+    /// A pass of the source has ended: the next one is due when a share of what waits has gone. A pass that begins earlier would
+    /// only bring pages that come again before their turn, each copied in vain.
+    pub(super) fn pace(&mut self, now: Time) {
+        let residual = self.residual(now);
+        let left_ns = Prediction::of(&self.terms(), &self.window.link, &residual).residual_ns;
+        let pause_ns = (left_ns / u64::from(self.config.passes_per_residual.max(1)))
+            .clamp(ns(self.config.pass_pause_least), ns(self.config.pass_pause_most));
+        self.idle_until = Some(now.plus_ns(pause_ns));
+    }
+
+    /// How the next chunk is compressed.
+    pub(super) fn method(&mut self) -> Method {
+        if !self.encodings.compression {
+            return Method::Stored;
+        }
+        self.speed.method(&self.window)
+    }
+
     /// When to be polled again, if that has changed.
     pub(super) fn wake_up(&mut self, now: Time) -> Option<Action> {
         let decision = (self.phase == Phase::Live && self.layout_at.is_some() && !self.raw.begun())
             .then_some(self.next_decision);
-        let wake = decision.into_iter().chain(self.idle_until).min()?.max(now);
+        let wake = decision.into_iter().chain(self.idle_until).chain(self.limiter.opens_at()).min()?.max(now);
         if self.wake == Some(wake) {
             return None;
         }
@@ -64,7 +91,13 @@ impl Source {
         } else {
             self.passes.dirty_in_qemu(now, self.table.len().into())
         };
-        let content_pages = (self.staging.len() + self.encoding_pages) as u64 + in_qemu;
+        // What is dirty in QEMU was sent before, but for the first pass.
+        let (again_in_qemu, fresh_in_qemu) =
+            if self.passes.ended() > 0 { (in_qemu, 0) } else { (0, in_qemu) };
+        let again_pages = (self.staged_again + self.encoding_again) as u64 + again_in_qemu;
+        let staged_pages = (self.staging.len() + self.encoding_pages) as u64;
+        let content_pages = staged_pages + in_qemu;
+        let fresh_pages = staged_pages.saturating_sub(again_pages - again_in_qemu) + fresh_in_qemu;
         let stream_bytes = (self.opaque.queued_bytes()
             + self.raw.queued_bytes()
             + self.tail.queued_bytes()
@@ -74,7 +107,11 @@ impl Source {
         let carried_by_delay = u128::from(link.goodput_bytes_per_s) * u128::from(link.rtt_ns) / 1_000_000_000;
         let late_bytes =
             link.in_flight_bytes.saturating_sub(u64::try_from(carried_by_delay).unwrap_or(u64::MAX));
-        let encoded_bytes = ((raw_bytes as f64 * self.ratio) as u64)
+        let page = PAGE_BYTES as f64;
+        let content_bytes = fresh_pages as f64 * page * self.ratio
+            + again_pages as f64 * page * self.ratio_again.unwrap_or(self.ratio);
+        let encoded_bytes = (content_bytes as u64)
+            .saturating_add(stream_bytes)
             .saturating_add(self.window.unsent_bytes())
             .saturating_add(self.ready_bytes as u64)
             .saturating_add(late_bytes);
@@ -100,3 +137,7 @@ impl Source {
 
 /// Keeps a ratio measured on nearly empty chunks from making the budget of [`HoldBack::Rate`] meaningless.
 const MIN_RATIO: f64 = 0.01;
+
+fn ns(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

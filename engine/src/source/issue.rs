@@ -1,21 +1,24 @@
 //! Which chunk is made next, and what happens when it comes back encoded.
 
-use crate::codec::Kind;
+use crate::codec::{Kind, is_zero};
 use crate::precopy::AbortReason;
-use crate::source::job::{Base, Carried, EncodeJob, Encoded, PageWork, PagesWork, Work};
+use crate::source::bases::{Base, Content, Keep};
+use crate::source::dictionary::Verdict;
+use crate::source::job::{Carried, Cost, EncodeJob, Encoded, PageWork, PagesWork, Work};
 use crate::source::staging::NO_SLOT;
 use crate::source::{Chunk, Phase, Source};
-use crate::types::{ChunkSeq, PAGE_BYTES, PageId, Time};
+use crate::types::{ChunkSeq, PAGE_BYTES, PageBytes, PageId, Time};
 
 impl Source {
     /// The result of an [`crate::Action::Encode`].
     pub fn encoded(&mut self, _now: Time, encoded: Encoded) {
-        let Encoded { chunk, raw_bytes, pages } = encoded;
+        let Encoded { chunk, raw_bytes, pages, cost, took } = encoded;
         self.window.job_done(raw_bytes);
         match pages {
             Some(work) => {
                 self.encoding_pages -= work.pages.len();
-                self.learn_ratio(raw_bytes, chunk.payload.len());
+                self.learn(chunk.payload.len(), raw_bytes, &cost);
+                self.speed.learn(raw_bytes, &cost, took);
                 self.take_back(&chunk, work);
             }
             None => self.encoding_stream_bytes -= raw_bytes,
@@ -23,13 +26,14 @@ impl Source {
         self.counts.bytes_encoded += chunk.payload.len() as u64;
         self.ready_bytes += chunk.payload.len();
         self.window.encoded(chunk.payload.len());
+        self.limiter.sent(chunk.payload.len());
         self.ready.insert(chunk.seq, chunk);
     }
 
     /// The next chunk to encode, if one is due and there is room for it.
     pub(super) fn next_job(&mut self) -> Option<EncodeJob> {
         let hurry = self.phase == Phase::Stopped;
-        if !self.window.has_room(&self.config, self.ratio, hurry) {
+        if !self.window.has_room(&self.config, self.ratio, hurry) || !(hurry || self.limiter.is_open()) {
             return None;
         }
         if let Some((offset, bytes)) = self.opaque.pop() {
@@ -80,14 +84,14 @@ impl Source {
     fn pages_job(&mut self) -> Option<EncodeJob> {
         let seq = self.next_seq()?;
         let mut work = self.spare_work.pop().unwrap_or_default();
-        // A page found to be zero by the worker becomes a run of its own.
+        // A page found to be zero becomes a run of its own.
         let max_runs = self.config.chunk_zero_runs.min(usize::from(u16::MAX) - self.pages_per_chunk());
         self.table.zeros.take_runs(max_runs.max(1), &mut work.zero_runs);
         for &(first, run) in &work.zero_runs {
             for page in (first.0..first.0 + run).map(PageId) {
                 if let Some(meta) = self.table.get_mut(page) {
                     meta.sent = seq;
-                    meta.sent_zero = true;
+                    meta.set_sent_zero(true);
                 }
                 if let Some(bases) = &mut self.bases {
                     bases.forget(page, &mut self.pool);
@@ -95,18 +99,71 @@ impl Source {
             }
             self.counts.pages_sent += u64::from(run);
         }
-        while work.pages.len() < self.pages_per_chunk() {
+        // What costs the wire next to nothing does not end a chunk, as long as it costs the encoder nothing either.
+        while work.pages.len() < self.pages_per_chunk() && work.refs.len() < self.config.chunk_refs {
             let Some((page, bytes)) = self.staging.pop() else { break };
-            if let Some(meta) = self.table.get_mut(page) {
-                meta.slot = NO_SLOT;
-                meta.sent = seq;
-                meta.sent_zero = false;
-            }
-            let base = self.bases.as_mut().and_then(|bases| bases.take(page));
-            work.pages.push(PageWork { page, bytes, base, carried: Carried::Whole });
+            self.add(page, bytes, seq, &mut work);
         }
         self.encoding_pages += work.pages.len();
+        self.encoding_again += work.pages.iter().filter(|page| page.again).count();
         Some(self.job(seq, self.last_opaque, Work::Pages(work)))
+    }
+
+    /// Puts a page that was staged into a chunk, in the cheapest form that can be told without an encoder.
+    fn add(&mut self, page: PageId, bytes: Box<PageBytes>, seq: ChunkSeq, work: &mut PagesWork) {
+        let Some(meta) = self.table.get_mut(page) else { return self.pool.give_back(bytes) };
+        let again = meta.sent != ChunkSeq::NONE;
+        meta.slot = NO_SLOT;
+        meta.sent = seq;
+        self.staged_again -= usize::from(again);
+        if self.encodings.zero && is_zero(&bytes) {
+            meta.set_sent_zero(true);
+            if let Some(bases) = &mut self.bases {
+                bases.forget(page, &mut self.pool);
+            }
+            self.pool.give_back(bytes);
+            work.zero_runs.push((page, 1));
+            self.counts.pages_sent += 1;
+            return;
+        }
+        meta.set_sent_zero(false);
+        let hot = meta.heat.any(self.epoch);
+        let mut base = self.bases.as_mut().and_then(|bases| bases.take(page));
+        if base.is_some() && meta.goes_without_base() {
+            base.take().into_iter().for_each(|base| base.content.discard(&mut self.pool));
+        }
+        let mut store = None;
+        if base.is_none() {
+            let applied = self.window.acked_through();
+            match self.dictionary.look(&bytes, seq, applied, &mut self.pool) {
+                Verdict::Named { stored_in, slot } => {
+                    work.refs.push((page, stored_in, slot));
+                    self.counts.pages_sent += 1;
+                    self.counts.refs_sent += 1;
+                    return self.keep(page, Base { seq, content: Content::Plain(bytes) }, hot);
+                }
+                Verdict::Store { slot } => store = Some(slot),
+                Verdict::Unknown => {}
+            }
+        }
+        let keep = self.bases.as_ref().map_or(Keep::No, |bases| bases.keep(hot));
+        work.pages.push(PageWork {
+            page,
+            bytes,
+            base,
+            store,
+            again,
+            keep,
+            packed: None,
+            carried: Carried::Whole,
+        });
+    }
+
+    fn keep(&mut self, page: PageId, base: Base, hot: bool) {
+        match &mut self.bases {
+            Some(bases) => bases.put(page, base, hot, &mut self.pool),
+            None => base.content.discard(&mut self.pool),
+        }
     }
 
     fn stream_job(&mut self, kind: Kind, offset: u64, bytes: Vec<u8>, after: ChunkSeq) -> Option<EncodeJob> {
@@ -116,7 +173,9 @@ impl Source {
     }
 
     fn job(&mut self, seq: ChunkSeq, after: ChunkSeq, work: Work) -> EncodeJob {
-        let job = EncodeJob { seq, after, min_saving_permille: self.config.min_saving_permille, work };
+        let method = self.method();
+        let min_saving_permille = self.config.min_saving_permille;
+        let job = EncodeJob { seq, after, method, min_saving_permille, work };
         self.window.job_issued(job.raw_bytes());
         job
     }
@@ -136,45 +195,63 @@ impl Source {
 
     /// Takes the pages' memory back, as bases or for the pool.
     fn take_back(&mut self, chunk: &Chunk, mut work: PagesWork) {
-        for PageWork { page, bytes, base, carried } in work.pages.drain(..) {
+        for PageWork { page, bytes, base, again, keep, packed, carried, .. } in work.pages.drain(..) {
+            self.encoding_again -= usize::from(again);
             match carried {
                 Carried::Same => self.counts.unchanged += 1,
-                Carried::Delta => {
-                    self.counts.deltas_sent += 1;
-                    self.counts.pages_sent += 1;
-                }
-                Carried::Whole | Carried::Zero => self.counts.pages_sent += 1,
+                Carried::Delta => self.counts.deltas_sent += 1,
+                Carried::Whole | Carried::Plain => {}
             }
+            self.counts.pages_sent += u64::from(carried != Carried::Same);
+            let Some(meta) = self.table.get_mut(page) else { continue };
             // A newer version was issued meanwhile, without a base: this one is no base any more.
-            let newest = self.table.get_mut(page).filter(|meta| meta.sent == chunk.seq);
-            let kept = match (newest, carried) {
-                (None, _) => None,
-                (Some(meta), Carried::Zero) => {
-                    meta.sent_zero = true;
-                    None
-                }
-                (Some(_), Carried::Same) => base.as_ref().map(|base| base.seq),
-                (Some(_), Carried::Whole | Carried::Delta) => Some(chunk.seq),
-            };
-            if let Some(base) = base {
-                self.pool.give_back(base.bytes);
+            let newest = meta.sent == chunk.seq;
+            let hot = meta.heat.any(self.epoch);
+            if base.is_some() && matches!(carried, Carried::Whole | Carried::Plain) {
+                meta.delta_did_not_pay();
             }
-            match (&mut self.bases, kept) {
-                (Some(bases), Some(seq)) => bases.put(page, Base { seq, bytes }, &mut self.pool),
-                _ => self.pool.give_back(bytes),
+            let (bytes, base) = match (carried, packed) {
+                (Carried::Same, _) => (Some(bytes), base),
+                (_, Some(packed)) => {
+                    base.into_iter().for_each(|base| base.content.discard(&mut self.pool));
+                    (Some(bytes), Some(Base { seq: chunk.seq, content: Content::Packed(packed) }))
+                }
+                (_, None) => {
+                    base.into_iter().for_each(|base| base.content.discard(&mut self.pool));
+                    (None, Some(Base { seq: chunk.seq, content: Content::Plain(bytes) }))
+                }
+            };
+            bytes.into_iter().for_each(|bytes| self.pool.give_back(bytes));
+            let Some(base) = base else { continue };
+            if newest && keep != Keep::No {
+                self.keep(page, base, hot);
+            } else {
+                base.content.discard(&mut self.pool);
             }
         }
         work.zero_runs.clear();
+        work.refs.clear();
         if self.spare_work.len() < self.config.encode_jobs {
             self.spare_work.push(work);
         }
     }
 
-    fn learn_ratio(&mut self, raw_bytes: usize, payload_bytes: usize) {
-        if raw_bytes > 0 {
+    /// What a page costs on the wire, of the last chunks: one that was never sent, and one that was.
+    fn learn(&mut self, payload_bytes: usize, raw_bytes: usize, cost: &Cost) {
+        let weight = |raw_bytes: usize| {
             let full = raw_bytes as f64 / self.config.chunk_bytes.max(1) as f64;
-            let weight = (f64::from(self.config.ratio_weight_permille) / 1000.0 * full).min(1.0);
-            self.ratio += weight * (payload_bytes as f64 / raw_bytes as f64 - self.ratio);
+            (f64::from(self.config.ratio_weight_permille) / 1000.0 * full).min(1.0)
+        };
+        let again = (cost.again_bytes.min(payload_bytes), cost.again_raw_bytes);
+        let fresh = (payload_bytes - again.0, raw_bytes.saturating_sub(again.1));
+        if fresh.1 > 0 {
+            self.ratio += weight(fresh.1) * (fresh.0 as f64 / fresh.1 as f64 - self.ratio);
+        }
+        if again.1 > 0 {
+            // Known first when pages begin to come again, which may be few: they count from the first on.
+            let weight = if self.ratio_again.is_none() { 1.0 } else { weight(again.1) };
+            let ratio = self.ratio_again.get_or_insert(0.0);
+            *ratio += weight * (again.0 as f64 / again.1 as f64 - *ratio);
         }
     }
 }

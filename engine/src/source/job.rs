@@ -1,8 +1,12 @@
 //! The work of encoding one chunk, apart from the state machine so that any thread may do it.
 
+use std::time::Duration;
+
+use crate::codec::page_pack::{PagePacker, unpack};
 use crate::codec::xbzrle::{self, Encoding};
-use crate::codec::{Encoder, Kind, Method, Packed, PagesBody, is_zero};
+use crate::codec::{Encoder, Kind, Method, PagesBody, looks_compressible};
 use crate::source::Chunk;
+use crate::source::bases::{Base, Content, Keep};
 use crate::types::{ChunkSeq, PAGE_BYTES, PageBytes, PageId};
 
 /// One chunk to be encoded.
@@ -10,6 +14,7 @@ use crate::types::{ChunkSeq, PAGE_BYTES, PageBytes, PageId};
 pub struct EncodeJob {
     pub(super) seq: ChunkSeq,
     pub(super) after: ChunkSeq,
+    pub(super) method: Method,
     pub(super) min_saving_permille: u32,
     pub(super) work: Work,
 }
@@ -25,6 +30,8 @@ pub(super) enum Work {
 #[derive(Debug, Default)]
 pub(super) struct PagesWork {
     pub zero_runs: Vec<(PageId, u32)>,
+    /// Page, the chunk that stored its content, the slot of the dictionary.
+    pub refs: Vec<(PageId, ChunkSeq, u16)>,
     pub pages: Vec<PageWork>,
 }
 
@@ -34,33 +41,48 @@ pub(super) struct PageWork {
     pub bytes: Box<PageBytes>,
     /// What the peer has or will have when this chunk is applied.
     pub base: Option<Base>,
+    /// The slot of the dictionary it goes into as well.
+    pub store: Option<u16>,
+    /// It was sent before.
+    pub again: bool,
+    pub keep: Keep,
+    /// Its packed form, for the base store; filled in by the worker where that is wanted and pays.
+    pub packed: Option<Box<[u8]>>,
+    /// Filled in by the worker.
     pub carried: Carried,
 }
 
-/// What was last sent of a page.
-#[derive(Debug)]
-pub(super) struct Base {
-    pub seq: ChunkSeq,
-    pub bytes: Box<PageBytes>,
-}
-
-/// How a page went, filled in by the worker.
+/// How a page went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Carried {
+    /// Among those that are compressed.
     Whole,
+    /// As it is: it would not get smaller.
+    Plain,
     Delta,
-    Zero,
     /// Not at all: the peer has it.
     Same,
 }
 
 /// What a worker keeps between jobs.
-#[derive(Default)]
 pub struct EncodeScratch {
     encoder: Encoder,
-    zero_runs: Vec<(PageId, u32)>,
     deltas: Vec<(PageId, ChunkSeq, u16)>,
     delta_bytes: Vec<u8>,
+    base: Box<PageBytes>,
+    packer: PagePacker,
+}
+
+impl Default for EncodeScratch {
+    fn default() -> Self {
+        EncodeScratch {
+            encoder: Encoder::default(),
+            deltas: Vec::new(),
+            delta_bytes: Vec::new(),
+            base: Box::new([0; PAGE_BYTES]),
+            packer: PagePacker::default(),
+        }
+    }
 }
 
 /// An encoded chunk, on its way back to [`crate::Source::encoded`].
@@ -69,6 +91,20 @@ pub struct Encoded {
     pub(super) chunk: Chunk,
     pub(super) raw_bytes: usize,
     pub(super) pages: Option<PagesWork>,
+    pub(super) cost: Cost,
+    pub(super) took: Option<Duration>,
+}
+
+/// What became of the bytes of a chunk.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Cost {
+    pub method: Option<Method>,
+    /// What was compressed, and to how much.
+    pub body_bytes: usize,
+    pub packed_bytes: usize,
+    /// Of the payload, what is due to pages that were sent before; theirs, raw.
+    pub again_bytes: usize,
+    pub again_raw_bytes: usize,
 }
 
 impl EncodeJob {
@@ -80,69 +116,149 @@ impl EncodeJob {
         }
     }
 
+    /// How the chunk will be compressed, for a caller that models what it costs.
+    pub fn method(&self) -> Method {
+        self.method
+    }
+
     /// Encodes. Never fails: what cannot be made smaller is stored.
     pub fn run(self, scratch: &mut EncodeScratch) -> Encoded {
         let raw_bytes = self.raw_bytes();
-        let (packed, pages) = match self.work {
-            Work::Pages(mut work) => (scratch.encode_pages(&mut work, self.min_saving_permille), Some(work)),
+        let (payload, pages, cost) = match self.work {
+            Work::Pages(mut work) => {
+                let (payload, cost) = scratch.pages(&mut work, self.method, self.min_saving_permille);
+                (payload, Some(work), cost)
+            }
             Work::Stream { kind, offset, bytes } => {
-                let encoder = &mut scratch.encoder;
-                (encoder.stream(kind, offset, &bytes, Method::Lz4, self.min_saving_permille), None)
+                let packed =
+                    scratch.encoder.stream(kind, offset, &bytes, self.method, self.min_saving_permille);
+                (packed.payload, None, Cost::default())
             }
         };
-        let payload = packed.payload;
-        Encoded { chunk: Chunk { seq: self.seq, after: self.after, payload }, raw_bytes, pages }
+        let chunk = Chunk { seq: self.seq, after: self.after, payload };
+        Encoded { chunk, raw_bytes, pages, cost, took: None }
+    }
+}
+
+impl Encoded {
+    /// How long [`EncodeJob::run`] took, by the clock: the choice of methods learns from it.
+    pub fn took(self, took: Duration) -> Encoded {
+        Encoded { took: Some(took), ..self }
+    }
+
+    /// Bytes of the payload.
+    pub fn payload_bytes(&self) -> usize {
+        self.chunk.payload.len()
     }
 }
 
 impl EncodeScratch {
     /// Memory held, in bytes.
     pub fn memory_bytes(&self) -> usize {
-        self.encoder.memory_bytes() + self.delta_bytes.capacity()
+        self.encoder.memory_bytes()
+            + self.delta_bytes.capacity()
+            + self.deltas.capacity() * size_of::<(PageId, ChunkSeq, u16)>()
+            + PAGE_BYTES
     }
 
-    fn encode_pages(&mut self, work: &mut PagesWork, min_saving_permille: u32) -> Packed {
-        self.zero_runs.clear();
-        self.zero_runs.extend_from_slice(&work.zero_runs);
+    fn pages(
+        &mut self,
+        work: &mut PagesWork,
+        method: Method,
+        min_saving_permille: u32,
+    ) -> (std::sync::Arc<[u8]>, Cost) {
         self.deltas.clear();
         self.delta_bytes.clear();
+        // Records whose pages rise take the least.
+        work.zero_runs.sort_unstable();
+        work.refs.sort_unstable();
+        work.pages.sort_unstable_by_key(|page| page.page);
         for page in &mut work.pages {
-            page.carried = self.choose(page);
+            page.carried = self.choose(page, method);
+            page.packed = self.pack(page);
         }
-        let mut wholes = Vec::with_capacity(work.pages.len());
-        wholes.extend(
-            work.pages
-                .iter()
-                .filter(|page| page.carried == Carried::Whole)
-                .map(|page| (page.page, &*page.bytes)),
-        );
+        let of = |carried: Carried| {
+            let those = work.pages.iter().filter(move |page| page.carried == carried);
+            those.map(|page| (page.page, &*page.bytes)).collect::<Vec<_>>()
+        };
+        let (wholes, plain) = (of(Carried::Whole), of(Carried::Plain));
+        let whole = |page: &&PageWork| page.carried == Carried::Whole;
+        let is_plain = |page: &&PageWork| page.carried == Carried::Plain;
+        let stores: Vec<(u16, u16)> = work
+            .pages
+            .iter()
+            .filter(whole)
+            .chain(work.pages.iter().filter(is_plain))
+            .zip(0..)
+            .filter_map(|(page, at)| Some((at, page.store?)))
+            .collect();
         let body = PagesBody {
-            zero_runs: &self.zero_runs,
+            zero_runs: &work.zero_runs,
             wholes: &wholes,
+            plain: &plain,
             deltas: &self.deltas,
             delta_bytes: &self.delta_bytes,
-            ..PagesBody::default()
+            refs: &work.refs,
+            stores: &stores,
         };
-        self.encoder.pages(&body, Method::Lz4, min_saving_permille)
+        let packed = self.encoder.pages(&body, method, min_saving_permille);
+        let again = |carried: Carried| {
+            work.pages.iter().filter(|page| page.again && page.carried == carried).count() * PAGE_BYTES
+        };
+        let again_raw_bytes = work.pages.iter().filter(|page| page.again).count() * PAGE_BYTES;
+        let again_body_bytes = again(Carried::Whole) + self.delta_bytes.len();
+        let cost = Cost {
+            method: Some(packed.method),
+            body_bytes: packed.body_bytes,
+            packed_bytes: packed.packed_bytes,
+            again_bytes: again(Carried::Plain)
+                + again_body_bytes * packed.packed_bytes / packed.body_bytes.max(1),
+            again_raw_bytes,
+        };
+        (packed.payload, cost)
     }
 
     /// The cheapest form of one page.
-    fn choose(&mut self, work: &PageWork) -> Carried {
-        if is_zero(&work.bytes) {
-            self.zero_runs.push((work.page, 1));
-            return Carried::Zero;
+    fn choose(&mut self, work: &PageWork, method: Method) -> Carried {
+        if let Some(base) = &work.base
+            && let Some(carried) = self.delta(work, base)
+        {
+            return carried;
         }
-        let Some(base) = &work.base else { return Carried::Whole };
-        match xbzrle::encode(&base.bytes, &work.bytes, PAGE_BYTES, &mut self.delta_bytes) {
-            Encoding::Same => Carried::Same,
-            Encoding::TooLong => Carried::Whole,
-            Encoding::Delta(len) => match u16::try_from(len) {
-                Ok(len) => {
-                    self.deltas.push((work.page, base.seq, len));
-                    Carried::Delta
-                }
-                Err(_) => Carried::Whole,
-            },
+        if method == Method::Stored || !looks_compressible(&work.bytes) {
+            Carried::Plain
+        } else {
+            Carried::Whole
         }
     }
+
+    /// None: a delta does not pay.
+    fn delta(&mut self, work: &PageWork, base: &Base) -> Option<Carried> {
+        let bytes = match &base.content {
+            Content::Plain(bytes) => bytes,
+            Content::Packed(packed) => {
+                unpack(packed, &mut self.base).ok()?;
+                &self.base
+            }
+        };
+        match xbzrle::encode(bytes, &work.bytes, MAX_DELTA_BYTES, &mut self.delta_bytes) {
+            Encoding::Same => Some(Carried::Same),
+            Encoding::TooLong => None,
+            Encoding::Delta(len) => {
+                self.deltas.push((work.page, base.seq, u16::try_from(len).ok()?));
+                Some(Carried::Delta)
+            }
+        }
+    }
+
+    /// The page's new content for the base store, if it is to be kept packed and that pays.
+    fn pack(&mut self, work: &PageWork) -> Option<Box<[u8]>> {
+        if work.keep != Keep::Packed || matches!(work.carried, Carried::Plain | Carried::Same) {
+            return None;
+        }
+        self.packer.pack(&work.bytes).map(Box::from)
+    }
 }
+
+/// A delta longer than this is not worth its base: a page of which nearly all has changed compresses better as a whole.
+const MAX_DELTA_BYTES: usize = PAGE_BYTES * 7 / 8;

@@ -2,12 +2,15 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `table` | per page: 12 bytes and a bit |
-//! | `staging`, `pool` | the newest content of what was not sent |
+//! | `table`, `heat` | per page: 12 bytes and a bit; how often it comes again |
+//! | `staging`, `pool` | the newest content of what was not sent, the coldest first |
+//! | `dictionary` | contents that occur on many pages, for references |
 //! | `stream` | opaque, raw and tail bytes |
 //! | `window`, `issue`, `job` | which chunk is made when, and its encoding |
 //! | `passes`, `decide` | QEMU's passes, the residual, the policy |
 //! | `bases` | what was last sent, for deltas |
+//! | `speed` | how each chunk is compressed, by what encoding and the wire are measured to do |
+//! | `limiter` | what may be sent per second, where a policy sets that |
 //!
 //! Invariants:
 //! * What a page holds at the peer in the end is what was fed of it last: a staged version is newer than every chunk
@@ -17,10 +20,14 @@
 
 mod bases;
 mod decide;
+mod dictionary;
+mod heat;
 mod issue;
 mod job;
+mod limiter;
 mod passes;
 mod pool;
+mod speed;
 mod staging;
 mod stream;
 mod table;
@@ -30,17 +37,21 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bases::Bases;
+use dictionary::Dictionary;
+use heat::Epoch;
 use job::PagesWork;
 pub use job::{EncodeJob, EncodeScratch, Encoded};
+use limiter::Limiter;
 use passes::Passes;
 use pool::Pool;
+use speed::Speed;
 use staging::{NO_SLOT, SLOT_COST_BYTES, Staging};
 use stream::StreamQueue;
 use table::PageTable;
 use window::Window;
 
-use crate::config::{Delta, SourceConfig};
-use crate::precopy::{AbortReason, Policy, Prediction, Terms};
+use crate::config::SourceConfig;
+use crate::precopy::{AbortReason, Encodings, Policy, Prediction, Terms};
 use crate::types::{ChunkSeq, LinkStats, PAGE_BYTES, PageBytes, PageId, Time};
 
 /// What the caller has to do.
@@ -94,6 +105,8 @@ pub struct Progress {
     pub pages_sent: u64,
     /// Of them, as deltas.
     pub deltas_sent: u64,
+    /// Of them, as references into the dictionary.
+    pub refs_sent: u64,
     /// Staged versions that were replaced and never crossed the link.
     pub superseded: u64,
     /// Versions that were what the peer had already.
@@ -134,6 +147,11 @@ pub struct Source {
     staging: Staging,
     pool: Pool,
     bases: Option<Bases>,
+    dictionary: Dictionary,
+    speed: Speed,
+    limiter: Limiter,
+    encodings: Encodings,
+    epoch: Epoch,
     opaque: StreamQueue,
     raw: StreamQueue,
     tail: StreamQueue,
@@ -151,6 +169,9 @@ pub struct Source {
     spare_work: Vec<PagesWork>,
     /// Pages in jobs.
     encoding_pages: usize,
+    /// Of the pages staged and of those in jobs, those that were sent before.
+    staged_again: usize,
+    encoding_again: usize,
     /// Bytes of streams in jobs.
     encoding_stream_bytes: usize,
     phase: Phase,
@@ -161,7 +182,9 @@ pub struct Source {
     polled_at: Time,
     fault: Option<AbortReason>,
     terms: Terms,
+    /// Encoded by raw bytes of pages that are sent for the first time, and of others once there are any.
     ratio: f64,
+    ratio_again: Option<f64>,
     counts: Counts,
 }
 
@@ -187,22 +210,24 @@ struct Counts {
     superseded: u64,
     zero_pages: u64,
     deltas_sent: u64,
+    refs_sent: u64,
     unchanged: u64,
 }
 
 impl Source {
     pub fn new(config: SourceConfig, policy: Box<dyn Policy>) -> Self {
-        let bases = match config.delta {
-            Delta::Off => None,
-            Delta::Always { base_budget_bytes } => Some(Bases::new(base_budget_bytes)),
-        };
         let piece = config.chunk_bytes;
         Source {
             table: PageTable::new(0),
             layout_at: None,
             staging: Staging::new(),
             pool: Pool::new(config.pool_bytes),
-            bases,
+            bases: None,
+            dictionary: Dictionary::new(0, 0),
+            speed: Speed::new(config.workers),
+            limiter: Limiter::default(),
+            encodings: policy.encodings(),
+            epoch: Epoch::default(),
             opaque: StreamQueue::new(piece),
             raw: StreamQueue::new(piece),
             tail: StreamQueue::new(piece),
@@ -215,6 +240,8 @@ impl Source {
             ready_bytes: 0,
             spare_work: Vec::new(),
             encoding_pages: 0,
+            staged_again: 0,
+            encoding_again: 0,
             encoding_stream_bytes: 0,
             phase: Phase::Live,
             idle_until: None,
@@ -225,6 +252,7 @@ impl Source {
             fault: None,
             terms: Terms::default(),
             ratio: 1.0,
+            ratio_again: None,
             counts: Counts::default(),
             config,
             policy,
@@ -240,10 +268,19 @@ impl Source {
             return Err(LayoutError::TooManyPages { pages, max_pages: self.config.max_pages });
         }
         self.table = PageTable::new(pages);
+        let slots = if self.encodings.dictionary { self.config.dictionary_slots } else { 0 };
+        self.dictionary = Dictionary::new(slots, pages);
+        let budget_bytes = if self.encodings.delta { self.config.delta.budget_bytes(pages) } else { 0 };
+        self.bases = (budget_bytes > 0).then(|| Bases::new(budget_bytes));
         self.layout_at = Some(now);
         self.next_decision = now;
         self.passes.started(now, pages);
         Ok(())
+    }
+
+    /// What may be in the dictionary at most, as the peer said; before the layout.
+    pub fn dictionary_slots(&mut self, slots: u16) {
+        self.config.dictionary_slots = self.config.dictionary_slots.min(slots);
     }
 
     /// Stream bytes to be carried verbatim, in order with each other. Pages fed later are applied after them; pages fed earlier
@@ -263,21 +300,28 @@ impl Source {
         self.counts.bytes_raw_in += PAGE_BYTES as u64;
         let again = meta.seen;
         if again {
-            meta.dirtied = meta.dirtied.saturating_add(1);
+            meta.heat.touch(self.epoch);
         } else {
             meta.seen = true;
             self.counts.pages_seen += 1;
         }
+        let class = meta.heat.class(self.epoch);
         if meta.slot == NO_SLOT {
-            meta.slot = self.staging.push(page, content, &mut self.pool);
+            meta.slot = self.staging.push(page, class, content, &mut self.pool);
+            if meta.sent != ChunkSeq::NONE {
+                self.staged_again += 1;
+                if let Some(bases) = &mut self.bases {
+                    bases.came_again(page);
+                }
+            }
             if self.table.zeros.remove(page) {
                 self.counts.superseded += 1;
             }
         } else {
-            self.staging.replace(meta.slot, content);
+            self.staging.replace(meta.slot, class, content);
             self.counts.superseded += 1;
         }
-        self.passes.took_in(now, page, 1, again.into());
+        self.took_in(now, page, 1, again.into());
     }
 
     /// `run` pages from `first` on are now zero.
@@ -288,12 +332,15 @@ impl Source {
         let Some(end) = first.0.checked_add(run).filter(|end| *end <= self.table.len()) else {
             return self.outside(PageId(first.0.saturating_add(run.saturating_sub(1))));
         };
+        if !self.encodings.zero {
+            return (first.0..end).for_each(|page| self.page(now, PageId(page), &[0; PAGE_BYTES]));
+        }
         let mut again = 0;
         for page in (first.0..end).map(PageId) {
             let Some(meta) = self.table.get_mut(page) else { continue };
             if meta.seen {
                 again += 1;
-                meta.dirtied = meta.dirtied.saturating_add(1);
+                meta.heat.touch(self.epoch);
             } else {
                 meta.seen = true;
                 self.counts.pages_seen += 1;
@@ -301,10 +348,11 @@ impl Source {
             if meta.slot != NO_SLOT {
                 self.staging.remove(meta.slot, &mut self.pool);
                 meta.slot = NO_SLOT;
+                self.staged_again -= usize::from(meta.sent != ChunkSeq::NONE);
                 self.counts.superseded += 1;
             }
             // What was last sent is zero and everything staged since is gone: nothing to send.
-            if meta.sent_zero {
+            if meta.sent_zero() {
                 self.counts.unchanged += 1;
             } else if !self.table.zeros.insert(page) {
                 self.counts.superseded += 1;
@@ -312,7 +360,7 @@ impl Source {
         }
         self.counts.zero_pages += u64::from(run);
         self.counts.bytes_raw_in += u64::from(run) * PAGE_BYTES as u64;
-        self.passes.took_in(now, first, run, again);
+        self.took_in(now, first, run, again);
     }
 
     /// Bytes that may be fed before staging is full. Feeding more is allowed and makes it 0.
@@ -326,7 +374,7 @@ impl Source {
         self.staging_budget().saturating_sub(used)
     }
 
-    /// The source had nothing dirty: leave it alone until then.
+    /// Nothing is to be taken in until then: the source had nothing dirty, or its next pass is not due.
     pub fn intake_resumes_at(&self) -> Option<Time> {
         self.idle_until
     }
@@ -407,13 +455,15 @@ impl Source {
     }
 
     /// What the caller has measured of the stop outside the engine.
-    pub fn terms(&mut self, terms: Terms) {
+    pub fn set_terms(&mut self, terms: Terms) {
         self.terms = terms;
     }
 
     /// What has to be done; call it until it is None, after every event or after all events of one wake-up.
     pub fn poll(&mut self, now: Time) -> Option<Action> {
         self.polled_at = now;
+        self.epoch = Epoch::of(now, self.config.heat_half_life);
+        self.limiter.set(now, self.policy.limit_bytes_per_s());
         if self.phase == Phase::Aborted {
             return None;
         }
@@ -441,7 +491,7 @@ impl Source {
     /// Where the migration stood when [`Source::poll`] was last called.
     pub fn progress(&self) -> Progress {
         let residual = self.residual(self.polled_at);
-        let prediction = Prediction::of(&self.terms, &self.window.link, &residual);
+        let prediction = Prediction::of(&self.terms(), &self.window.link, &residual);
         Progress {
             pages_total: self.table.len().into(),
             pages_seen: self.counts.pages_seen,
@@ -450,6 +500,7 @@ impl Source {
             bytes_encoded: self.counts.bytes_encoded,
             pages_sent: self.counts.pages_sent,
             deltas_sent: self.counts.deltas_sent,
+            refs_sent: self.counts.refs_sent,
             superseded: self.counts.superseded,
             unchanged: self.counts.unchanged,
             zero_pages: self.counts.zero_pages,
@@ -470,6 +521,7 @@ impl Source {
             + self.staging.memory_bytes()
             + self.pool.memory_bytes()
             + self.bases.as_ref().map_or(0, Bases::memory_bytes)
+            + self.dictionary.entries_bytes()
             + self.opaque.memory_bytes()
             + self.raw.memory_bytes()
             + self.tail.memory_bytes()
@@ -479,7 +531,7 @@ impl Source {
 
     /// Of it, what grows with the guest: at most 16 bytes per page.
     pub fn metadata_bytes(&self) -> usize {
-        self.table.memory_bytes()
+        self.table.memory_bytes() + self.dictionary.marks_bytes()
     }
 
     /// Nothing fed is without a chunk.
@@ -489,6 +541,15 @@ impl Source {
             && self.opaque.is_empty()
             && self.raw.is_empty()
             && self.tail.is_empty()
+    }
+
+    /// What the pages taken in mean for the passes, and for when the next one is due.
+    fn took_in(&mut self, now: Time, first: PageId, run: u32, again: u64) {
+        let ended = self.passes.ended();
+        self.passes.took_in(now, first, run, again);
+        if self.passes.ended() > ended && self.phase == Phase::Live && self.policy.paces_passes() {
+            self.pace(now);
+        }
     }
 
     /// Whether `what` may be fed now; otherwise it is a fault of the caller.

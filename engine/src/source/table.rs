@@ -1,5 +1,6 @@
 //! What is kept of every page of the guest: 12 bytes and one bit.
 
+use crate::source::heat::Heat;
 use crate::source::staging::NO_SLOT;
 use crate::types::{ChunkSeq, PageId};
 
@@ -10,17 +11,44 @@ pub(super) struct PageMeta {
     pub slot: u32,
     /// The last chunk that took it.
     pub sent: ChunkSeq,
-    /// How often it came again after the first time: the heat that a later queue order may use.
-    pub dirtied: u16,
+    pub heat: Heat,
     pub seen: bool,
-    /// What `sent` carries is zero.
-    pub sent_zero: bool,
+    /// [`SENT_ZERO`], and how many more times the page goes without a base, from [`WITHOUT_BASE`] on.
+    bits: u8,
 }
 
 const _: () = assert!(size_of::<PageMeta>() <= 12);
 
 const FRESH: PageMeta =
-    PageMeta { slot: NO_SLOT, sent: ChunkSeq::NONE, dirtied: 0, seen: false, sent_zero: false };
+    PageMeta { slot: NO_SLOT, sent: ChunkSeq::NONE, heat: Heat::NONE, seen: false, bits: 0 };
+
+const SENT_ZERO: u8 = 1;
+const WITHOUT_BASE: u8 = 2;
+/// How often a page goes without a base after a delta did not pay: such a page is most often renewed as a whole.
+const TIMES_WITHOUT_BASE: u8 = 7;
+
+impl PageMeta {
+    /// What `sent` carries is zero.
+    pub(super) fn sent_zero(&self) -> bool {
+        self.bits & SENT_ZERO != 0
+    }
+
+    pub(super) fn set_sent_zero(&mut self, zero: bool) {
+        self.bits = self.bits & !SENT_ZERO | u8::from(zero);
+    }
+
+    /// Its peer's content is known to be of no use for deltas, this time.
+    pub(super) fn goes_without_base(&mut self) -> bool {
+        let left = self.bits / WITHOUT_BASE;
+        self.bits -= if left > 0 { WITHOUT_BASE } else { 0 };
+        left > 0
+    }
+
+    /// A delta did not pay.
+    pub(super) fn delta_did_not_pay(&mut self) {
+        self.bits = self.bits & SENT_ZERO | TIMES_WITHOUT_BASE * WITHOUT_BASE;
+    }
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -83,6 +111,9 @@ impl ZeroSet {
 
     /// Takes a page out; whether it was in the set.
     pub(super) fn remove(&mut self, page: PageId) -> bool {
+        if self.len == 0 {
+            return false;
+        }
         let bit = 1 << (page.0 % 64);
         match self.words.get_mut(page.0 as usize / 64) {
             Some(word) if *word & bit != 0 => {

@@ -72,6 +72,11 @@ impl Window {
         self.jobs == 0 && self.unsent_bytes() == 0
     }
 
+    /// Everything up to this chunk has been applied by the peer.
+    pub(super) fn acked_through(&self) -> ChunkSeq {
+        self.acked_through
+    }
+
     /// Chunks issued that the peer has not applied.
     pub(super) fn chunks_under_way(&self) -> u64 {
         u64::from(self.issued.0 - self.acked_through.0).saturating_sub(self.acked_beyond)

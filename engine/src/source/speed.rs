@@ -1,0 +1,57 @@
+//! How fast chunks are encoded, and how the next one is to be compressed.
+
+use std::time::Duration;
+
+use crate::codec::Method;
+use crate::codec::choice::{Chooser, Wire};
+use crate::source::job::Cost;
+use crate::source::window::Window;
+
+/// Weight of the newest chunk in the running speed: the last twenty or so count.
+const WEIGHT: f64 = 0.05;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Speed {
+    chooser: Chooser,
+    workers: usize,
+    /// Of one worker, all of a chunk's pages counted.
+    raw_bytes_per_s: Option<f64>,
+}
+
+impl Speed {
+    pub(super) fn new(workers: usize) -> Self {
+        Speed { chooser: Chooser::default(), workers: workers.max(1), raw_bytes_per_s: None }
+    }
+
+    /// A chunk of `raw_bytes` of pages has come back.
+    pub(super) fn learn(&mut self, raw_bytes: usize, cost: &Cost, took: Option<Duration>) {
+        let Some(took) = took.filter(|took| !took.is_zero()) else { return };
+        if raw_bytes > 0 {
+            let newest = raw_bytes as f64 / took.as_secs_f64();
+            let speed = self.raw_bytes_per_s.get_or_insert(newest);
+            *speed += WEIGHT * (newest - *speed);
+        }
+        // Deltas and pages that are not compressed take time of their own: such a chunk tells nothing of its method.
+        if let Some(method) = cost.method
+            && cost.body_bytes * 4 >= raw_bytes * 3
+        {
+            let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+            self.chooser.record(method, cost.body_bytes, cost.packed_bytes, took_ns);
+        }
+    }
+
+    /// Raw bytes that all workers together encode per second. None: not known yet.
+    pub(super) fn raw_bytes_per_s(&self) -> Option<u64> {
+        self.raw_bytes_per_s.map(|speed| (speed * self.workers as f64) as u64)
+    }
+
+    pub(super) fn method(&mut self, window: &Window) -> Method {
+        self.chooser.choose(&Wire {
+            goodput_bytes_per_s: window.link.goodput_bytes_per_s,
+            unsent_bytes: window.unsent_bytes(),
+            workers: self.workers,
+            idle_workers: self.workers.saturating_sub(window.jobs),
+        })
+    }
+}
