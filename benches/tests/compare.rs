@@ -64,6 +64,7 @@ fn a_guest_is_moved_by_us_and_by_a_peer_and_both_are_judged() {
     }
     assert!(runs[0]["daemon_cpu_s"].is_array() && runs[1]["daemon_cpu_s"].is_null());
     assert_eq!(runs[1]["congestion"], "cubic");
+    assert_eq!(runs[0]["said"]["data"]["guest"], "courier", "its own account lies beside what was seen");
     let said = String::from_utf8_lossy(&output.stdout);
     let criteria: Vec<_> =
         said.lines().filter(|line| line.starts_with("PASS") || line.starts_with("FAIL")).collect();

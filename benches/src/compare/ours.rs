@@ -39,7 +39,7 @@ impl Peer for Ours {
 
     fn set_up(&self, network: &Network) -> anyhow::Result<Box<dyn Carrier>> {
         let sites = Site::pair(network, HOSTS, &self.programs, "")?;
-        let flags = ["--downtime".to_owned(), format!("{}ms", DOWNTIME.as_millis())].to_vec();
+        let flags = vec!["--downtime".to_owned(), format!("{}ms", DOWNTIME.as_millis()), "--json".to_owned()];
         let manner = Manner { policy: self.policy.clone(), flags, ..Manner::default() };
         Ok(Box::new(Daemons { sites, manner }))
     }
@@ -75,9 +75,10 @@ impl Carrier for Daemons {
         let guest = match status.code() {
             Some(0) => Whereabouts::There,
             Some(code) if STAYED.contains(&code) => Whereabouts::Here,
-            _ => bail!("{refused}{}{}", said(&mut words)?, from.last_words(status)),
+            _ => bail!("{refused}{}{}", last_line(&mut words)?, from.last_words(status)),
         };
-        Ok(Carried { begun, ended, guest })
+        let said = serde_json::from_str(&last_line(&mut words)?).ok();
+        Ok(Carried { begun, ended, guest, said })
     }
 
     fn cpu_time(&self) -> anyhow::Result<Option<[Duration; 2]>> {
@@ -102,11 +103,12 @@ fn congestion(report: &Value) -> Option<String> {
     (!names.is_empty()).then(|| names.join("+"))
 }
 
-fn said(words: &mut File) -> anyhow::Result<String> {
+/// The command says an event a line; the last one is how it ended.
+fn last_line(words: &mut File) -> anyhow::Result<String> {
     let mut said = String::new();
     words.rewind()?;
     words.read_to_string(&mut said)?;
-    Ok(said)
+    Ok(said.trim_end().lines().next_back().unwrap_or_default().to_owned())
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use serde_json::Value;
 
 use super::ours::Ours;
 use super::stock::Stock;
@@ -45,13 +46,15 @@ pub trait Carrier {
 }
 
 /// How a move ended.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Carried {
     /// When it was asked for.
     pub begun: Instant,
     /// When it was over: the guest runs at the destination and the source has let go, or it was called off.
     pub ended: Instant,
     pub guest: Whereabouts,
+    /// The mover's own account of it, if it gives one: for the JSON file, where what it predicted lies beside what was seen.
+    pub said: Option<Value>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! What a run came to, and all runs of a peer in a cell.
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::matrix::Cell;
 use crate::verdict::Repeats;
@@ -30,6 +31,9 @@ pub struct Figures {
     /// Of our daemons, source and destination.
     pub daemon_cpu_s: Option<[f64; 2]>,
     pub congestion: String,
+    /// The mover's own account, if it gives one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub said: Option<Value>,
 }
 
 /// A line of the JSON file.
@@ -193,6 +197,7 @@ pub mod tests {
             score: arrival.map(|(total_s, _)| total_s),
             daemon_cpu_s: None,
             congestion: "cubic".into(),
+            said: None,
         }
     }
 

@@ -83,6 +83,7 @@ pub fn run(
         score: floor.filter(|_| in_time).map(|floor| total.as_secs_f64() / floor.as_secs_f64()),
         daemon_cpu_s,
         congestion: carrier.congestion(&network).unwrap_or_else(|_| "unknown".to_owned()),
+        said: carried.said,
     })
 }
 

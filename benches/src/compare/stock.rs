@@ -115,7 +115,7 @@ impl Carrier for Pair {
             }
             std::thread::sleep(LOOK_AGAIN);
         }
-        Ok(Carried { begun, ended: Instant::now(), guest: Whereabouts::There })
+        Ok(Carried { begun, ended: Instant::now(), guest: Whereabouts::There, said: None })
     }
 
     fn congestion(&self, network: &Network) -> anyhow::Result<String> {
@@ -129,7 +129,7 @@ impl Carrier for Pair {
 fn call_off(here: &mut Qemu, begun: Instant) -> anyhow::Result<Carried> {
     here.qmp("migrate_cancel", json!({}))?;
     let deadline = Instant::now() + PATIENCE;
-    let carried = |guest| Carried { begun, ended: Instant::now(), guest };
+    let carried = |guest| Carried { begun, ended: Instant::now(), guest, said: None };
     loop {
         match here.migration() {
             Ok(status) if status == "completed" => return Ok(carried(Whereabouts::There)),
