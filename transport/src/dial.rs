@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::bond::Bond;
@@ -70,8 +71,9 @@ async fn open(
     stream: TcpStream,
 ) -> Result<Arc<LinkCore>, LinkError> {
     let bound = shared.config.timeouts.handshake;
-    // The lanes' connections are made during the handshake: that saves a round trip.
-    let early = lanes::dial_early(shared, address, paths);
+    // The lanes' connections are made during the handshake, and say hello with the start: that saves two round trips.
+    let (told, secret) = watch::channel(None);
+    let early = lanes::dial_early(shared, address, paths, &secret);
     let late = |what| LinkError::Timeout {
         peer: peer.name.clone(),
         address: address.to_string(),
@@ -82,7 +84,7 @@ async fn open(
     let handshake = async {
         let mut records =
             noise::initiate(stream, &shared.config.key, &peer.public_key, shared.suites).await?;
-        let (start, started) = start(shared, &mut records, None).await?;
+        let (start, started) = start(shared, &mut records, None, &told).await?;
         Ok((start, started, records))
     };
     let (start, agreed, records) =
@@ -133,11 +135,13 @@ async fn open(
     Err(error)
 }
 
-/// Asks for a bond: a new link's, or one more of the link that is named.
+/// Asks for a bond: a new link's, or one more of the link that is named. As soon as that is said the lanes are told what
+/// they prove themselves by; the peer holds their hellos until it has heard it.
 pub async fn start(
     shared: &Shared,
     records: &mut Records,
     resumes: Option<[u8; 16]>,
+    told: &watch::Sender<Option<lanes::Introduction>>,
 ) -> Result<(Start, Started), HandshakeError> {
     let config = &shared.config;
     let mut start = Start {
@@ -157,6 +161,8 @@ pub async fn start(
         other => HandshakeError::Protocol(other.to_string()),
     };
     records.writer.send(&Message::Start(start.clone())).await.map_err(protocol)?;
+    let secret = Arc::new(LinkSecret::new(start.secret, records.suite));
+    told.send_replace(Some(lanes::Introduction { bond: start.link, secret }));
     let agreed = match records.reader.read().await.map_err(protocol)? {
         Message::Started(agreed) => agreed,
         _ => return Err(HandshakeError::Protocol("its first message is no answer to a start".into())),

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
@@ -139,8 +140,10 @@ async fn bind(
     reached: Reached,
 ) -> Result<Option<(Arc<Bond>, Records, Way)>, Lost> {
     let Reached { mut records, address, paths } = reached;
-    let early = lanes::dial_early(shared, address, &paths);
-    let asked = timeout(shared.config.timeouts.handshake, start(shared, &mut records, Some(link.name))).await;
+    let (told, secret) = watch::channel(None);
+    let early = lanes::dial_early(shared, address, &paths, &secret);
+    let asked = start(shared, &mut records, Some(link.name), &told);
+    let asked = timeout(shared.config.timeouts.handshake, asked).await;
     let (start, started) = match asked {
         Ok(Ok(agreed)) => agreed,
         Ok(Err(error)) => {

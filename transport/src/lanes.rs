@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
@@ -23,6 +24,7 @@ use crate::lane::tx::TxLane;
 use crate::link::{LinkCore, lock};
 use crate::names::{Epoch, LaneId};
 use crate::node::Shared;
+use crate::seal::{LinkSecret, Sealer};
 
 /// How often lanes that live elsewhere try their own path again.
 const HOME_AGAIN: Duration = Duration::from_secs(5);
@@ -46,7 +48,20 @@ impl Way {
     }
 }
 
-pub type Early = JoinHandle<Result<TcpStream, String>>;
+pub type Early = JoinHandle<Result<Connection, String>>;
+
+/// What the lanes of a bond that is being asked for prove themselves by.
+#[derive(Clone)]
+pub struct Introduction {
+    pub bond: [u8; 16],
+    pub secret: Arc<LinkSecret>,
+}
+
+/// A lane's connection, and what it has said already.
+pub struct Connection {
+    stream: TcpStream,
+    said: Option<(Epoch, Sealer)>,
+}
 
 /// What a task that dialled a lane has to say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,14 +91,40 @@ pub fn first(shared: &Shared, link: &LinkCore) -> u16 {
     shared.config.lanes.min(link.agreed.lanes)
 }
 
-/// Starts to connect every lane that a bond may begin with, to the path it belongs to.
-pub fn dial_early(shared: &Arc<Shared>, control: SocketAddr, paths: &[SocketAddr]) -> VecDeque<Early> {
+/// Starts to connect every lane that a bond may begin with, to the path it belongs to, and to say hello as soon as there is a
+/// secret for it.
+pub fn dial_early(
+    shared: &Arc<Shared>,
+    control: SocketAddr,
+    paths: &[SocketAddr],
+    secret: &watch::Receiver<Option<Introduction>>,
+) -> VecDeque<Early> {
     (0..shared.config.lanes)
         .map(|lane| {
             let (shared, address) = (shared.clone(), path(paths, control, LaneId(lane), 0));
-            tokio::spawn(async move { connect(&shared, address, true).await })
+            tokio::spawn(greet(shared, address, LaneId(lane), secret.clone()))
         })
         .collect()
+}
+
+async fn greet(
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    lane: LaneId,
+    mut secret: watch::Receiver<Option<Introduction>>,
+) -> Result<Connection, String> {
+    let mut stream = connect(&shared, address, true).await?;
+    let Introduction { bond, secret } = match secret.wait_for(Option::is_some).await {
+        Ok(told) => told.clone().ok_or("no secret")?,
+        Err(_) => return Err("the link did not come about".into()),
+    };
+    let (bytes, sealer) = hello::hello(&secret, &bond, lane, Epoch::FIRST);
+    let patience = shared.config.timeouts.handshake;
+    match timeout(patience, stream.write_all(&bytes)).await {
+        Ok(Ok(())) => Ok(Connection { stream, said: Some((Epoch::FIRST, sealer)) }),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("its hello was not taken in time".into()),
+    }
 }
 
 /// Where a lane is dialled at its n-th attempt: at its own path first, then at all others in turn.
@@ -164,13 +205,13 @@ async fn bring_up(
         let address = path(&way.paths, way.control, lane, attempt);
         let stream = match early.take() {
             Some(early) => early.await.unwrap_or_else(|error| Err(error.to_string())),
-            None => connect(&shared, address, true).await,
+            None => connect(&shared, address, true).await.map(|stream| Connection { stream, said: None }),
         };
         if bond.is_over() {
             return None;
         }
         let up = match stream {
-            Ok(stream) => introduce(&shared, &bond, stream, lane).await,
+            Ok(connection) => introduce(&shared, &bond, connection, lane).await,
             Err(what) => Err(what),
         };
         match up {
@@ -198,7 +239,7 @@ async fn go_home(shared: Arc<Shared>, bond: Arc<Bond>, way: Arc<Way>, lane: Lane
     let home = way.home(lane);
     let up = match connect(&shared, home, true).await {
         Ok(_) if bond.is_over() => return None,
-        Ok(stream) => introduce(&shared, &bond, stream, lane).await,
+        Ok(stream) => introduce(&shared, &bond, Connection { stream, said: None }, lane).await,
         Err(what) => Err(what),
     };
     match up {
@@ -218,12 +259,17 @@ async fn go_home(shared: Arc<Shared>, bond: Arc<Bond>, way: Arc<Way>, lane: Lane
 async fn introduce(
     shared: &Shared,
     bond: &Arc<Bond>,
-    mut stream: TcpStream,
+    Connection { mut stream, said }: Connection,
     lane: LaneId,
 ) -> Result<NewLane, String> {
     let link = &bond.link;
     let epoch = bond.next_epoch(lane);
-    let (bytes, sealer) = hello::hello(&bond.secret, &bond.id, lane, epoch);
+    let (bytes, sealer) = match said {
+        Some((said, sealer)) if said == epoch => (Vec::new(), sealer),
+        // A connection says one hello.
+        Some(_) => return Err("its hello came too late".into()),
+        None => hello::hello(&bond.secret, &bond.id, lane, epoch),
+    };
     let mut answer = [0; hello::ACCEPTED_BYTES];
     let exchange = async {
         stream.write_all(&bytes).await?;

@@ -192,6 +192,7 @@ async fn control_connection(
         return Err(HandshakeError::Protocol("the link ended meanwhile".into()));
     }
     undo.keep();
+    shared.inbound_came.notify_waiters();
     if resumed {
         link.send_list(&bond);
     } else {
@@ -233,7 +234,7 @@ async fn lane(
     let mut rest = [0; hello::REST_BYTES];
     stream.read_exact(&mut rest).await?;
     let wrong = |what: &str| HandshakeError::Protocol(format!("lane hello: {what}"));
-    let bond = shared.inbound(&hello::claimed_link(&rest)).ok_or_else(|| wrong("no such link"))?;
+    let bond = shared.inbound_soon(&hello::claimed_link(&rest)).await;
     let (lane, epoch, opener) =
         hello::open(&bond.secret, greeting, &rest).ok_or_else(|| wrong("failed authentication"))?;
     let (progress, old) = bond.admit(lane, epoch).ok_or_else(|| wrong("a replay, or a lane too many"))?;

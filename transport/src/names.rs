@@ -66,3 +66,8 @@ impl fmt::Display for LaneId {
 /// How often a lane was dialled on one link: part of its key, so that no nonce is ever used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Epoch(pub u32);
+
+impl Epoch {
+    /// That of a lane's first connection.
+    pub const FIRST: Epoch = Epoch(1);
+}

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::Notify;
 
 use crate::bond::Bond;
 use crate::calm::Calm;
@@ -60,6 +61,8 @@ pub(crate) struct Shared {
     by_key: HashMap<PublicKey, Peer>,
     /// The bonds of links that peers opened, by the id that lanes name.
     inbound: Mutex<HashMap<[u8; 16], Arc<Bond>>>,
+    /// There is one more.
+    pub inbound_came: Notify,
     /// Those links, by the name under which they go on.
     inbound_links: Mutex<HashMap<[u8; 16], Arc<LinkCore>>>,
     /// Control connections that run.
@@ -118,6 +121,7 @@ impl Node {
             outbound,
             by_key,
             inbound: Mutex::default(),
+            inbound_came: Notify::new(),
             inbound_links: Mutex::default(),
             running: tokio::sync::watch::Sender::new(0),
             all: Mutex::default(),
@@ -257,6 +261,19 @@ impl Shared {
 
     pub fn inbound(&self, id: &[u8; 16]) -> Option<Arc<Bond>> {
         lock(&self.inbound).get(id).cloned()
+    }
+
+    /// Waits for it: lanes say hello while the start of their link is on its way. Whoever calls this bounds it.
+    pub async fn inbound_soon(&self, id: &[u8; 16]) -> Arc<Bond> {
+        loop {
+            let came = self.inbound_came.notified();
+            tokio::pin!(came);
+            came.as_mut().enable();
+            if let Some(bond) = self.inbound(id) {
+                return bond;
+            }
+            came.await;
+        }
     }
 
     pub fn inbound_link(&self, name: &[u8; 16]) -> Option<Arc<LinkCore>> {
