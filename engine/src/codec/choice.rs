@@ -8,7 +8,7 @@
 //! | encoded and waiting for the wire | workers | then |
 //! |---|---|---|
 //! | less than [`ChooserConfig::dry`], and not rising | all at work | the next faster method |
-//! | more than [`ChooserConfig::plenty`], and not falling | | the next denser one, if it saves [`ChooserConfig::min_gain`] |
+//! | more than [`ChooserConfig::plenty`], and not falling | | the next denser one, if it is worth it ([`ChooserConfig::min_gain`], [`ChooserConfig::min_return`]) |
 //! | less than [`ChooserConfig::dry`] | some idle | nothing was there to send: a step back to what the figures say |
 //! | else | | as before |
 //!
@@ -32,8 +32,11 @@ pub struct ChooserConfig {
     pub dry: Duration,
     /// Above this the wire has plenty. Default 8 ms: less than half of what a source lets wait ([`crate::SourceConfig::window`]).
     pub plenty: Duration,
-    /// A denser method has to save so much of the bytes, or it is not worth the workers' time, idle or not. Default 0.01.
+    /// A denser method has to save so much of the bytes, or it is not worth the workers' time, idle or not. Default 0.005.
     pub min_gain: f64,
+    /// And so much of the wire's time for the workers' time that it takes. Default a third: idle workers are not for nothing, since the guest and
+    /// its QEMU want the same cores.
+    pub min_return: f64,
     /// A method has to be so much better by the figures to replace another. Default 0.05: figures waver.
     pub min_advantage: f64,
     /// How much of a method's rate counts for nothing where it leaves nothing of the workers. Default 0.5: the machine has
@@ -62,7 +65,8 @@ impl Default for ChooserConfig {
         ChooserConfig {
             dry: Duration::from_millis(2),
             plenty: Duration::from_millis(8),
-            min_gain: 0.01,
+            min_gain: 0.005,
+            min_return: 0.33,
             min_advantage: 0.05,
             busy_discount: 0.5,
             settle_chunks_per_worker: 2,
@@ -198,7 +202,7 @@ impl Chooser {
         if self.chosen > 0 && of(best) <= of(self.best) * (1.0 + self.config.min_advantage) {
             best = self.best;
         }
-        while best > STORED && !self.gains(best - 1, best) {
+        while best > STORED && !self.gains(best - 1, best, wire) {
             best -= 1;
         }
         if best != self.best || self.chosen == 0 {
@@ -216,7 +220,7 @@ impl Chooser {
         let at = self.in_use();
         let (falls, rises) = (waits < self.waited, waits > self.waited);
         if waits > self.config.plenty && !falls {
-            if at + 1 < METHODS && self.gains(at, at + 1) {
+            if at + 1 < METHODS && self.gains(at, at + 1, wire) {
                 self.offset += 1;
             }
         } else if waits < self.config.dry && wire.idle_workers == 0 && !rises {
@@ -245,9 +249,12 @@ impl Chooser {
         rate * (1.0 - self.config.busy_discount * (rate / workers).powi(2))
     }
 
-    /// Whether the denser of two methods is worth anything, were the workers for nothing.
-    fn gains(&self, at: usize, denser: usize) -> bool {
+    /// Whether the denser of two methods is worth its time.
+    fn gains(&self, at: usize, denser: usize, wire: &Wire) -> bool {
+        let wire_ns = (self.size(at) - self.size(denser)) * 1e9 / wire.goodput_bytes_per_s.max(1) as f64;
+        let workers_ns = (self.ns(denser) - self.ns(at)) / wire.workers.max(1) as f64;
         self.size(denser) < self.size(at) * (1.0 - self.config.min_gain)
+            && wire_ns >= workers_ns * self.config.min_return
     }
 
     fn size(&self, at: usize) -> f64 {
