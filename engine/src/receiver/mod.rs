@@ -345,12 +345,15 @@ impl Receiver {
             if *version >= seq.0 {
                 continue;
             }
-            if let Some(bytes) = self.dictionary.get(slot, stored_in) {
+            // Not what a later chunk stored, though it may have come first.
+            if stored_in <= seq
+                && let Some(bytes) = self.dictionary.get(slot, stored_in)
+            {
                 sink.page(page, bytes).map_err(ReceiveError::Sink)?;
                 *version = seq.0;
                 continue;
             }
-            // A content that has come may have been there and be gone; one that was stored over will not come.
+            // What was stored over, or by a chunk that has come and did not, will not come any more.
             let may_come = stored_in < seq
                 && self.dictionary.stored_in(slot) < stored_in
                 && !self.applied.contains(stored_in);

@@ -211,6 +211,11 @@ fn what_was_not_stored_is_an_error_and_never_another_content() {
     late.chunk(3, 0, refer(2, 0)).unwrap();
     let error = late.chunk(2, 0, payload(&[], &[(1, 2)], &[])).unwrap_err();
     assert_eq!(error, ReceiveError::NotStored { seq: 3, page: 9, stored_in: 2, slot: 0 });
+    // A later chunk stored it, though it came first.
+    let mut early = pair();
+    early.chunk(5, 0, stored_payload(&[], &[(1, 5)], &[], &[], &[(0, 1)])).unwrap();
+    let error = early.chunk(3, 0, refer(5, 1)).unwrap_err();
+    assert_eq!(error, ReceiveError::NotStored { seq: 3, page: 9, stored_in: 5, slot: 1 });
     // Two contents for one slot.
     let twice = stored_payload(&[], &[(1, 1), (2, 2)], &[], &[], &[(0, 1), (1, 1)]);
     let error = pair().chunk(2, 0, twice).unwrap_err();
