@@ -6,6 +6,7 @@
 
 use std::convert::Infallible;
 
+use hikyaku_engine::codec::DecodeScratch;
 use hikyaku_engine::{ChunkSeq, PageBytes, PageId, Receiver, ReceiverConfig, Sink};
 use libfuzzer_sys::fuzz_target;
 
@@ -55,7 +56,12 @@ fuzz_target!(|input: &[u8]| {
         max_pages: PAGES,
         dictionary_slots: 8,
     };
-    let allowed = config.park_budget_bytes + config.max_chunk_bytes + (1 << 14);
+    let dictionary_bytes = usize::from(config.dictionary_slots) * 5000;
+    let allowed = config.park_budget_bytes
+        + config.max_chunk_bytes
+        + DecodeScratch::ZSTD_BYTES
+        + dictionary_bytes
+        + (1 << 14);
     let mut receiver = Receiver::new(config);
     let mut guest = Guest::default();
     let mut applied = Vec::new();
