@@ -75,7 +75,7 @@ impl Default for ChooserConfig {
             probe_weight: 1.0 / 8.0,
             method_weight: 1.0 / 256.0,
             full_chunk_bytes: 64 << 10,
-            first_guess: [(0.52, 400.0), (0.367, 270.0), (0.360, 250.0), (0.356, 200.0)],
+            first_guess: [(0.52, 400.0), (0.361, 270.0), (0.359, 220.0), (0.350, 125.0)],
         }
     }
 }
@@ -220,9 +220,8 @@ impl Chooser {
         let at = self.in_use();
         let (falls, rises) = (waits < self.waited, waits > self.waited);
         if waits > self.config.plenty && !falls {
-            if at + 1 < METHODS && self.gains(at, at + 1, wire) {
-                self.offset += 1;
-            }
+            let denser = (at + 1..METHODS).find(|denser| self.gains(at, *denser, wire));
+            self.offset += denser.map_or(0, |denser| (denser - at).cast_signed());
         } else if waits < self.config.dry && wire.idle_workers == 0 && !rises {
             if at > STORED {
                 self.offset -= 1;
@@ -288,9 +287,9 @@ mod tests {
     /// What a machine does: size and MB/s of one worker, for each method.
     type Machine = [(f64, f64); METHODS];
     /// Text-like pages, as in the defaults.
-    const TEXT: Machine = [(1.0, 5000.0), (0.52, 400.0), (0.367, 270.0), (0.360, 250.0), (0.356, 200.0)];
+    const TEXT: Machine = [(1.0, 5000.0), (0.52, 400.0), (0.361, 270.0), (0.359, 220.0), (0.350, 125.0)];
     /// Memory of a real machine.
-    const REAL: Machine = [(1.0, 5000.0), (0.434, 868.0), (0.315, 583.0), (0.309, 535.0), (0.305, 424.0)];
+    const REAL: Machine = [(1.0, 5000.0), (0.434, 868.0), (0.320, 530.0), (0.3165, 442.0), (0.314, 189.0)];
 
     /// A queue of between dry and plenty.
     fn calm(mbit_per_s: u64, workers: usize) -> Wire {

@@ -3,13 +3,17 @@
 use std::sync::Arc;
 
 use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
-use zstd_safe::CCtx;
+use zstd_safe::zstd_sys::ZSTD_strategy as Strategy;
+use zstd_safe::{CCtx, CParameter, SafeResult};
 
 use crate::codec::{FORMAT_VERSION, HEADER_BYTES, Kind, Method, columns};
 use crate::types::{ChunkSeq, PAGE_BYTES, PageBytes, PageId};
 
 /// 4096 positions.
 const LZ4_TABLE_BYTES: usize = 16 << 10;
+
+/// Of zstd: as large as the largest chunk a source makes.
+const WINDOW_LOG: u32 = 18;
 
 /// The records of a pages chunk to be built. No list may have more than `u16::MAX` entries. Records whose pages rise shrink best.
 #[derive(Debug, Clone, Copy, Default)]
@@ -44,17 +48,17 @@ pub struct Packed {
 
 /// Builds payloads. Kept between chunks: it holds the tables of the compressors and the memory they write to.
 pub struct Encoder {
+    /// A header to be, and what there is to compress.
     body: Vec<u8>,
-    /// As long as it ever was: clearing it for each chunk would be felt.
+    /// The same compressed. As long as it ever was: clearing it for each chunk would be felt.
     out: Vec<u8>,
     lz4: CompressTable,
-    /// Made for the first chunk that asks for it.
-    zstd: Option<CCtx<'static>>,
+    zstd: Zstd,
 }
 
 impl Default for Encoder {
     fn default() -> Self {
-        Encoder { body: Vec::new(), out: Vec::new(), lz4: CompressTable::large(), zstd: None }
+        Encoder { body: Vec::new(), out: Vec::new(), lz4: CompressTable::large(), zstd: Zstd::default() }
     }
 }
 
@@ -81,12 +85,10 @@ impl Encoder {
             debug_assert!(count <= usize::from(u16::MAX));
             *word = u16::try_from(count).unwrap_or(u16::MAX).to_le_bytes();
         }
-        let mut body = std::mem::take(&mut self.body);
-        body.clear();
-        pages.write(&mut body);
-        let packed = self.finish(Kind::Pages, words, &body, pages.plain, method, min_saving_permille);
-        self.body = body;
-        packed
+        self.body.clear();
+        self.body.extend([0; HEADER_BYTES]);
+        pages.write(&mut self.body);
+        self.finish(Kind::Pages, words, pages.plain, method, min_saving_permille)
     }
 
     /// The payload of a piece of a stream that begins at `offset`, likewise.
@@ -101,59 +103,116 @@ impl Encoder {
         debug_assert!(kind != Kind::Pages);
         let mut words = [0; 12];
         words[..8].copy_from_slice(&offset.to_le_bytes());
-        self.finish(kind, words, bytes, &[], method, min_saving_permille)
+        self.body.clear();
+        self.body.extend([0; HEADER_BYTES]);
+        self.body.extend_from_slice(bytes);
+        self.finish(kind, words, &[], method, min_saving_permille)
     }
 
     /// Memory held, in bytes.
     pub fn memory_bytes(&self) -> usize {
-        let zstd = self.zstd.as_ref().map_or(0, CCtx::sizeof);
+        let zstd = self.zstd.context.as_ref().map_or(0, CCtx::sizeof);
         self.body.capacity() + self.out.capacity() + LZ4_TABLE_BYTES + zstd
     }
 
+    /// Compresses the body if that pays, and puts header and plain pages to it.
     fn finish(
         &mut self,
         kind: Kind,
         words: [u8; 12],
-        body: &[u8],
         plain: &[(PageId, &PageBytes)],
         method: Method,
         min_saving_permille: u32,
     ) -> Packed {
+        let body_bytes = self.body.len() - HEADER_BYTES;
         let plain_bytes = plain.len() * PAGE_BYTES;
+        let header = |method: Method| {
+            let mut header = [0; HEADER_BYTES];
+            header[..4].copy_from_slice(&[FORMAT_VERSION, kind as u8, method.code(), 0]);
+            header[4..8].copy_from_slice(&u32::try_from(body_bytes).unwrap_or(u32::MAX).to_le_bytes());
+            header[8..].copy_from_slice(&words);
+            header
+        };
+        let packed = self.compress(plain_bytes, method);
+        match packed.filter(|packed_bytes| pays(body_bytes, *packed_bytes, min_saving_permille)) {
+            Some(packed_bytes) => {
+                let end = HEADER_BYTES + packed_bytes;
+                self.out[..HEADER_BYTES].copy_from_slice(&header(method));
+                let targets = self.out[end..].as_chunks_mut::<PAGE_BYTES>().0;
+                for (target, (_, page)) in targets.iter_mut().zip(plain) {
+                    *target = **page;
+                }
+                let payload = Arc::from(&self.out[..end + plain_bytes]);
+                Packed { payload, method, body_bytes, packed_bytes }
+            }
+            None => {
+                self.body[..HEADER_BYTES].copy_from_slice(&header(Method::Stored));
+                for (_, page) in plain {
+                    self.body.extend_from_slice(&page[..]);
+                }
+                let payload = Arc::from(&self.body[..]);
+                Packed { payload, method: Method::Stored, body_bytes, packed_bytes: body_bytes }
+            }
+        }
+    }
+
+    /// Compresses the body to where it stands in a payload, with room for plain pages behind it; its length there.
+    fn compress(&mut self, plain_bytes: usize, method: Method) -> Option<usize> {
+        if method == Method::Stored {
+            return None;
+        }
+        let body = self.body.get(HEADER_BYTES..)?;
         let room = HEADER_BYTES + bound(body.len()) + plain_bytes;
         if self.out.len() < room {
             self.out.resize(room, 0);
         }
-        let packed = self.compress(body, method).filter(|len| pays(body.len(), *len, min_saving_permille));
-        let method = if packed.is_some() { method } else { Method::Stored };
-        let (header, rest) = self.out.split_at_mut(HEADER_BYTES);
-        header[..4].copy_from_slice(&[FORMAT_VERSION, kind as u8, method.code(), 0]);
-        header[4..8].copy_from_slice(&u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
-        header[8..].copy_from_slice(&words);
-        let packed_bytes = packed.unwrap_or_else(|| {
-            rest[..body.len()].copy_from_slice(body);
-            body.len()
-        });
-        let pages = rest[packed_bytes..].as_chunks_mut::<PAGE_BYTES>().0;
-        for (target, (_, page)) in pages.iter_mut().zip(plain) {
-            *target = **page;
-        }
-        let payload = Arc::from(&self.out[..HEADER_BYTES + packed_bytes + plain_bytes]);
-        Packed { payload, method, body_bytes: body.len(), packed_bytes }
-    }
-
-    /// Compresses `body` to where it stands in a payload; its length there.
-    fn compress(&mut self, body: &[u8], method: Method) -> Option<usize> {
         let out = self.out.get_mut(HEADER_BYTES..)?;
         match method {
             Method::Stored => None,
             Method::Lz4 => compress_into_with_table(body, out, &mut self.lz4).ok(),
-            Method::Zstd(level) => {
-                let zstd = self.zstd.get_or_insert_default();
-                zstd.compress(out, body, level.clamp(1, Method::MAX_ZSTD_LEVEL).into()).ok()
-            }
+            Method::Zstd(level) => self.zstd.compress(body, out, level).ok(),
         }
     }
+}
+
+#[derive(Default)]
+struct Zstd {
+    /// Made for the first chunk that asks for it.
+    context: Option<CCtx<'static>>,
+    /// What it is set to; 0 = nothing.
+    level: u8,
+}
+
+impl Zstd {
+    fn compress(&mut self, body: &[u8], out: &mut [u8], level: u8) -> SafeResult {
+        let context = self.context.get_or_insert_default();
+        if self.level != level {
+            self.level = 0;
+            for parameter in parameters(level) {
+                context.set_parameter(parameter)?;
+            }
+            self.level = level;
+        }
+        context.compress2(out, body)
+    }
+}
+
+/// What the levels are. Not zstd's own of these numbers: those change with the length of what is compressed, at 128 KiB of all lengths, beyond
+/// which its level 3 makes more of text than its level 1 does. `cargo lab bench pipeline` shows what they cost and save.
+fn parameters(level: u8) -> [CParameter; 6] {
+    let (strategy, hash_log, chain_log) = match level {
+        0 | 1 => (Strategy::ZSTD_fast, 14, 14),
+        2 => (Strategy::ZSTD_dfast, 15, 14),
+        3.. => (Strategy::ZSTD_greedy, 15, 15),
+    };
+    [
+        CParameter::Strategy(strategy),
+        CParameter::WindowLog(WINDOW_LOG),
+        CParameter::HashLog(hash_log),
+        CParameter::ChainLog(chain_log),
+        CParameter::SearchLog(1),
+        CParameter::MinMatch(5),
+    ]
 }
 
 impl PagesBody<'_> {

@@ -70,12 +70,12 @@ const COMPRESSION_ZSTD: u8 = 2;
 pub enum Method {
     Stored,
     Lz4,
-    /// At this level, from 1 to [`Method::MAX_ZSTD_LEVEL`].
+    /// At one of this crate's levels, from 1 to [`Method::MAX_ZSTD_LEVEL`].
     Zstd(u8),
 }
 
 impl Method {
-    /// Beyond this a level takes far more time than its bytes are worth.
+    /// A denser one would take far more time than its bytes are worth.
     pub const MAX_ZSTD_LEVEL: u8 = 3;
     /// All there are, the fastest first.
     pub const ALL: [Method; 5] =
