@@ -38,3 +38,13 @@ pub mod steady;
 pub mod transport;
 pub mod travel;
 mod verdict;
+
+// What the test guest's pages hold, from its own program; the three know each other by these names.
+#[path = "../guest/page.rs"]
+#[allow(dead_code, reason = "not all of it is used here")]
+mod page;
+#[path = "../guest/rng.rs"]
+#[allow(dead_code, reason = "not all of it is used here")]
+mod rng;
+#[path = "../guest/text.rs"]
+mod text;

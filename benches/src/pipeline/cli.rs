@@ -6,7 +6,10 @@ use clap::Args;
 
 use super::content::{Content, Corpus};
 use super::meter::{Figure, Meter};
-use super::{intake, stages};
+use super::{codec, intake, stages};
+
+/// What the codec's parts go over at most: they need no more to be measured, and some are slow.
+const CODEC_PAGES: u32 = 32 * 256;
 
 #[derive(Debug, Args)]
 pub struct PipelineArgs {
@@ -52,6 +55,7 @@ pub fn run(args: &PipelineArgs) -> anyhow::Result<ExitCode> {
         let corpus = Corpus::new(content, pages);
         stages::all(&meter, &corpus, &mut show)?;
     }
+    codec::all(&meter, pages.min(CODEC_PAGES), &mut show)?;
     if failed {
         eprintln!("lab: intake and staging are slower than required");
         return Ok(ExitCode::FAILURE);

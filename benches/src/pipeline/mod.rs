@@ -13,9 +13,11 @@
 //! | `content` | pages as guests have them, and a QEMU stream of them |
 //! | `meter` | CPU time, repeats, medians |
 //! | `stages` | each stage alone, and chains of them on one thread |
+//! | `codec` | the parts of the codec on the test guest's own pages |
 //! | `intake` | the daemon's way in: a unix socket that another thread fills |
 
 pub mod cli;
+mod codec;
 mod content;
 mod intake;
 mod meter;
