@@ -5,12 +5,19 @@
 //! guest runs and no switch-over is under way.
 
 mod adaptive;
+pub mod historical;
 mod predict;
+mod qemu;
+mod registry;
+mod smart_stop;
 mod xen;
 
 pub use adaptive::{Adaptive, AdaptiveConfig};
 pub use predict::{Prediction, Terms};
-pub use xen::{Xen3, Xen3Config};
+pub use qemu::{Qemu, QemuConfig};
+pub use registry::{Common, NAMES, by_name};
+pub use smart_stop::{SmartStop, SmartStopConfig};
+pub use xen::{Xen3, Xen3Config, Xen3Limiter, Xen46, Xen46Config};
 
 use crate::types::{LinkStats, Time};
 
@@ -39,7 +46,14 @@ pub trait Policy: Send {
         true
     }
 
-    /// What may be sent per second, if the policy has a limiter of its own.
+    /// Whether a page that is dirty again when its turn in a pass comes is to be left to the next one: a request to whoever feeds the engine
+    /// and can tell, who then reports it ([`crate::Source::skipped`]). QEMU's stream cannot.
+    fn skips_redirtied(&self) -> bool {
+        false
+    }
+
+    /// What may be sent per second, payload, while the guest runs, if the policy has a limiter of its own. Asked before everything that is
+    /// sent; may change whenever the policy has been asked.
     fn limit_bytes_per_s(&self) -> Option<u64> {
         None
     }
@@ -59,6 +73,12 @@ pub struct Encodings {
     pub delta: bool,
     /// Chunks are compressed.
     pub compression: bool,
+}
+
+impl Encodings {
+    /// Every page whole, as it is.
+    pub const NONE: Encodings =
+        Encodings { zero: false, dictionary: false, delta: false, compression: false };
 }
 
 impl Default for Encodings {
@@ -86,13 +106,35 @@ pub struct View {
     pub pages_sent: u64,
 }
 
-/// QEMU's passes over all of RAM so far.
+/// The source's passes over all of RAM so far. A pass goes over the pages that were dirty when it began, in the order of their
+/// numbers; the next one over those that became dirty meanwhile.
+///
+/// What the engine is fed makes them: a page number that is not larger than the one before begins a pass ([`crate::Source::page`],
+/// [`crate::Source::zero`], [`crate::Source::skipped`]), and [`crate::Source::idle`] ends one over nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PassStats {
     /// Passes that have ended.
     pub ended: u32,
-    /// Pages the last of them carried; if several have ended since the policy was last asked, the fewest.
+    /// Pages the last of them went over, skipped ones included; if several have ended since the policy was last asked, the fewest.
     pub carried: u64,
+    /// Pages that all of them sent, skipped ones not counted.
+    pub sent: u64,
+    /// The last of them.
+    pub last: Pass,
+}
+
+/// One pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pass {
+    /// Pages taken in. With the small staging of a policy that counts passes this is what was sent, but for what staging holds.
+    pub sent: u64,
+    /// Pages left to the next pass because they were dirty again when their turn came.
+    pub skipped: u64,
+    /// Pages dirty at its end: what the next one goes over. None if that was not told, by a [`crate::SyncInfo`] between the last page of
+    /// this pass and the first of the next.
+    pub dirty: Option<u64>,
+    /// From its first page to the first of the next one. The first pass begins with the layout.
+    pub duration_ns: u64,
 }
 
 /// What would have to cross after the guest had been stopped now.
@@ -151,4 +193,25 @@ pub enum OnDeadline {
     /// Give up; the guest stays here.
     #[default]
     Abort,
+}
+
+#[cfg(test)]
+mod testing {
+    use super::*;
+
+    /// What a policy sees of a guest of so many pages when a pass has just ended.
+    pub(super) fn view(pages_total: u64) -> View {
+        View {
+            now: Time(0),
+            started: Time(0),
+            pass_ended: true,
+            pass: PassStats { ended: 1, carried: pages_total, ..PassStats::default() },
+            link: LinkStats::default(),
+            residual: Residual::default(),
+            prediction: Prediction::default(),
+            whole_guest_seen: false,
+            pages_total,
+            pages_sent: 0,
+        }
+    }
 }

@@ -363,6 +363,16 @@ impl Source {
         self.took_in(now, first, run, again);
     }
 
+    /// `run` pages from `first` on are dirty again and left to the next pass, where the policy wants that ([`Policy::skips_redirtied`]).
+    pub fn skipped(&mut self, now: Time, first: PageId, run: u32) {
+        self.passes.skipped(now, first, run);
+    }
+
+    /// Whether the policy wants that.
+    pub fn skips_redirtied(&self) -> bool {
+        self.policy.skips_redirtied()
+    }
+
     /// Bytes that may be fed before staging is full. Feeding more is allowed and makes it 0.
     pub fn intake_room(&self) -> usize {
         let used = (self.staging.len() + self.encoding_pages) * SLOT_COST_BYTES

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use crate::precopy::PassStats;
+use crate::precopy::{Pass, PassStats};
 use crate::source::SyncInfo;
 use crate::types::{PageId, Time};
 
@@ -17,9 +17,13 @@ pub(super) struct Passes {
     stats: PassStats,
     /// A pass has ended since the policy was asked.
     pub ended_unasked: bool,
-    /// Pages taken in during this pass, and the last of them.
+    /// Pages taken in during this pass and pages left to the next one, the last of both, and when it began.
     taken_in: u64,
+    skipped: u64,
     last: Option<u32>,
+    began_at: Time,
+    /// Pages that were dirty at a sync after which no page has come.
+    dirty: Option<u64>,
     /// When the bitmap was last synced, as far as is known.
     synced_at: Time,
     /// QEMU's count of syncs, as last told.
@@ -39,7 +43,10 @@ impl Passes {
             stats: PassStats::default(),
             ended_unasked: false,
             taken_in: 0,
+            skipped: 0,
             last: None,
+            began_at: Time::default(),
+            dirty: None,
             synced_at: Time::default(),
             sync_count: None,
             pending: 0,
@@ -51,22 +58,39 @@ impl Passes {
 
     pub(super) fn started(&mut self, now: Time, pages: u32) {
         self.pending = pages.into();
+        self.began_at = now;
         self.synced_at = now;
         self.rate_at = now;
     }
 
     /// `run` pages from `first` on were taken in, `again` of them not for the first time.
     pub(super) fn took_in(&mut self, now: Time, first: PageId, run: u32, again: u64) {
-        if run == 0 {
+        if !self.went_on(now, first, run) {
             return;
+        }
+        self.taken_in += u64::from(run);
+        self.pending = self.pending.saturating_sub(run.into());
+        self.came_again += again;
+    }
+
+    /// `run` pages from `first` on are left to the next pass: they are dirty again.
+    pub(super) fn skipped(&mut self, now: Time, first: PageId, run: u32) {
+        if self.went_on(now, first, run) {
+            self.skipped += u64::from(run);
+        }
+    }
+
+    /// The source has come to these pages; false if there are none.
+    fn went_on(&mut self, now: Time, first: PageId, run: u32) -> bool {
+        if run == 0 {
+            return false;
         }
         if self.last.is_some_and(|last| first.0 <= last) {
             self.end(now);
         }
         self.last = Some(first.0.saturating_add(run - 1));
-        self.taken_in += u64::from(run);
-        self.pending = self.pending.saturating_sub(run.into());
-        self.came_again += again;
+        self.dirty = None;
+        true
     }
 
     pub(super) fn synced(&mut self, now: Time, info: SyncInfo) {
@@ -77,6 +101,7 @@ impl Passes {
         self.sync_count = info.count.or(self.sync_count);
         if let Some(dirty_pages) = info.dirty_pages {
             self.pending = dirty_pages;
+            self.dirty = Some(dirty_pages);
             self.synced_at = now;
         }
     }
@@ -127,12 +152,25 @@ impl Passes {
     }
 
     fn end(&mut self, now: Time) {
-        let carried = std::mem::take(&mut self.taken_in);
+        let last = Pass {
+            sent: std::mem::take(&mut self.taken_in),
+            skipped: std::mem::take(&mut self.skipped),
+            dirty: self.dirty.take(),
+            duration_ns: now.since(self.began_at),
+        };
+        let carried = last.sent + last.skipped;
         self.stats.carried = if self.ended_unasked { self.stats.carried.min(carried) } else { carried };
         self.stats.ended = self.stats.ended.saturating_add(1);
+        self.stats.sent += last.sent;
+        self.stats.last = last;
         self.ended_unasked = true;
-        // The next pass is taken to be like this one; the first, over all of RAM, is like no other.
-        self.pending = if self.stats.ended > 1 { carried } else { 0 };
+        self.began_at = now;
+        // If it was not told what is dirty: the next pass is taken to be like this one; the first, over all of RAM, is like no other.
+        self.pending = match last.dirty {
+            Some(dirty) => dirty,
+            None if self.stats.ended > 1 => carried,
+            None => 0,
+        };
         self.synced_at = now;
     }
 }
@@ -150,15 +188,34 @@ mod tests {
         }
         assert_eq!((passes.ended(), passes.ended_unasked), (0, false));
         passes.took_in(Time(2), PageId(7), 1, 1);
-        assert_eq!(passes.take_stats(), PassStats { ended: 1, carried: 100 });
+        let stats = passes.take_stats();
+        assert_eq!((stats.ended, stats.carried, stats.sent), (1, 100, 100));
         assert!(!passes.whole_guest_seen(), "what became dirty meanwhile has not come yet");
         passes.took_in(Time(3), PageId(7), 1, 1);
         assert!(passes.whole_guest_seen());
         passes.took_in(Time(3), PageId(9), 3, 3);
         passes.idle(Time(4));
-        assert_eq!(passes.take_stats(), PassStats { ended: 3, carried: 1 }, "the smaller of the two counts");
+        let stats = passes.take_stats();
+        assert_eq!((stats.ended, stats.carried, stats.sent), (3, 1, 105), "the smaller of the two counts");
         passes.idle(Time(5));
-        assert_eq!(passes.take_stats(), PassStats { ended: 4, carried: 0 });
+        let stats = passes.take_stats();
+        assert_eq!((stats.ended, stats.carried, stats.sent), (4, 0, 105));
+    }
+
+    #[test]
+    fn pages_that_are_skipped_belong_to_their_pass_and_may_be_all_of_it() {
+        let mut passes = Passes::new();
+        passes.started(Time(0), 100);
+        passes.took_in(Time(1), PageId(0), 60, 0);
+        passes.skipped(Time(2), PageId(60), 40);
+        passes.synced(Time(3), SyncInfo { count: Some(2), dirty_pages: Some(40) });
+        passes.skipped(Time(5), PageId(60), 40);
+        assert_eq!(passes.take_stats().last, Pass { sent: 60, skipped: 40, dirty: Some(40), duration_ns: 5 });
+        assert_eq!(passes.dirty_in_qemu(Time(5), 100), 40);
+        passes.took_in(Time(9), PageId(60), 1, 1);
+        let stats = passes.take_stats();
+        assert_eq!((stats.ended, stats.carried, stats.sent), (2, 40, 60));
+        assert_eq!(stats.last, Pass { sent: 0, skipped: 40, dirty: None, duration_ns: 4 });
     }
 
     #[test]
