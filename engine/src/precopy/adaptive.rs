@@ -49,6 +49,9 @@ pub struct AdaptiveConfig {
     pub throttle_step: f32,
     /// How long each step is tried. Default 2 s.
     pub throttle_every: Duration,
+    /// How long a share is waited for that the guest does not yield yet. Default 20 s: QEMU takes it at the second bitmap sync from
+    /// then, and a pass over a slow link takes seconds.
+    pub throttle_patience: Duration,
     /// The largest share. Default 0.9; when it has been tried as well, the migration is given up.
     pub throttle_most: f32,
 }
@@ -68,6 +71,7 @@ impl Default for AdaptiveConfig {
             throttle_first: 0.2,
             throttle_step: 0.1,
             throttle_every: Duration::from_secs(2),
+            throttle_patience: Duration::from_secs(20),
             throttle_most: 0.9,
         }
     }
@@ -78,14 +82,24 @@ impl Default for AdaptiveConfig {
 pub struct Adaptive {
     config: AdaptiveConfig,
     history: History,
-    /// The share of the guest's time taken, and since when.
-    throttle: Option<(f32, Time)>,
+    /// The caller's deadline has come.
+    late: bool,
+    throttle: Option<Throttle>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Throttle {
+    /// Of the guest's time.
+    share: f32,
+    asked: Time,
+    /// When the guest last was seen not to yield it; never: `asked`.
+    since: Time,
 }
 
 impl Adaptive {
     pub fn new(config: AdaptiveConfig) -> Self {
         let history = History { samples: VecDeque::new(), span_ns: ns(config.settle.max(config.patience)) };
-        Adaptive { config, history, throttle: None }
+        Adaptive { config, history, late: false, throttle: None }
     }
 
     fn may_switch(&self, view: &View) -> bool {
@@ -119,8 +133,10 @@ impl Adaptive {
         match (self.config.on_deadline, self.throttle) {
             (OnDeadline::Force, _) => Decision::SwitchOver,
             (OnDeadline::Abort, _) => give_up,
+            // Before that nothing tells whether it would converge.
+            (OnDeadline::Throttle, None) if !view.whole_guest_seen => Decision::Continue,
             (OnDeadline::Throttle, None) => self.take_share(view.now, self.config.throttle_first),
-            (OnDeadline::Throttle, Some((share, since))) => {
+            (OnDeadline::Throttle, Some(Throttle { share, since, .. })) => {
                 if view.now.since(since) < ns(self.config.throttle_every) {
                     Decision::Throttle(share)
                 } else if share >= self.config.throttle_most {
@@ -134,7 +150,7 @@ impl Adaptive {
 
     fn take_share(&mut self, now: Time, share: f32) -> Decision {
         let share = share.min(self.config.throttle_most);
-        self.throttle = Some((share, now));
+        self.throttle = Some(Throttle { share, asked: now, since: now });
         Decision::Throttle(share)
     }
 }
@@ -152,7 +168,7 @@ impl Policy for Adaptive {
                 return Decision::SwitchOver;
             }
         }
-        if view.now.since(view.started) >= ns(self.config.deadline) {
+        if self.late || view.now.since(view.started) >= ns(self.config.deadline) {
             return self.after_deadline(view);
         }
         Decision::Continue
@@ -160,6 +176,20 @@ impl Policy for Adaptive {
 
     fn resumed(&mut self, _now: Time) {
         self.history.samples.clear();
+    }
+
+    fn late(&mut self, _now: Time) {
+        self.late = true;
+    }
+
+    fn throttled(&mut self, now: Time, share: f32) {
+        /// QEMU counts in whole percents.
+        const ROUNDING: f32 = 0.006;
+        let Some(throttle) = &mut self.throttle else { return };
+        let waited = now.since(throttle.asked) >= ns(self.config.throttle_patience);
+        if share + ROUNDING < throttle.share && !waited {
+            throttle.since = now;
+        }
     }
 }
 
@@ -303,6 +333,55 @@ mod tests {
         assert_eq!(shares.len(), 8, "{shares:?}");
         assert!(shares.is_sorted() && shares.last() == Some(&0.9), "{shares:?}");
         assert!(matches!(end, Some((17_000, Decision::Abort(_)))), "{end:?}");
+    }
+
+    /// The guest yields a share `lag_ms` after it was asked for. When each was asked for, and when it was given up.
+    fn throttled_late(lag_ms: u64) -> (Vec<u64>, u64) {
+        let config = AdaptiveConfig {
+            deadline: Duration::MAX,
+            on_deadline: OnDeadline::Throttle,
+            throttle_most: 0.4,
+            ..AdaptiveConfig::default()
+        };
+        let mut policy = Adaptive::new(config);
+        policy.late(Time(0));
+        let (mut asked, mut yields): (Vec<(u64, f32)>, f32) = (Vec::new(), 0.0);
+        for now_ms in (0..200_000).step_by(100) {
+            match policy.decide(&view(now_ms, 2000, true)) {
+                Decision::Throttle(share) if asked.last().is_none_or(|(_, last)| *last != share) => {
+                    asked.push((now_ms, share));
+                }
+                Decision::Abort(_) => return (asked.into_iter().map(|(at_ms, _)| at_ms).collect(), now_ms),
+                _ => {}
+            }
+            if let Some((at_ms, share)) = asked.last()
+                && now_ms >= at_ms + lag_ms
+            {
+                yields = (share * 100.0).round() / 100.0;
+            }
+            policy.throttled(Time(now_ms * MS), yields);
+        }
+        panic!("never given up: {asked:?}");
+    }
+
+    #[test]
+    fn a_share_is_tried_from_when_the_guest_yields_it_on() {
+        assert_eq!(throttled_late(0), (vec![0, 2000, 4000], 6000));
+        assert_eq!(throttled_late(5000), (vec![0, 6900, 13_800], 20_700));
+    }
+
+    #[test]
+    fn a_guest_that_never_yields_is_not_waited_for_without_end() {
+        assert_eq!(throttled_late(1_000_000), (vec![0, 21_900, 43_800], 65_700));
+    }
+
+    #[test]
+    fn nothing_is_taken_from_a_guest_before_all_of_it_was_seen() {
+        let config = AdaptiveConfig { on_deadline: OnDeadline::Throttle, ..AdaptiveConfig::default() };
+        let mut policy = Adaptive::new(config);
+        policy.late(Time(0));
+        assert_eq!(policy.decide(&view(10, 2000, false)), Decision::Continue);
+        assert_eq!(policy.decide(&view(20, 2000, true)), Decision::Throttle(0.2));
     }
 
     #[test]

@@ -60,6 +60,12 @@ pub trait Policy: Send {
 
     /// The switch-over it asked for was given up and the guest runs on here.
     fn resumed(&mut self, _now: Time) {}
+
+    /// The deadline has come, by the clock of a caller that has its own.
+    fn late(&mut self, _now: Time) {}
+
+    /// Of the guest's time this share is really being taken: a guest may obey [`Decision::Throttle`] late.
+    fn throttled(&mut self, _now: Time, _share: f32) {}
 }
 
 /// The engine's encodings: all of them, unless a policy says otherwise.

@@ -464,6 +464,17 @@ impl Source {
         self.window.linked(stats, self.ready_bytes);
     }
 
+    /// The deadline has come, for a caller that keeps its own: what the policy does then, it does now.
+    pub fn deadline_passed(&mut self, now: Time) {
+        self.policy.late(now);
+    }
+
+    /// This share of its time is really being taken from the guest. To be told again and again after [`Action::Throttle`] by a
+    /// caller whose guest obeys late; one that is never told this has obeyed at once.
+    pub fn throttled(&mut self, now: Time, share: f32) {
+        self.policy.throttled(now, share);
+    }
+
     /// What the caller has measured of the stop outside the engine.
     pub fn set_terms(&mut self, terms: Terms) {
         self.terms = terms;
