@@ -47,11 +47,13 @@ pub struct AdaptiveConfig {
     /// QEMU's auto-converge.
     pub throttle_first: f32,
     pub throttle_step: f32,
-    /// How long each step is tried. Default 2 s.
+    /// How long each step is tried, and two passes at least: what was dirtied before it has to go first. Default 2 s.
     pub throttle_every: Duration,
-    /// How long a share is waited for that the guest does not yield yet. Default 20 s: QEMU takes it at the second bitmap sync from
-    /// then, and a pass over a slow link takes seconds.
+    /// How long a share is waited for that the guest does not yield yet, and the two passes after it. Default 20 s: QEMU takes it
+    /// at the second bitmap sync from then, and a pass over a slow link takes seconds.
     pub throttle_patience: Duration,
+    /// By how much `D` has to fall in that time for a step to be tried on, in 1/1000. Default 100.
+    pub throttle_worth_permille: u32,
     /// The largest share. Default 0.9; when it has been tried as well, the migration is given up.
     pub throttle_most: f32,
 }
@@ -72,6 +74,7 @@ impl Default for AdaptiveConfig {
             throttle_step: 0.1,
             throttle_every: Duration::from_secs(2),
             throttle_patience: Duration::from_secs(20),
+            throttle_worth_permille: 100,
             throttle_most: 0.9,
         }
     }
@@ -92,8 +95,10 @@ struct Throttle {
     /// Of the guest's time.
     share: f32,
     asked: Time,
-    /// When the guest last was seen not to yield it; never: `asked`.
+    /// From when on it is being tried: the guest yields it.
     since: Time,
+    /// `D` then, and the passes that had ended.
+    then: Option<(u64, u32)>,
 }
 
 impl Adaptive {
@@ -136,13 +141,25 @@ impl Adaptive {
             // Before that nothing tells whether it would converge.
             (OnDeadline::Throttle, None) if !view.whole_guest_seen => Decision::Continue,
             (OnDeadline::Throttle, None) => self.take_share(view.now, self.config.throttle_first),
-            (OnDeadline::Throttle, Some(Throttle { share, since, .. })) => {
-                if view.now.since(since) < ns(self.config.throttle_every) {
-                    Decision::Throttle(share)
-                } else if share >= self.config.throttle_most {
+            (OnDeadline::Throttle, Some(throttle)) => {
+                let (stop_ns, passes) = (view.prediction.total_ns, view.pass.ended);
+                let then @ (before_ns, passes_before) = throttle.then.unwrap_or((stop_ns, passes));
+                let worth_ns = before_ns / 1000 * u64::from(self.config.throttle_worth_permille);
+                let elapsed_ns = view.now.since(throttle.since);
+                let tried = elapsed_ns >= ns(self.config.throttle_every)
+                    && (passes >= passes_before.saturating_add(2)
+                        || elapsed_ns >= ns(self.config.throttle_patience));
+                if !tried {
+                    self.throttle = Some(Throttle { then: Some(then), ..throttle });
+                    Decision::Throttle(throttle.share)
+                } else if stop_ns.saturating_add(worth_ns) <= before_ns {
+                    self.throttle =
+                        Some(Throttle { since: view.now, then: Some((stop_ns, passes)), ..throttle });
+                    Decision::Throttle(throttle.share)
+                } else if throttle.share >= self.config.throttle_most {
                     give_up
                 } else {
-                    self.take_share(view.now, share + self.config.throttle_step)
+                    self.take_share(view.now, throttle.share + self.config.throttle_step)
                 }
             }
         }
@@ -150,7 +167,7 @@ impl Adaptive {
 
     fn take_share(&mut self, now: Time, share: f32) -> Decision {
         let share = share.min(self.config.throttle_most);
-        self.throttle = Some(Throttle { share, asked: now, since: now });
+        self.throttle = Some(Throttle { share, asked: now, since: now, then: None });
         Decision::Throttle(share)
     }
 }
@@ -174,8 +191,11 @@ impl Policy for Adaptive {
         Decision::Continue
     }
 
-    fn resumed(&mut self, _now: Time) {
+    fn resumed(&mut self, now: Time) {
         self.history.samples.clear();
+        if let Some(throttle) = &mut self.throttle {
+            (throttle.asked, throttle.since, throttle.then) = (now, now, None);
+        }
     }
 
     fn late(&mut self, _now: Time) {
@@ -188,7 +208,7 @@ impl Policy for Adaptive {
         let Some(throttle) = &mut self.throttle else { return };
         let waited = now.since(throttle.asked) >= ns(self.config.throttle_patience);
         if share + ROUNDING < throttle.share && !waited {
-            throttle.since = now;
+            (throttle.since, throttle.then) = (now, None);
         }
     }
 }
@@ -243,7 +263,7 @@ mod tests {
             now: Time(now_ms * MS),
             started: Time(0),
             pass_ended: false,
-            pass: PassStats::default(),
+            pass: PassStats { ended: (now_ms / 100) as u32, ..PassStats::default() },
             link: LinkStats::default(),
             residual: Residual::default(),
             prediction: Prediction {
@@ -373,6 +393,46 @@ mod tests {
     #[test]
     fn a_guest_that_never_yields_is_not_waited_for_without_end() {
         assert_eq!(throttled_late(1_000_000), (vec![0, 21_900, 43_800], 65_700));
+    }
+
+    #[test]
+    fn a_share_is_tried_for_two_passes() {
+        let config = AdaptiveConfig {
+            deadline: Duration::from_secs(1),
+            on_deadline: OnDeadline::Throttle,
+            throttle_most: 0.2,
+            ..AdaptiveConfig::default()
+        };
+        let given_up = |pass_ms: u64| {
+            let mut policy = Adaptive::new(config.clone());
+            (0..60_000).step_by(10).find(|now_ms| {
+                let ended = (now_ms / pass_ms) as u32;
+                let view =
+                    View { pass: PassStats { ended, ..PassStats::default() }, ..view(*now_ms, 2000, true) };
+                matches!(policy.decide(&view), Decision::Abort(_))
+            })
+        };
+        assert_eq!([500, 3000, 50_000].map(given_up), [Some(3000), Some(6000), Some(21_000)]);
+    }
+
+    #[test]
+    fn a_share_that_helps_is_given_its_time() {
+        let config = AdaptiveConfig {
+            deadline: Duration::from_secs(1),
+            on_deadline: OnDeadline::Throttle,
+            throttle_most: 0.2,
+            ..AdaptiveConfig::default()
+        };
+        // A tenth of a second per second, to 1000 ms: too little to be waited for with the guest stopped at its end.
+        let stop = |now_ms: u64| 3000u64.saturating_sub(now_ms.saturating_sub(1000) / 5).max(1000);
+        let mut policy = Adaptive::new(config);
+        let end = (0..60_000).step_by(10).find_map(|now_ms| {
+            match policy.decide(&view(now_ms, stop(now_ms), true)) {
+                Decision::Continue | Decision::Throttle(_) => None,
+                other => Some((now_ms, other)),
+            }
+        });
+        assert!(matches!(end, Some((11_000..14_000, Decision::Abort(_)))), "{end:?}");
     }
 
     #[test]

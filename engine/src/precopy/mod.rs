@@ -58,7 +58,7 @@ pub trait Policy: Send {
         None
     }
 
-    /// The switch-over it asked for was given up and the guest runs on here.
+    /// The switch-over it asked for was given up and the guest runs on here; or it was not asked for a while.
     fn resumed(&mut self, _now: Time) {}
 
     /// The deadline has come, by the clock of a caller that has its own.

@@ -13,6 +13,7 @@ impl Source {
     pub(super) fn ask_policy(&mut self, now: Time) -> Option<Action> {
         let started = self.layout_at?;
         if self.phase != Phase::Live
+            || self.undecided
             || self.raw.begun()
             || !(self.passes.ended_unasked || now >= self.next_decision)
         {
@@ -74,8 +75,8 @@ impl Source {
 
     /// When to be polled again, if that has changed.
     pub(super) fn wake_up(&mut self, now: Time) -> Option<Action> {
-        let decision = (self.phase == Phase::Live && self.layout_at.is_some() && !self.raw.begun())
-            .then_some(self.next_decision);
+        let asked = self.phase == Phase::Live && self.layout_at.is_some();
+        let decision = (asked && !self.undecided && !self.raw.begun()).then_some(self.next_decision);
         let wake = decision.into_iter().chain(self.idle_until).chain(self.limiter.opens_at()).min()?.max(now);
         if self.wake == Some(wake) {
             return None;

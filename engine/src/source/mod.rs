@@ -177,6 +177,8 @@ pub struct Source {
     phase: Phase,
     idle_until: Option<Time>,
     next_decision: Time,
+    /// The policy is not asked just now.
+    undecided: bool,
     throttle: f32,
     wake: Option<Time>,
     polled_at: Time,
@@ -246,6 +248,7 @@ impl Source {
             phase: Phase::Live,
             idle_until: None,
             next_decision: Time::default(),
+            undecided: false,
             throttle: 0.0,
             wake: None,
             polled_at: Time::default(),
@@ -467,6 +470,14 @@ impl Source {
     /// The deadline has come, for a caller that keeps its own: what the policy does then, it does now.
     pub fn deadline_passed(&mut self, now: Time) {
         self.policy.late(now);
+    }
+
+    /// The peer is not reached, and nothing is decided meanwhile; or it is reached again.
+    pub fn outage(&mut self, now: Time, down: bool) {
+        if std::mem::replace(&mut self.undecided, down) && !down {
+            self.next_decision = now.plus(self.config.policy_interval);
+            self.policy.resumed(now);
+        }
     }
 
     /// This share of its time is really being taken from the guest. To be told again and again after [`Action::Throttle`] by a
