@@ -56,6 +56,7 @@ impl Daemon {
     pub fn migrate(self: &Rc<Self>, arguments: MigrateArguments) -> Result<Id, Outcome> {
         check_name(&arguments.guest)?;
         check_limit(arguments.limit_bytes_per_s)?;
+        source::check(&arguments)?;
         let id = Id::random();
         let (guest, to) = (&arguments.guest, Some(arguments.to.as_str()));
         let entry = self.registry.enter(id, guest, Role::Source, to, Phase::Preparing)?;

@@ -39,6 +39,7 @@ struct State {
     phase: Phase,
     peer: Option<String>,
     numbers: Numbers,
+    throttle_percent: u64,
     outage: Option<Outage>,
     stop: Option<StopTimes>,
     outcome: Option<Outcome>,
@@ -109,6 +110,7 @@ impl Registry {
             phase,
             peer: peer.map(str::to_owned),
             numbers: Numbers::default(),
+            throttle_percent: 0,
             outage: None,
             stop: None,
             outcome: None,
@@ -208,6 +210,10 @@ impl Entry {
         self.publish(EventKind::Progress);
     }
 
+    pub fn set_throttle(&self, percent: u64) {
+        lock(&self.state).throttle_percent = percent;
+    }
+
     /// The peer is not reached any more; it is sought for `timeout`.
     pub fn link_down(&self, why: &str, timeout: Duration) {
         let mut state = lock(&self.state);
@@ -262,7 +268,7 @@ impl Entry {
             peer: state.peer,
             phase: state.phase,
             elapsed_ms: elapsed.as_millis() as u64,
-            numbers: state.numbers,
+            numbers: Numbers { throttle_percent: state.throttle_percent, ..state.numbers },
             link: outage.map(|outage| wire::Outage {
                 down: outage.over.is_none(),
                 for_ms: (outage.over.unwrap_or_else(Instant::now) - outage.since).as_millis() as u64,

@@ -60,8 +60,12 @@ pub struct MigrateArguments {
     pub deadline_ms: Option<u64>,
     #[serde(default)]
     pub on_deadline: OnDeadline,
-    #[serde(default)]
-    pub policy: Policy,
+    /// Of the guest's CPU time, at most, with [`OnDeadline::Throttle`]. Left out: 80.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub throttle_max_percent: Option<u8>,
+    /// By name. Left out: `adaptive`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
     #[serde(default)]
     pub switchover: Switchover,
     /// Relay QEMU's stream as it is.
@@ -119,21 +123,11 @@ fn given<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<Option<u64>>, 
 pub enum OnDeadline {
     /// Stop the guest, however long the rest takes.
     Force,
+    /// Take more and more of its CPU time, as much as --throttle-max allows; give up if that does not help either.
+    Throttle,
     /// Give up; the guest runs on at the source.
     #[default]
     Abort,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Policy {
-    /// Stop when the predicted downtime is within the target, or will not get better.
-    #[default]
-    Adaptive,
-    /// Xen 3: 29 passes, 3 x RAM, fewer than 50 pages.
-    #[value(name = "xen-3")]
-    #[serde(rename = "xen-3")]
-    Xen3,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -295,6 +289,8 @@ pub struct Numbers {
     pub dirty_bytes_per_s: u64,
     /// Pages that went as a delta to what was sent before.
     pub delta_pages: u64,
+    /// Of the guest's CPU time, what its QEMU takes from it now so that it dirties less.
+    pub throttle_percent: u64,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -322,7 +318,7 @@ mod tests {
             r#"{"execute": "migrate", "arguments": {"guest": "web", "qmp": "/q", "to": "osaka"}, "id": 1}"#;
         let request: Request = serde_json::from_str(line).unwrap();
         let Command::Migrate(arguments) = request.command else { panic!("{request:?}") };
-        assert_eq!((arguments.policy, arguments.switchover), (Policy::Adaptive, Switchover::Fast));
+        assert_eq!((arguments.policy, arguments.switchover), (None, Switchover::Fast));
         assert_eq!((arguments.deadline_ms, arguments.on_deadline), (None, OnDeadline::Abort));
         assert_eq!(request.id, Some(Value::from(1)));
         let list: Request = serde_json::from_str(r#"{"execute": "list"}"#).unwrap();

@@ -17,13 +17,15 @@ mod table;
 use crate::api::client::{Client, ClientError};
 use crate::api::link::LinkArguments;
 use crate::api::wire::{
-    Command, Delta, MigrateArguments, OnDeadline, Policy, Priority, ReceiveArguments, SetArguments, Started,
-    Status, Switchover, Which,
+    Command, Delta, MigrateArguments, OnDeadline, Priority, ReceiveArguments, SetArguments, Started, Status,
+    Switchover, Which,
 };
 use crate::config::Config;
 use crate::id::Id;
 use crate::outcome::{Ending, Whereabouts};
+use crate::source::POLICIES;
 use crate::units;
+use clap::builder::PossibleValuesParser;
 use clap::{CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -84,9 +86,12 @@ enum Verb {
         /// What to do at the deadline.
         #[arg(long, value_enum, default_value = "abort")]
         on_deadline: OnDeadline,
-        /// Who decides when to stop the guest.
-        #[arg(long, value_enum, default_value = "adaptive")]
-        policy: Policy,
+        /// Of the guest's CPU time, what --on-deadline throttle may take from it; the rest is left. Default: 80.
+        #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=99))]
+        throttle_max: Option<u8>,
+        /// Who decides when to stop the guest. Default: adaptive.
+        #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(POLICIES))]
+        policy: Option<String>,
         /// How the guest is handed over.
         #[arg(long, value_enum, default_value = "fast")]
         switchover: Switchover,
@@ -229,6 +234,7 @@ fn obey(cli: &Cli) -> Result<Ending, CliError> {
             downtime,
             deadline,
             on_deadline,
+            throttle_max,
             policy,
             switchover,
             raw,
@@ -244,7 +250,8 @@ fn obey(cli: &Cli) -> Result<Ending, CliError> {
                 downtime_ms: downtime.map(|d| d.as_millis() as u64),
                 deadline_ms: deadline.map(|d| d.as_millis() as u64),
                 on_deadline: *on_deadline,
-                policy: *policy,
+                throttle_max_percent: *throttle_max,
+                policy: policy.clone(),
                 switchover: *switchover,
                 raw: *raw,
                 delta: *delta,

@@ -135,6 +135,9 @@ fn line(status: &Status) -> String {
             n.rtt_us as f64 / 1000.0,
             n.predicted_stop_ms,
         );
+        if n.throttle_percent > 0 {
+            text += &format!(" throttle_percent={}", n.throttle_percent);
+        }
     }
     text
 }
@@ -177,6 +180,9 @@ fn block(status: &Status) -> Vec<String> {
             (_, 0) => "  stop if now: not known yet".to_owned(),
             (_, ms) => format!("  stop if now: {}", Span(Duration::from_millis(ms))),
         });
+        if n.throttle_percent > 0 && !status.phase.is_final() {
+            lines.push(format!("  slowed down: {} % of its CPU time is taken", n.throttle_percent));
+        }
     }
     lines
 }

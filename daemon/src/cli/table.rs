@@ -90,6 +90,9 @@ pub fn status(status: &Status, json: bool) -> io::Result<()> {
         if n.predicted_stop_ms > 0 && !over {
             writeln!(out, "stop        {} if it were now", Span(Duration::from_millis(n.predicted_stop_ms)))?;
         }
+        if n.throttle_percent > 0 && !over {
+            writeln!(out, "slowed down {} % of the guest's CPU time is taken", n.throttle_percent)?;
+        }
     }
     if let Some(sharing) = &status.sharing {
         match sharing.limit_bytes_per_s {

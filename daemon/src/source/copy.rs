@@ -3,7 +3,7 @@
 use super::gate::{Gate, GateConfig, Look, Step};
 use super::guest::Hold;
 use super::pump::{FromPump, ToPump};
-use super::{Migration, SourceError, options};
+use super::{Migration, SourceError, options, throttle};
 use crate::api::wire::OnDeadline;
 use hikyaku_engine::{PAGE_BYTES, SourceConfig, SyncInfo};
 use std::time::{Duration, Instant};
@@ -51,6 +51,10 @@ impl Migration {
                         wanted = true;
                         continue;
                     }
+                    Some(FromPump::Throttle(share)) => {
+                        self.take_time(throttle::percent(share)).await;
+                        continue;
+                    }
                     _ => continue,
                 },
                 rate = &mut sampling, if !sampled => {
@@ -66,6 +70,7 @@ impl Migration {
             if gated && (info.is("pre-switchover") || info.is("device") || info.is("completed")) {
                 return Err(SourceError::StoppedItself);
             }
+            self.see_time_taken(info.cpu_throttle_percentage);
             let Some(ram) = info.ram else {
                 // Not set up yet: nothing is dirty that could be counted.
                 if std::mem::take(&mut used_up) {
@@ -126,18 +131,50 @@ impl Migration {
         let Some(deadline) = self.deadline.look(Instant::now(), syncs >= 2, self.down.is_some()) else {
             return Ok(false);
         };
+        let first = self.late.replace(deadline).is_none();
         match self.arguments.on_deadline {
             OnDeadline::Force => Ok(true),
-            OnDeadline::Abort => Err(SourceError::NotConverged {
-                deadline,
-                stop: match self.raw {
-                    true => self
-                        .raw_transfer(remaining_bytes)
-                        .map(|transfer| transfer.saturating_add(self.round_trip())),
-                    false => self.entry.predicted_stop(),
-                },
-                downtime: options::downtime(&self.arguments),
-            }),
+            // The engine sees no pages of a stream that is not understood.
+            OnDeadline::Throttle if !self.raw => {
+                if first {
+                    self.inbox.push(ToPump::DeadlinePassed);
+                }
+                Ok(false)
+            }
+            OnDeadline::Throttle | OnDeadline::Abort => Err(self.not_converged(match self.raw {
+                true => self
+                    .raw_transfer(remaining_bytes)
+                    .map(|transfer| transfer.saturating_add(self.round_trip())),
+                false => self.entry.predicted_stop(),
+            })),
+        }
+    }
+
+    /// `stop`: how long the guest would stand if it were stopped now.
+    pub(super) fn not_converged(&self, stop: Option<Duration>) -> SourceError {
+        SourceError::NotConverged {
+            deadline: self.late.unwrap_or_default(),
+            stop,
+            downtime: options::downtime(&self.arguments),
+            throttle: self.throttle,
+        }
+    }
+
+    /// Has QEMU take so much of the guest's time. It will do so at a later sync of its own.
+    async fn take_time(&mut self, percent: u8) {
+        tracing::info!(id = %self.entry.id.short(), percent, "the guest is slowed down");
+        self.throttle = Some(percent);
+        if let Err(error) = self.guest.throttle(percent).await {
+            // The engine waits for it in vain, asks for more, and gives up in the end.
+            tracing::warn!(%error, "QEMU does not slow the guest down");
+        }
+    }
+
+    fn see_time_taken(&mut self, percent: Option<u64>) {
+        if self.throttle.is_some() {
+            let percent = percent.unwrap_or(0).min(99);
+            self.entry.set_throttle(percent);
+            self.inbox.push(ToPump::Throttled(percent as f32 / 100.0));
         }
     }
 }

@@ -13,6 +13,8 @@ use std::time::Duration;
 pub enum SourceError {
     #[error("no peer \"{0}\" in the configuration")]
     UnknownPeer(String),
+    #[error("no policy \"{0}\"")]
+    UnknownPolicy(String),
     #[error("the configuration does not allow sending guests to \"{0}\"")]
     NotAllowedHere(String),
     #[error("the guest cannot be asked: {0}")]
@@ -40,10 +42,10 @@ pub enum SourceError {
     #[error("no resources for the migration: {0}")]
     Resources(std::io::Error),
     #[error(
-        "not converging: after {} s stopping the guest would still take {}, {} ms are aimed at",
-        .deadline.as_secs_f32(), told(.stop), .downtime.as_millis()
+        "not converging: after {} s{} stopping the guest would still take {}, {} ms are aimed at",
+        .deadline.as_secs_f32(), slowed(.throttle), told(.stop), .downtime.as_millis()
     )]
-    NotConverged { deadline: Duration, stop: Option<Duration>, downtime: Duration },
+    NotConverged { deadline: Duration, stop: Option<Duration>, downtime: Duration, throttle: Option<u8> },
     #[error("{0}")]
     Engine(AbortReason),
     #[error("the destination sent {0}, which is not its to send now")]
@@ -83,6 +85,7 @@ impl SourceError {
             SourceError::UnknownPeer(_) => {
                 (Ending::Usage, "Peers stand in the configuration file, under [[peer]]")
             }
+            SourceError::UnknownPolicy(_) => (Ending::Usage, ""),
             SourceError::NotAllowedHere(_) => (Ending::NotAllowed, "Give the peer allow = [\"send\"]"),
             SourceError::Link(LinkError::UnknownPeer(_)) => (Ending::Usage, ""),
             SourceError::Link(LinkError::NotAllowedHere(_)) => {
@@ -112,10 +115,17 @@ impl SourceError {
                     _ => (Ending::Failed, ""),
                 }
             }
+            SourceError::NotConverged { throttle: Some(_), .. } => (
+                Ending::NotConverged,
+                "Allow a longer stop (--downtime), take more of its time (--throttle-max), or force it (--on-deadline force)",
+            ),
             SourceError::NotConverged { .. } => (
                 Ending::NotConverged,
-                "Allow a longer stop (--downtime) or more time (--deadline), or force it (--on-deadline force)",
+                "Allow a longer stop (--downtime) or more time (--deadline), slow it down (--on-deadline throttle), or force it (--on-deadline force)",
             ),
+            SourceError::Qmp(GuestError::NoThrottle) => {
+                (Ending::Incompatible, "Choose another --on-deadline")
+            }
             SourceError::Cancelled => (Ending::Cancelled, ""),
             SourceError::Protocol(_) => (Ending::Incompatible, "Update the older daemon"),
             SourceError::Lost(_) | SourceError::LostWhileStopped(_) => (
@@ -127,6 +137,10 @@ impl SourceError {
         };
         Outcome::new(ending, guest, self.to_string()).advise(advice)
     }
+}
+
+fn slowed(throttle: &Option<u8>) -> String {
+    throttle.map_or_else(String::new, |percent| format!(", and slowed down by {percent} % for some of them,"))
 }
 
 /// A stop that was foretold, or not.

@@ -1,5 +1,6 @@
 //! The guest at its source, through QMP: what is asked of its QEMU, and in which state each call leaves the guest.
 
+use super::throttle;
 use crate::protocol::GuestFacts;
 use hikyaku_qemu::qmp::{Client, ClientConfig, MigrateInfo, Overdue, QmpError, RunState, within};
 use serde_json::{Value, json};
@@ -17,7 +18,7 @@ const OFF: [&str; 11] = [
     "multifd",
     "compress",
     "postcopy-ram",
-    "auto-converge",
+    throttle::AUTO_CONVERGE,
     "x-colo",
     "background-snapshot",
     "zero-copy-send",
@@ -42,6 +43,8 @@ pub enum GuestError {
     Migrating(String),
     #[error("this QEMU knows no return path; it is older than 2.10")]
     NoReturnPath,
+    #[error("this QEMU cannot be told how much to slow its guest down; it is older than 3.1")]
+    NoThrottle,
     #[error("no socket pair: {0}")]
     SocketPair(io::Error),
     #[error("QEMU gave the migration up: {0}")]
@@ -76,6 +79,8 @@ pub struct SourceGuest {
     pub hold: Hold,
     /// It runs, so it is to run afterwards.
     pub runs: bool,
+    /// Its time may be taken from it if it does not converge.
+    may_throttle: bool,
     before: Before,
 }
 
@@ -86,8 +91,12 @@ struct Before {
 }
 
 impl SourceGuest {
-    /// Looks, and changes nothing.
-    pub async fn connect(socket: &Path, timeout: Duration) -> Result<SourceGuest, GuestError> {
+    /// Looks, and changes nothing. `may_throttle`: the guest may have to be slowed down.
+    pub async fn connect(
+        socket: &Path,
+        timeout: Duration,
+        may_throttle: bool,
+    ) -> Result<SourceGuest, GuestError> {
         let config = ClientConfig { command_timeout: timeout, ..ClientConfig::default() };
         let qmp = Client::connect(socket, config).await?;
         let state = qmp.query_status().await?;
@@ -113,7 +122,28 @@ impl SourceGuest {
             parameters: qmp.query_migrate_parameters().await?,
         };
         let facts = facts(&qmp).await?;
-        Ok(SourceGuest { qmp, facts, hold, runs: state.running, before })
+        let guest = SourceGuest { qmp, facts, hold, runs: state.running, may_throttle, before };
+        if may_throttle && !guest.can_be_throttled() {
+            return Err(GuestError::NoThrottle);
+        }
+        Ok(guest)
+    }
+
+    /// This QEMU has this capability.
+    pub(super) fn knows(&self, capability: &str) -> bool {
+        self.before.capabilities.iter().any(|(name, _)| name == capability)
+    }
+
+    /// What a migration parameter was before we came. None: this QEMU does not know it.
+    pub(super) fn parameter(&self, name: &str) -> Option<&Value> {
+        self.before.parameters.get(name)
+    }
+
+    pub(super) async fn set_parameters(
+        &self,
+        parameters: serde_json::Map<String, Value>,
+    ) -> Result<(), GuestError> {
+        Ok(self.qmp.migrate_set_parameters(Value::Object(parameters)).await?)
     }
 
     /// Begins QEMU's migration into the socket that is returned. The guest runs on.
@@ -124,7 +154,14 @@ impl SourceGuest {
             Hold::Ack => wanted.extend([("switchover-ack", true), ("pause-before-switchover", false)]),
             Hold::Gate => wanted.push(("pause-before-switchover", true)),
         }
+        if self.may_throttle {
+            wanted.retain(|(name, _)| *name != throttle::AUTO_CONVERGE);
+            wanted.push((throttle::AUTO_CONVERGE, true));
+        }
         self.qmp.migrate_set_capabilities(&wanted).await?;
+        if self.may_throttle {
+            self.hold_throttle().await?;
+        }
         let parameters = json!({ "max-bandwidth": 0, "downtime-limit": HELD_DOWNTIME_MS });
         self.qmp.migrate_set_parameters(parameters).await?;
         let (ours, theirs) = UnixStream::pair().map_err(GuestError::SocketPair)?;
@@ -257,12 +294,13 @@ impl SourceGuest {
             tracing::warn!(%error, "QEMU's migration capabilities stay as we set them");
         }
         let mut parameters = serde_json::Map::new();
-        for name in ["max-bandwidth", "downtime-limit"] {
-            if let Some(value) = self.before.parameters.get(name) {
-                parameters.insert(name.into(), value.clone());
+        let throttle = if self.may_throttle { &throttle::PARAMETERS[..] } else { &[] };
+        for name in ["max-bandwidth", "downtime-limit"].iter().chain(throttle) {
+            if let Some(value) = self.parameter(name) {
+                parameters.insert((*name).into(), value.clone());
             }
         }
-        if let Err(error) = self.qmp.migrate_set_parameters(Value::Object(parameters)).await {
+        if let Err(error) = self.set_parameters(parameters).await {
             tracing::warn!(%error, "QEMU's migration parameters stay as we set them");
         }
     }

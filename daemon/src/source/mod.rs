@@ -26,9 +26,11 @@ mod pump;
 mod return_path;
 mod sharing;
 mod standing;
+mod throttle;
 
 pub use error::SourceError;
 pub use guest::{GuestError, continue_guest, facts};
+pub use options::{POLICIES, check};
 
 use crate::api::wire::{MigrateArguments, StopTimes, Switchover};
 use crate::daemon::Daemon;
@@ -43,6 +45,7 @@ use crate::registry::Entry;
 use deadline::Deadline;
 use events::PeerEvents;
 use guest::{Hold, SourceGuest};
+use hikyaku_engine::AbortReason;
 use hikyaku_transport::{Ebb, Lost, SessionId, TxSession};
 use intake::Intake;
 use pump::{FromPump, Pump, ToPump};
@@ -72,6 +75,10 @@ struct Migration {
     mailbox: Mailbox,
     begun: Instant,
     deadline: Deadline,
+    /// It has come, and the engine was told.
+    late: Option<Duration>,
+    /// Of the guest's time, in percent, what its QEMU was told to take.
+    throttle: Option<u8>,
     /// It runs, as far as nobody but us stops it; so it is to run afterwards.
     runs: bool,
     /// The guest may have been stopped by us.
@@ -107,9 +114,13 @@ impl Migration {
             return Err(SourceError::UnknownPeer(arguments.to));
         }
         let asked = async {
-            let guest = SourceGuest::connect(&arguments.qmp, config.guest.qmp_timeout)
-                .await
-                .map_err(SourceError::Qmp)?;
+            let guest = SourceGuest::connect(
+                &arguments.qmp,
+                config.guest.qmp_timeout,
+                options::may_throttle(&arguments),
+            )
+            .await
+            .map_err(SourceError::Qmp)?;
             let link = daemon.link_to(&arguments.to).await?;
             let inbox = Arc::new(Inbox::new().map_err(SourceError::Resources)?);
             let (events, mailbox) = PeerEvents::new(inbox.clone());
@@ -132,18 +143,15 @@ impl Migration {
             () = entry.cancelled() => return Err(SourceError::Cancelled),
         };
 
+        let mut engine = options::engine(config, &daemon.workers, &arguments, guest.hold)
+            .ok_or_else(|| SourceError::UnknownPolicy(arguments.policy.clone().unwrap_or_default()))?;
+        engine.dictionary_slots(welcome.dictionary_slots);
         let sharing = sharing::Follower::start(session.clone(), entry.clone());
         let (to_controller, from_pump) = unbounded_channel();
         let begun = guest.begin().await.map_err(SourceError::from).and_then(|qemu| {
             let pump = Pump {
                 qemu,
-                engine: options::engine(
-                    config,
-                    &daemon.workers,
-                    &arguments,
-                    guest.hold,
-                    welcome.dictionary_slots,
-                ),
+                engine,
                 intake: if arguments.raw { Intake::raw() } else { Intake::native() },
                 tx: session.clone(),
                 workers: daemon.workers.clone(),
@@ -179,6 +187,8 @@ impl Migration {
             mailbox,
             begun: Instant::now(),
             deadline,
+            late: None,
+            throttle: None,
             stopped: false,
             ready: false,
             verdict: None,
@@ -405,6 +415,9 @@ impl Migration {
             Some(FromPump::RamEnded) => {
                 self.ram_ended = true;
                 Ok(None)
+            }
+            Some(FromPump::Abort(AbortReason::NotConverging { predicted_ms, .. })) => {
+                Err(self.not_converged(Some(Duration::from_millis(predicted_ms))))
             }
             Some(FromPump::Abort(reason)) => Err(SourceError::Engine(reason)),
             Some(FromPump::WentRaw(why)) => {

@@ -50,6 +50,10 @@ pub enum ToPump {
     Room(Arc<AtomicBool>),
     Encoded(Encoded),
     Sync(SyncInfo),
+    /// The deadline has come, and the engine is to do something about it.
+    DeadlinePassed,
+    /// Of the guest's time this share is being taken.
+    Throttled(f32),
     /// Bytes for the source QEMU, on its return path.
     ReturnPath(Vec<u8>),
     GuestStopped,
@@ -66,6 +70,8 @@ pub enum ToPump {
 pub enum FromPump {
     /// The policy wants the guest stopped.
     Switch,
+    /// It wants this share of the guest's time taken from it.
+    Throttle(f32),
     Abort(AbortReason),
     /// RAM's last record was read: device state follows.
     RamEnded,
@@ -219,9 +225,13 @@ impl Running {
                 // Credit and goodput changed with it.
                 self.link_at = Instant::now();
             }
-            ToPump::LinkDown => self.link_down = true,
+            ToPump::LinkDown => {
+                self.link_down = true;
+                engine.outage(now, true);
+            }
             ToPump::LinkUp => {
                 self.link_down = false;
+                engine.outage(now, false);
                 if std::mem::take(&mut self.switch) && !self.stopped {
                     engine.guest_resumed(now);
                 }
@@ -233,6 +243,8 @@ impl Running {
             }
             ToPump::Encoded(encoded) => engine.encoded(now, encoded),
             ToPump::Sync(info) => engine.sync(now, info),
+            ToPump::DeadlinePassed => engine.deadline_passed(now),
+            ToPump::Throttled(share) => engine.throttled(now, share),
             ToPump::ReturnPath(bytes) => self.return_path.extend_from_slice(&bytes),
             ToPump::GuestStopped => {
                 engine.guest_stopped(now);
@@ -292,8 +304,7 @@ impl Running {
                         self.tell(FromPump::Switch);
                     }
                 }
-                // No policy that is offered asks for it.
-                Action::Throttle(share) => tracing::warn!(share, "throttling is not done by this daemon"),
+                Action::Throttle(share) => self.tell(FromPump::Throttle(share)),
                 Action::Abort(reason) => self.tell(FromPump::Abort(reason)),
                 Action::WakeAt(at) => self.wake_at = Some(at),
             }
@@ -343,6 +354,8 @@ impl Running {
             predicted_stop_ms: progress.predicted_stop_ms.unwrap_or(0),
             dirty_bytes_per_s: progress.dirty_pages_per_s * page,
             delta_pages: progress.deltas_sent,
+            // The controller's.
+            throttle_percent: 0,
         };
         self.tell(FromPump::Numbers(numbers));
     }

@@ -43,6 +43,16 @@ impl Running {
         });
     }
 
+    /// Waits until so much of the guest's time is being taken from it.
+    #[track_caller]
+    pub fn wait_throttled(&self, percent: u64) {
+        self.wait_line(&format!("throttle of {percent} %"), MIGRATE_LIMIT, |line| {
+            event(line).is_some_and(|event| {
+                event["data"]["numbers"]["throttle_percent"].as_u64().is_some_and(|taken| taken >= percent)
+            })
+        });
+    }
+
     /// Waits until the other side has so much of the guest.
     #[track_caller]
     pub fn wait_acked(&self, bytes: u64) {
