@@ -65,6 +65,7 @@ struct Inner {
     to_writer: mpsc::Sender<Outgoing>,
     tasks: [AbortHandle; 2],
     version: GreetingVersion,
+    peer_pid: Option<i32>,
     next_id: AtomicU64,
 }
 
@@ -126,6 +127,7 @@ impl Client {
             waiting: Mutex::default(),
             events: Hub::default(),
         });
+        let peer_pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).filter(|pid| *pid > 0);
         let stream = Arc::new(stream);
         let (greeted, greeting) = oneshot::channel();
         let (to_writer, from_callers) = mpsc::channel(QUEUED_COMMANDS);
@@ -136,6 +138,7 @@ impl Client {
             to_writer,
             tasks: [reader.abort_handle(), writer.abort_handle()],
             version: GreetingVersion::default(),
+            peer_pid,
             next_id: AtomicU64::new(1),
         };
         let error = |kind| QmpError { socket, command: "connect".into(), kind };
@@ -157,6 +160,11 @@ impl Client {
     /// QEMU's version, as its greeting said.
     pub fn greeting_version(&self) -> &GreetingVersion {
         &self.inner.version
+    }
+
+    /// The process that listens on the socket, or made it for QEMU. None: it is in another namespace.
+    pub fn peer_pid(&self) -> Option<i32> {
+        self.inner.peer_pid
     }
 
     /// Events from now on.

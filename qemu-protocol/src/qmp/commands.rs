@@ -202,6 +202,19 @@ impl Client {
         self.execute("query-memory-size-summary", ()).await
     }
 
+    /// What the guest has left itself of its memory. None: it has no balloon.
+    pub async fn balloon_bytes(&self) -> Result<Option<u64>, QmpError> {
+        #[derive(Deserialize)]
+        struct Balloon {
+            actual: u64,
+        }
+        match self.execute::<Balloon>("query-balloon", ()).await {
+            Ok(balloon) => Ok(Some(balloon.actual)),
+            Err(error) if error.is_refusal() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     pub async fn query_name(&self) -> Result<Option<String>, QmpError> {
         #[derive(Deserialize)]
         struct Name {
