@@ -3,13 +3,14 @@
 use crate::api::wire::{MigrateArguments, ReceiveArguments, Role};
 use crate::config::Config;
 use crate::destination::{self, Armed, Arrival, WaitingGuest};
+use crate::estimate::Estimates;
 use crate::id::Id;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::Phase;
 use crate::protocol::{self, Hello, PROTOCOL, Refusal};
 use crate::records::Records;
 use crate::registry::Registry;
-use crate::source;
+use crate::source::{self, experience::Experience};
 use crate::units::LIMIT_BYTES_PER_S_MIN;
 use crate::workers::Workers;
 use hikyaku_transport::{Acceptor, Incoming, Link, LinkError, Lost, Node, PeerName, RxEvents};
@@ -28,6 +29,9 @@ pub struct Daemon {
     pub records: Records,
     pub registry: Registry,
     pub workers: Workers,
+    /// What earlier moves have taught.
+    pub experience: RefCell<Experience>,
+    pub estimates: RefCell<Estimates>,
     armed: RefCell<HashMap<String, Sender<Arrival>>>,
     receiving: RefCell<HashSet<Id>>,
 }
@@ -40,6 +44,8 @@ impl Daemon {
             records,
             registry: Registry::default(),
             workers,
+            experience: RefCell::default(),
+            estimates: RefCell::default(),
             armed: RefCell::default(),
             receiving: RefCell::default(),
         })
@@ -216,7 +222,7 @@ pub fn check_limit(bytes_per_s: Option<u64>) -> Result<(), Outcome> {
     Err(Outcome::new(Ending::Usage, Whereabouts::Untouched, desc))
 }
 
-fn check_name(guest: &str) -> Result<(), Outcome> {
+pub fn check_name(guest: &str) -> Result<(), Outcome> {
     let fits = (1..=256).contains(&guest.len()) && !guest.chars().any(char::is_control);
     if fits {
         return Ok(());

@@ -11,6 +11,7 @@
 //! |---|---|
 //! | [`ownership`], [`records`] | who owns a guest, and what of that survives a power cut |
 //! | [`protocol`] | what two daemons say to each other about a guest |
+//! | [`estimate`], [`report`] | how a move would go, and what came of what was foretold |
 //! | [`pages`] | QEMU's blocks in the engine's page numbers |
 //! | [`outcome`] | how a migration ended: exit code, where the guest runs, what to do |
 //!
@@ -22,6 +23,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod destination;
+pub mod estimate;
 pub mod id;
 pub mod inbox;
 pub mod keyfile;
@@ -33,6 +35,7 @@ pub mod pages;
 pub mod protocol;
 pub mod records;
 pub mod registry;
+pub mod report;
 pub mod restart;
 pub mod runtime;
 pub mod source;

@@ -9,6 +9,7 @@
 //!   Load ──────────────────────────────────▶  only with the safe switch-over: load all, and wait
 //!   ◀──────────────────────────────── Ready   with the safe switch-over, and in raw relay: QEMU has loaded everything
 //!   Go ────────────────────────────────────▶  after Ceded is durable; start it
+//!   ◀──────────────────────────────── Times   how its arrival was spent, if it runs
 //!   ◀────────────────────────────── Verdict   after the guest runs (or never will)
 //!
 //!   Hello::Ask (any later link) ───────────▶
@@ -116,6 +117,19 @@ pub enum ToSource {
     /// The destination QEMU has loaded everything and waits, paused.
     Ready,
     Verdict(Verdict),
+    /// Before the verdict, of a guest that runs.
+    Times(ArrivalTimes),
+}
+
+/// How the arrival of a guest was spent, by the destination's clock.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode)]
+pub struct ArrivalTimes {
+    /// From when everything was there, GO included, until QEMU had loaded it.
+    pub load_us: u64,
+    /// From then until the guest ran.
+    pub resume_us: u64,
+    /// From then until this was said: its arrival was made durable.
+    pub told_us: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -237,6 +251,8 @@ mod tests {
         assert_bytes(ToSource::Verdict(Verdict::Running), &[&[3, 0]]);
         assert_bytes(ToSource::Verdict(Verdict::Paused), &[&[3, 1]]);
         assert_bytes(ToSource::Verdict(Verdict::Refused { why: "no".into() }), &[&[3, 2, 2], b"no"]);
+        let times = ArrivalTimes { load_us: 250, resume_us: 251, told_us: 1 << 16 };
+        assert_bytes(ToSource::Times(times), &[&[4, 250, 251, 251, 0, 252, 0, 0, 1, 0]]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::api::wire::{self, Event, EventKind, Numbers, Priority, Role, SCHEMA, 
 use crate::id::Id;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::Phase;
+use crate::report::Report;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{broadcast, watch};
@@ -40,6 +41,8 @@ struct State {
     peer: Option<String>,
     numbers: Numbers,
     throttle_percent: u64,
+    throttle_most: u64,
+    report: Option<Report>,
     outage: Option<Outage>,
     stop: Option<StopTimes>,
     outcome: Option<Outcome>,
@@ -111,6 +114,8 @@ impl Registry {
             peer: peer.map(str::to_owned),
             numbers: Numbers::default(),
             throttle_percent: 0,
+            throttle_most: 0,
+            report: None,
             outage: None,
             stop: None,
             outcome: None,
@@ -211,7 +216,21 @@ impl Entry {
     }
 
     pub fn set_throttle(&self, percent: u64) {
-        lock(&self.state).throttle_percent = percent;
+        let mut state = lock(&self.state);
+        state.throttle_percent = percent;
+        state.throttle_most = state.throttle_most.max(percent);
+    }
+
+    /// The move was made. What the entry knows of it, it adds.
+    pub fn set_report(&self, report: Report) {
+        let mut state = lock(&self.state);
+        state.report = Some(Report {
+            total_ms: self.begun.elapsed().as_millis() as u64,
+            sent_bytes: state.numbers.sent_bytes,
+            passes: state.numbers.pass,
+            throttle_percent: state.throttle_most,
+            ..report
+        });
     }
 
     /// The peer is not reached any more; it is sought for `timeout`.
@@ -277,6 +296,7 @@ impl Entry {
                 why: outage.why,
             }),
             stop: state.stop,
+            report: state.report,
             outcome: state.outcome,
             sharing: (self.role == Role::Source).then(|| self.sharing().0),
         }

@@ -10,6 +10,7 @@
 //!
 //! Access is the socket's mode and group; the caller's uid is logged with every command that changes something.
 
+pub mod check;
 pub mod client;
 pub mod link;
 pub mod server;

@@ -1,9 +1,9 @@
 //! The API's server: one task per connection, bounded lines, every command answered.
 
-use super::link;
 use super::wire::{
     Command, ErrorBody, Greeting, GreetingBody, MAX_LINE_BYTES, Reply, Request, SCHEMA, Started,
 };
+use super::{check, link};
 use crate::daemon::{Daemon, check_limit};
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use serde::Serialize;
@@ -67,7 +67,14 @@ async fn connection(stream: UnixStream, daemon: Rc<Daemon>) -> io::Result<()> {
     let greeting = GreetingBody {
         version: env!("CARGO_PKG_VERSION").into(),
         schema: SCHEMA,
-        capabilities: vec!["migrate".into(), "receive".into(), "events".into(), "set".into(), "link".into()],
+        capabilities: vec![
+            "migrate".into(),
+            "receive".into(),
+            "events".into(),
+            "set".into(),
+            "link".into(),
+            "check".into(),
+        ],
     };
     send(&mut write, &Greeting { hikyaku: greeting }).await?;
     loop {
@@ -130,6 +137,10 @@ async fn execute(daemon: &Rc<Daemon>, command: Command, uid: u32) -> Result<Valu
         Command::Link(arguments) => {
             tracing::info!(uid, peer = %arguments.peer, "asked how a link does");
             Ok(json(&link::report(daemon, arguments).await?))
+        }
+        Command::Check(arguments) => {
+            tracing::info!(uid, guest = %arguments.guest, peer = %arguments.peer, "asked how a move would go");
+            Ok(json(&check::report(daemon, arguments).await?))
         }
         Command::Subscribe => Ok(Value::Null),
     }

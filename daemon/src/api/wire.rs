@@ -1,9 +1,11 @@
 //! The API's words. Fields are only ever added; a changed meaning raises [`SCHEMA`].
 
+use super::check::CheckArguments;
 use super::link::LinkArguments;
 use crate::id::Id;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::Phase;
+use crate::report::Report;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -44,6 +46,7 @@ pub enum Command {
     Cancel(Which),
     Set(SetArguments),
     Link(LinkArguments),
+    Check(CheckArguments),
     Subscribe,
 }
 
@@ -245,6 +248,9 @@ pub struct Status {
     pub stop: Option<StopTimes>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
+    /// At the source, of a move that was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report: Option<Report>,
     /// At the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sharing: Option<Sharing>,
@@ -300,8 +306,10 @@ pub struct StopTimes {
     pub pause_ms: f64,
     /// Until a sync found nothing dirty.
     pub drain_ms: f64,
-    /// Until QEMU had given its device state.
+    /// Until QEMU had given its device state, and the rest of the pages had been sent.
     pub tail_ms: f64,
+    /// Of it, until QEMU had given its device state.
+    pub save_ms: f64,
     /// Until GO had left.
     pub go_ms: f64,
     /// Until the verdict was here.

@@ -8,12 +8,14 @@ macro_rules! say {
     };
 }
 
+mod check;
 mod follow;
 mod keys;
 mod link;
 mod progress;
 mod table;
 
+use crate::api::check::{CheckArguments, CheckReport};
 use crate::api::client::{Client, ClientError};
 use crate::api::link::LinkArguments;
 use crate::api::wire::{
@@ -130,6 +132,27 @@ enum Verb {
         #[arg(long, value_enum, group = "what")]
         priority: Option<Priority>,
     },
+    /// How a move of GUEST would go, before it is begun; the guest is not touched
+    Check {
+        /// The peer's name in the configuration.
+        peer: String,
+        #[arg(long)]
+        guest: String,
+        /// QMP socket of the running QEMU.
+        #[arg(long, value_name = "PATH")]
+        qmp: PathBuf,
+        /// The stop aimed at. Default: 300ms.
+        #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+        downtime: Option<Duration>,
+        /// How long the guest may be copied. Default: 10min after all of its memory was read once.
+        #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+        deadline: Option<Duration>,
+        /// What it may send at most, such as 500mbit.
+        #[arg(long, value_name = "RATE", value_parser = units::parse_limit)]
+        limit: Option<u64>,
+    },
+    /// What was foretold of a move that was made, beside what came of it; at its source
+    Report { id: String },
     /// How the link to a peer does, lane by lane, and what limits it; an idle one is measured with padding
     Link {
         /// The peer's name in the configuration.
@@ -300,6 +323,25 @@ fn obey(cli: &Cli) -> Result<Ending, CliError> {
             let status = Client::connect(&cli.api)?.execute(Command::Set(arguments))?;
             table::status(&status, cli.json)?;
             Ok(Ending::Moved)
+        }
+        Verb::Check { peer, guest, qmp, downtime, deadline, limit } => {
+            let arguments = CheckArguments {
+                peer: peer.clone(),
+                guest: guest.clone(),
+                qmp: absolute(qmp),
+                downtime_ms: downtime.map(|d| d.as_millis() as u64),
+                deadline_ms: deadline.map(|d| d.as_millis() as u64),
+                limit_bytes_per_s: *limit,
+            };
+            let report: CheckReport = Client::connect(&cli.api)?.execute(Command::Check(arguments))?;
+            check::show(&report, cli.json)?;
+            Ok(if report.estimate.moves() { Ending::Moved } else { Ending::NotConverged })
+        }
+        Verb::Report { id } => {
+            let which = Command::Status(Which { id: id.clone() });
+            let status: Status = Client::connect(&cli.api)?.execute(which)?;
+            table::report(&status, cli.json)?;
+            Ok(if status.report.is_some() { Ending::Moved } else { Ending::Other })
         }
         Verb::Link { peer } => {
             let command = Command::Link(LinkArguments { peer: peer.clone() });

@@ -3,6 +3,7 @@
 use crate::api::wire::{EventKind, Role, Status};
 use crate::outcome::Ending;
 use crate::ownership::Phase;
+use crate::report::Report;
 use crate::units::{BitRate, Bytes, Span};
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -84,6 +85,9 @@ impl Progress {
                         stop.go_ms,
                         stop.verdict_ms
                     );
+                }
+                for line in status.report.iter().flat_map(Report::lines) {
+                    say!("{line}");
                 }
             }
             Ending::Moved => say!("{}: {outcome}", status.guest),

@@ -106,3 +106,28 @@ pub fn status(status: &Status, json: bool) -> io::Result<()> {
     }
     Ok(())
 }
+
+/// What was foretold of a move, beside what came of it.
+pub fn report(status: &Status, json: bool) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    if json {
+        let (id, guest, peer) = (status.id, &status.guest, &status.peer);
+        let value = serde_json::json!({ "id": id, "guest": guest, "peer": peer, "report": status.report });
+        return writeln!(out, "{value}");
+    }
+    let Some(report) = &status.report else {
+        let why =
+            if status.role == Role::Source { "it was not moved from here" } else { "its source has it" };
+        return writeln!(out, "no report of {} ({}): {why}", status.guest, status.phase);
+    };
+    let total = Span(Duration::from_millis(report.total_ms));
+    let peer = status.peer.as_deref().unwrap_or("?");
+    writeln!(
+        out,
+        "{}: moved to {peer} in {total}, {} on the way, {} passes",
+        status.guest,
+        Bytes(report.sent_bytes),
+        report.passes
+    )?;
+    report.lines().iter().try_for_each(|line| writeln!(out, "{line}"))
+}

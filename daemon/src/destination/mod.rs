@@ -28,7 +28,9 @@ use crate::mailbox::{FromPeer, Mailbox};
 use crate::outage;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::Phase;
-use crate::protocol::{self, Migrate, PROTOCOL, Refusal, ToDestination, ToSource, Verdict, Welcome};
+use crate::protocol::{
+    self, ArrivalTimes, Migrate, PROTOCOL, Refusal, ToDestination, ToSource, Verdict, Welcome,
+};
 use crate::records::{self, Record, RecordError};
 use crate::registry::Entry;
 use apply::{Apply, ApplyError, FromApply, ToApply};
@@ -38,7 +40,7 @@ use hikyaku_qemu::return_path::{Message, Reader};
 use hikyaku_transport::{Incoming, PeerName, RxSession};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -154,6 +156,10 @@ struct Reception {
     down: bool,
     /// All of the guest is here.
     complete: bool,
+    /// When all of it was here, GO included; when QEMU had loaded it; when it ran.
+    arrived: Option<Instant>,
+    loaded: Option<Instant>,
+    ran: Option<Instant>,
     /// Who asks about it meanwhile is told to ask again.
     _receives: Receives,
 }
@@ -235,6 +241,9 @@ impl Reception {
             lost_after_go: false,
             down: false,
             complete: false,
+            arrived: None,
+            loaded: None,
+            ran: None,
             _receives: receives,
         })
     }
@@ -258,6 +267,9 @@ impl Reception {
         let mut buffer = [0; 4096];
         let mut loaded = false;
         while !(loaded && self.go.is_some()) {
+            if self.complete && self.go.is_some() {
+                self.arrived.get_or_insert_with(Instant::now);
+            }
             tokio::select! {
                 biased;
                 () = self.entry.cancelled(), if self.go.is_none() => return Err(DestinationError::Cancelled),
@@ -282,6 +294,7 @@ impl Reception {
                     if over {
                         self.guest.loaded(patience).await?;
                         loaded = true;
+                        self.loaded = Some(Instant::now());
                         self.complete = true;
                         self.load();
                         if self.go.is_none() {
@@ -297,6 +310,7 @@ impl Reception {
                 }
             }
         }
+        self.arrived.get_or_insert_with(Instant::now);
         Ok(())
     }
 
@@ -319,6 +333,7 @@ impl Reception {
         let run = self.go == Some(true) && !self.arguments.paused;
         if run {
             self.guest.start(self.daemon.config.guest.qmp_timeout).await?;
+            self.ran = Some(Instant::now());
         }
         if let Err(error) = self.daemon.records.write(&self.record(records::Phase::Arrived, "")).await {
             // It runs. A restart finds Starting, sees it run, and says the same.
@@ -340,11 +355,29 @@ impl Reception {
             Verdict::Running => Whereabouts::RunsAtDestination,
             _ => Whereabouts::StoppedAtDestination,
         };
+        if let Some(times) = self.times() {
+            // Only the report of the move wants it.
+            let said = protocol::encode(&ToSource::Times(times)).map(|message| self.session.message(message));
+            tracing::debug!(?times, ?said, "arrived");
+        }
         say(&self.session, verdict);
         let desc = format!("arrived from {}", self.peer);
         self.entry.finish(Phase::Running, Outcome::new(Ending::Moved, guest, desc));
         self.inbox.push(ToApply::End);
         part(self.session, &mut self.mailbox).await;
+    }
+
+    /// How its arrival was spent. None: it does not run.
+    fn times(&self) -> Option<ArrivalTimes> {
+        let (ran, loaded) = (self.ran?, self.loaded?);
+        // With the safe switch-over it was loaded before GO came.
+        let arrived = self.arrived?;
+        let us = |from: Instant, until: Instant| until.saturating_duration_since(from).as_micros() as u64;
+        Some(ArrivalTimes {
+            load_us: us(arrived, loaded),
+            resume_us: us(loaded.max(arrived), ran),
+            told_us: us(ran, Instant::now()),
+        })
     }
 
     /// QEMU was told to run the guest and does not say whether it does: neither refused nor taken until that is seen.

@@ -28,6 +28,8 @@ const OFF: [&str; 11] = [
 ];
 /// While QEMU is held back: it stops the guest by itself only with less dirty than it writes in this time.
 const HELD_DOWNTIME_MS: u64 = 1;
+/// The most that QEMU takes: 32 MiB are hashed of each GiB.
+const SAMPLE_PAGES_PER_GIB: u32 = 4096;
 /// A migration that was cancelled closes its socket first, and is called cancelled some milliseconds later.
 const SAYS_WHY_WITHIN: Duration = Duration::from_millis(500);
 
@@ -45,6 +47,8 @@ pub enum GuestError {
     NoReturnPath,
     #[error("this QEMU cannot be told how much to slow its guest down; it is older than 3.1")]
     NoThrottle,
+    #[error("its QEMU cannot migrate it: {0}")]
+    Blocked(String),
     #[error("no socket pair: {0}")]
     SocketPair(io::Error),
     #[error("QEMU gave the migration up: {0}")]
@@ -74,7 +78,7 @@ pub enum Hold {
 }
 
 pub struct SourceGuest {
-    qmp: Client,
+    pub(super) qmp: Client,
     pub facts: GuestFacts,
     pub hold: Hold,
     /// It runs, so it is to run afterwards.
@@ -224,7 +228,12 @@ impl SourceGuest {
 
     /// QEMU's sample of how fast the guest dirties memory, over one second. None: it cannot tell.
     pub async fn dirty_bytes_per_s(&self) -> Option<f64> {
-        let begun: Result<Value, _> = self.qmp.execute("calc-dirty-rate", json!({ "calc-time": 1 })).await;
+        // As many pages as it takes (6.1 and later); with its 512 per GiB a small guest is told from an idle one by luck.
+        let finely = json!({ "calc-time": 1, "sample-pages": SAMPLE_PAGES_PER_GIB });
+        let mut begun: Result<Value, _> = self.qmp.execute("calc-dirty-rate", finely).await;
+        if begun.as_ref().is_err_and(QmpError::is_refusal) {
+            begun = self.qmp.execute("calc-dirty-rate", json!({ "calc-time": 1 })).await;
+        }
         begun.ok()?;
         for _ in 0..20 {
             tokio::time::sleep(Duration::from_millis(200)).await;

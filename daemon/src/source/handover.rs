@@ -40,6 +40,7 @@ impl Migration {
             return Ok(false);
         }
         let at = Instant::now();
+        self.inbox.push(ToPump::Foretell);
         self.sharing.hurry(true);
         self.inbox.push(ToPump::Allowance(None));
         self.standing = Standing::new(at);
@@ -70,6 +71,7 @@ impl Migration {
         if !self.raw {
             let guest = self.guest.clone();
             self.beside(guest.stream_written(timeout)).await?;
+            self.times.save_ms = ms(at);
             self.inbox.push(ToPump::StreamWritten);
             loop {
                 if let Some(FromPump::AllSent { last_seq }) = self.next().await? {

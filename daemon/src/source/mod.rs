@@ -17,6 +17,7 @@ pub mod doubt;
 mod ebb;
 mod error;
 mod events;
+pub mod experience;
 mod gate;
 mod guest;
 mod handover;
@@ -26,26 +27,33 @@ mod pump;
 mod return_path;
 mod sharing;
 mod standing;
+mod survey;
 mod throttle;
 
 pub use error::SourceError;
 pub use guest::{GuestError, continue_guest, facts};
 pub use options::{POLICIES, check};
+pub use survey::{Survey, survey};
 
 use crate::api::wire::{MigrateArguments, StopTimes, Switchover};
 use crate::daemon::Daemon;
+use crate::estimate::Estimate;
 use crate::inbox::Inbox;
 use crate::mailbox::{FromPeer, Mailbox};
 use crate::outage;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::Phase;
-use crate::protocol::{self, Hello, Migrate, PROTOCOL, Refusal, Relay, ToSource, Verdict, Welcome};
+use crate::protocol::{
+    self, ArrivalTimes, Hello, Migrate, PROTOCOL, Refusal, Relay, ToSource, Verdict, Welcome,
+};
 use crate::records::{self, Record};
 use crate::registry::Entry;
+use crate::report::{self, Report};
 use deadline::Deadline;
 use events::PeerEvents;
 use guest::{Hold, SourceGuest};
 use hikyaku_engine::AbortReason;
+use hikyaku_engine::precopy::Terms;
 use hikyaku_transport::{Ebb, Lost, SessionId, TxSession};
 use intake::Intake;
 use pump::{FromPump, Pump, ToPump};
@@ -100,6 +108,13 @@ struct Migration {
     /// The link sends less than it could, so that the guest's last pages find no queue.
     ebb: Option<Ebb>,
     times: StopTimes,
+    /// What the stop was made of, as far as it was known before.
+    terms: Terms,
+    /// Before the guest was stopped.
+    foretold: Option<report::Stop>,
+    /// What the destination says of the rest of the stop.
+    arrival: Option<ArrivalTimes>,
+    estimate: Option<Estimate>,
 }
 
 impl Migration {
@@ -143,8 +158,11 @@ impl Migration {
             () = entry.cancelled() => return Err(SourceError::Cancelled),
         };
 
+        let estimate = daemon.estimates.borrow_mut().take(&arguments.guest, &arguments.to);
+        let terms = daemon.experience.borrow().terms(&arguments.to, guest.facts.ram_bytes);
         let mut engine = options::engine(config, &daemon.workers, &arguments, guest.hold)
             .ok_or_else(|| SourceError::UnknownPolicy(arguments.policy.clone().unwrap_or_default()))?;
+        engine.set_terms(terms);
         engine.dictionary_slots(welcome.dictionary_slots);
         let sharing = sharing::Follower::start(session.clone(), entry.clone());
         let (to_controller, from_pump) = unbounded_channel();
@@ -197,6 +215,10 @@ impl Migration {
             standing: standing::Standing::new(Instant::now()),
             ebb: None,
             times: StopTimes::default(),
+            terms,
+            foretold: None,
+            arrival: None,
+            estimate,
         })
     }
 
@@ -244,11 +266,25 @@ impl Migration {
             tracing::warn!(%error, "the source QEMU did not end its migration as it should");
         }
         self.end_pump().await;
+        self.report();
         self.session.close(Refusal::Done as u16, "moved");
         self.entry.finish(
             Phase::Moved,
             Outcome::new(Ending::Moved, guest, format!("moved to {}", self.arguments.to)),
         );
+    }
+
+    /// What was foretold, beside what came of it; and what that teaches.
+    fn report(&mut self) {
+        let min_rtt = self.session.stats().min_rtt.unwrap_or_default();
+        let measured = self.arrival.map(|there| report::measured(&self.times, &there, min_rtt));
+        // A stream that was relayed raw was loaded while it came.
+        if let Some(stop) = measured.filter(|_| !self.raw) {
+            let ram_bytes = self.guest.facts.ram_bytes;
+            self.daemon.experience.borrow_mut().learn(&self.arguments.to, ram_bytes, &stop);
+        }
+        let (estimate, predicted) = (self.estimate.take(), self.foretold.filter(|_| !self.raw));
+        self.entry.set_report(Report { estimate, predicted, measured, ..Report::default() });
     }
 
     /// The destination refused after GO: the guest is ours again.
@@ -377,6 +413,7 @@ impl Migration {
                 return Err(SourceError::Unexpected("a verdict"));
             }
             ToSource::Verdict(verdict) => self.verdict = Some(verdict),
+            ToSource::Times(times) => self.arrival = Some(times),
         }
         Ok(())
     }
@@ -414,6 +451,10 @@ impl Migration {
             }
             Some(FromPump::RamEnded) => {
                 self.ram_ended = true;
+                Ok(None)
+            }
+            Some(FromPump::Foretold(prediction)) => {
+                self.foretold = report::predicted(&self.terms, &prediction);
                 Ok(None)
             }
             Some(FromPump::Abort(AbortReason::NotConverging { predicted_ms, .. })) => {

@@ -15,6 +15,7 @@ use super::intake::{Intake, IntakeError};
 use crate::api::wire::Numbers;
 use crate::inbox::Inbox;
 use crate::workers::Workers;
+use hikyaku_engine::precopy::Prediction;
 use hikyaku_engine::{AbortReason, Action, ChunkSeq, Encoded, LinkStats, PAGE_BYTES, Source, SyncInfo, Time};
 use hikyaku_transport::{Chunk, Payload, SendError, TxSession};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -56,6 +57,8 @@ pub enum ToPump {
     Throttled(f32),
     /// Bytes for the source QEMU, on its return path.
     ReturnPath(Vec<u8>),
+    /// Say what the stop would take now: the guest is about to be stopped.
+    Foretell,
     GuestStopped,
     /// QEMU has written all of its stream: what the socket holds is the rest.
     StreamWritten,
@@ -72,6 +75,7 @@ pub enum FromPump {
     Switch,
     /// It wants this share of the guest's time taken from it.
     Throttle(f32),
+    Foretold(Prediction),
     Abort(AbortReason),
     /// RAM's last record was read: device state follows.
     RamEnded,
@@ -213,6 +217,12 @@ impl Running {
     /// False: end.
     fn handle(&mut self, message: ToPump) -> bool {
         let now = self.now();
+        if let ToPump::Foretell = message {
+            self.link_at = Instant::now();
+            self.refresh_link();
+            self.tell(FromPump::Foretold(self.pump.engine.progress().prediction));
+            return true;
+        }
         let engine = &mut self.pump.engine;
         if let ToPump::GuestStopped | ToPump::StreamWritten | ToPump::ReturnPath(_) | ToPump::End = &message {
             tracing::debug!(?message, read_bytes = self.read_bytes, "pump is told");
@@ -252,6 +262,7 @@ impl Running {
             }
             ToPump::StreamWritten if self.tail == TailState::Coming => self.tail = TailState::Written,
             ToPump::StreamWritten => {}
+            ToPump::Foretell => {}
             ToPump::Allowance(allowance) => self.allowance = allowance,
             ToPump::End => return false,
         }

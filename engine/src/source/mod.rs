@@ -122,6 +122,8 @@ pub struct Progress {
     pub residual_bytes_encoded: u64,
     /// None as long as it cannot be told.
     pub predicted_stop_ms: Option<u64>,
+    /// The same, term by term.
+    pub prediction: Prediction,
     /// Pages that come again per second, smoothed.
     pub dirty_pages_per_s: u64,
     /// Encoded bytes per raw byte, of the last chunks.
@@ -541,6 +543,7 @@ impl Source {
             chunks_under_way: self.window.chunks_under_way(),
             residual_bytes_encoded: residual.encoded_bytes,
             predicted_stop_ms: (prediction.total_ns != u64::MAX).then_some(prediction.total_ns / 1_000_000),
+            prediction,
             dirty_pages_per_s: self.passes.dirty_pages_per_s as u64,
             ratio: self.ratio,
             memory_bytes: self.memory_bytes(),
