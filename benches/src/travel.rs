@@ -26,7 +26,7 @@ const WARM_UP: Duration = Duration::from_millis(500);
 const LISTEN: Duration = Duration::from_millis(300);
 
 /// What `hikyaku migrate --policy` takes: wrong words are noticed before anything is built.
-pub const POLICIES: [&str; 2] = ["adaptive", "xen-3"];
+pub const POLICIES: [&str; 7] = hikyaku_engine::precopy::NAMES;
 
 /// How a move is made and watched.
 #[derive(Debug, Clone)]

@@ -5,12 +5,12 @@ use crate::api::wire::{self, MigrateArguments, OnDeadline};
 use crate::config::Config;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::workers::Workers;
-use hikyaku_engine::precopy::{self, Adaptive, AdaptiveConfig, Xen3, Xen3Config};
+use hikyaku_engine::precopy::{self, Adaptive, AdaptiveConfig, Common};
 use hikyaku_engine::{Delta, HoldBack, Policy, Source, SourceConfig};
 use std::time::Duration;
 
 /// What `--policy` takes.
-pub const POLICIES: [&str; 2] = [ADAPTIVE, "xen-3"];
+pub const POLICIES: [&str; 7] = precopy::NAMES;
 const ADAPTIVE: &str = "adaptive";
 
 /// What is taken of a guest's time at most, unless the operator says otherwise: a fifth of it is left.
@@ -100,8 +100,11 @@ fn policy(arguments: &MigrateArguments) -> Option<Box<dyn Policy>> {
                 ..AdaptiveConfig::default()
             }))
         }
-        "xen-3" => Box::new(Xen3::new(Xen3Config::default())),
-        _ => return None,
+        // None of the others gives up by itself: the controller's deadline holds for them, too.
+        name => {
+            let common = Common { downtime_target: downtime(arguments), ..Common::default() };
+            precopy::by_name(name, &common)?
+        }
     })
 }
 

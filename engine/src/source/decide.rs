@@ -142,3 +142,55 @@ const MIN_RATIO: f64 = 0.01;
 fn ns(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::SourceConfig;
+    use crate::precopy::Policy;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    /// Counts how often it is asked, and told that it was not for a while.
+    #[derive(Default, Clone)]
+    struct Asked(Arc<[AtomicU32; 2]>);
+
+    impl Policy for Asked {
+        fn name(&self) -> &'static str {
+            "asked"
+        }
+
+        fn decide(&mut self, _view: &View) -> Decision {
+            self.0[0].fetch_add(1, Ordering::Relaxed);
+            Decision::Continue
+        }
+
+        fn resumed(&mut self, _now: Time) {
+            self.0[1].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn nothing_is_decided_during_an_outage() {
+        const MS: u64 = 1_000_000;
+        let asked = Asked::default();
+        let mut source = Source::new(SourceConfig::default(), Box::new(asked.clone()));
+        source.layout(Time(0), 16).unwrap();
+        let mut poll_until = |source: &mut Source, from_ms: u64, until_ms: u64| {
+            let mut woken = 0;
+            for now in (from_ms..until_ms).map(|ms| Time(ms * MS)) {
+                while let Some(action) = source.poll(now) {
+                    woken += u32::from(matches!(action, Action::WakeAt(_)));
+                }
+            }
+            let [times, resumed] = [0, 1].map(|n| asked.0[n].swap(0, Ordering::Relaxed));
+            (times, resumed, woken)
+        };
+        assert_eq!(poll_until(&mut source, 0, 100), (10, 0, 10));
+        source.outage(Time(100 * MS), true);
+        assert_eq!(poll_until(&mut source, 100, 200), (0, 0, 0), "asked, or woken for it");
+        source.outage(Time(200 * MS), false);
+        let (times, resumed, _) = poll_until(&mut source, 200, 300);
+        assert_eq!((times, resumed), (9, 1));
+    }
+}
