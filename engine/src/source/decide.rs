@@ -176,7 +176,7 @@ mod tests {
         let asked = Asked::default();
         let mut source = Source::new(SourceConfig::default(), Box::new(asked.clone()));
         source.layout(Time(0), 16).unwrap();
-        let mut poll_until = |source: &mut Source, from_ms: u64, until_ms: u64| {
+        let poll_until = |source: &mut Source, from_ms: u64, until_ms: u64| {
             let mut woken = 0;
             for now in (from_ms..until_ms).map(|ms| Time(ms * MS)) {
                 while let Some(action) = source.poll(now) {
