@@ -35,6 +35,11 @@ pub struct SourceConfig {
     /// The same as time at the link's goodput; the larger counts. Default 20 ms: one scheduling hiccup of a
     /// busy host. Deeper queues only make superseding end earlier.
     pub window: Duration,
+    /// Encoded bytes that may wait while the lanes' windows open, at most. Default 64 MiB: the workers have little else to do then, and
+    /// later less than the wire asks of them. What is encoded ahead is not superseded any more; but no page has come again yet.
+    pub ahead_bytes: u64,
+    /// For how long that is, in round trips. Default 10: slow start from 8 x 14 kB to 1 GB takes 13, to 1 Gbit/s x 120 ms 7.
+    pub ahead_round_trips: u64,
     /// Chunks issued beyond the last one of which everything before has been acknowledged. Default 32768: half
     /// of what a receiver tracks ([`ReceiverConfig::max_ahead`]).
     pub max_ahead: u32,
@@ -85,6 +90,8 @@ impl Default for SourceConfig {
             encode_jobs: 4,
             window_bytes: 512 << 10,
             window: Duration::from_millis(20),
+            ahead_bytes: 64 << 20,
+            ahead_round_trips: 10,
             max_ahead: 32768,
             min_saving_permille: 30,
             delta: Delta::Auto,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::codec::Method;
 use crate::config::HoldBack;
 use crate::precopy::{Decision, Prediction, Residual, Terms, View};
+use crate::source::window::Pace;
 use crate::source::{Action, Phase, Source};
 use crate::types::{PAGE_BYTES, Time};
 
@@ -70,7 +71,8 @@ impl Source {
         if !self.encodings.compression {
             return Method::Stored;
         }
-        self.speed.method(&self.window)
+        let opening = self.issue_pace() == Pace::Ahead;
+        self.speed.method(&self.window, opening)
     }
 
     /// When to be polled again, if that has changed.

@@ -6,6 +6,7 @@ use crate::source::bases::{Base, Content, Keep};
 use crate::source::dictionary::Verdict;
 use crate::source::job::{Carried, Cost, EncodeJob, Encoded, PageWork, PagesWork, Work};
 use crate::source::staging::NO_SLOT;
+use crate::source::window::Pace;
 use crate::source::{Chunk, Phase, Source};
 use crate::types::{ChunkSeq, PAGE_BYTES, PageBytes, PageId, Time};
 
@@ -32,8 +33,9 @@ impl Source {
 
     /// The next chunk to encode, if one is due and there is room for it.
     pub(super) fn next_job(&mut self) -> Option<EncodeJob> {
-        let hurry = self.phase == Phase::Stopped;
-        if !self.window.has_room(&self.config, self.ratio, hurry) || !(hurry || self.limiter.is_open()) {
+        let pace = self.issue_pace();
+        let open = pace == Pace::Hurry || self.limiter.is_open();
+        if !open || !self.window.has_room(&self.config, self.ratio, pace) {
             return None;
         }
         if let Some((offset, bytes)) = self.opaque.pop() {
@@ -60,6 +62,16 @@ impl Source {
             return self.stream_job(Kind::Tail, offset, bytes, self.window.issued);
         }
         None
+    }
+
+    pub(super) fn issue_pace(&self) -> Pace {
+        if self.phase == Phase::Stopped {
+            return Pace::Hurry;
+        }
+        let opening_ns = self.config.ahead_round_trips * self.window.link.min_rtt_ns;
+        let opens = self.layout_at.is_some_and(|begun| self.polled_at.since(begun) < opening_ns);
+        // A policy that counts passes has its source at the rate of the link.
+        if opens && self.policy.paces_passes() { Pace::Ahead } else { Pace::Late }
     }
 
     /// A chunk full of pages, or some pages and a reason not to wait for more.

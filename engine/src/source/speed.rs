@@ -10,6 +10,9 @@ use crate::source::window::Window;
 /// Weight of the newest chunk in the running speed: the last twenty or so count.
 const WEIGHT: f64 = 0.05;
 
+/// What a wire is taken to carry at least, once it is open: what is encoded ahead of it is not made denser at the cost of how much that is.
+const OPENING_BYTES_PER_S: u64 = 100_000_000;
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Speed {
@@ -46,9 +49,11 @@ impl Speed {
         self.raw_bytes_per_s.map(|speed| (speed * self.workers as f64) as u64)
     }
 
-    pub(super) fn method(&mut self, window: &Window) -> Method {
+    /// `opening`: the wire carries less than it will.
+    pub(super) fn method(&mut self, window: &Window, opening: bool) -> Method {
+        let goodput = window.link.goodput_bytes_per_s;
         self.chooser.choose(&Wire {
-            goodput_bytes_per_s: window.link.goodput_bytes_per_s,
+            goodput_bytes_per_s: if opening { goodput.max(OPENING_BYTES_PER_S) } else { goodput },
             unsent_bytes: window.unsent_bytes(),
             workers: self.workers,
             idle_workers: self.workers.saturating_sub(window.jobs),

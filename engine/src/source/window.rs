@@ -20,6 +20,17 @@ pub(super) struct Window {
     acked_beyond: u64,
 }
 
+/// When chunks are issued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// As late as the wire allows: what is not issued can be superseded.
+    Late,
+    /// Ahead of a wire that carries little yet.
+    Ahead,
+    /// As soon as can be.
+    Hurry,
+}
+
 impl Window {
     pub(super) fn new() -> Self {
         Window {
@@ -82,9 +93,8 @@ impl Window {
         u64::from(self.issued.0 - self.acked_through.0).saturating_sub(self.acked_beyond)
     }
 
-    /// Whether another chunk may be issued. `ratio` is encoded by raw bytes; `hurry` lifts the limit that keeps
-    /// superseding late.
-    pub(super) fn has_room(&self, config: &SourceConfig, ratio: f64, hurry: bool) -> bool {
+    /// Whether another chunk may be issued. `ratio` is encoded by raw bytes.
+    pub(super) fn has_room(&self, config: &SourceConfig, ratio: f64, pace: Pace) -> bool {
         if self.jobs >= config.encode_jobs.max(1) || self.issued.0 - self.acked_through.0 >= config.max_ahead
         {
             return false;
@@ -96,7 +106,12 @@ impl Window {
             return false;
         }
         let encoding = (self.jobs_raw_bytes as f64 * ratio) as u64;
-        hurry || self.unsent_bytes().saturating_add(encoding) < self.target_bytes(config)
+        let target = match pace {
+            Pace::Late => self.target_bytes(config),
+            Pace::Ahead => self.target_bytes(config).max(config.ahead_bytes),
+            Pace::Hurry => return true,
+        };
+        self.unsent_bytes().saturating_add(encoding) < target
     }
 
     fn target_bytes(&self, config: &SourceConfig) -> u64 {
