@@ -34,7 +34,7 @@ impl PageMeta {
     }
 
     pub(super) fn set_sent_zero(&mut self, zero: bool) {
-        self.bits = self.bits & !SENT_ZERO | u8::from(zero);
+        self.bits = (self.bits & !SENT_ZERO) | u8::from(zero);
     }
 
     /// Its peer's content is known to be of no use for deltas, this time.
@@ -46,7 +46,7 @@ impl PageMeta {
 
     /// A delta did not pay.
     pub(super) fn delta_did_not_pay(&mut self) {
-        self.bits = self.bits & SENT_ZERO | TIMES_WITHOUT_BASE * WITHOUT_BASE;
+        self.bits = (self.bits & SENT_ZERO) | (TIMES_WITHOUT_BASE * WITHOUT_BASE);
     }
 }
 

@@ -5,3 +5,4 @@ mod migration;
 mod payload;
 mod receiver;
 mod sim;
+mod source;
