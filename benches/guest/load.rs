@@ -1,21 +1,17 @@
 //! The load itself: what every page should hold, writing, sweeping, and what was found wrong.
 //!
-//! Kinds lie in extents of [`EXTENT_PAGES`] pages, spread evenly over memory. The working set is a row of
+//! What it is to be says [`plan`](crate::plan); here it is done. The working set is a row of
 //! non-zero pages. Versions are kept beside the pages (16 bits each), so a page that went back in time is found.
 //! A bad page is counted once, left as it is, and not touched again.
 
 use crate::console::{Console, Hex, Show};
 use crate::memory::Memory;
-use crate::page::{self, Content, Damage, GROUP, HEADER_CHANGE_BYTES, Identity, Page, WORDS};
-use crate::params::{Corruption, Params, Renewal};
+use crate::page::{self, Content, Damage, Identity, Page, WORDS};
+use crate::params::{Corruption, Params};
 use crate::pattern::Chooser;
+use crate::plan::{self, BAD, Kind, first, kind, next_version};
 use crate::rng::Rng;
 
-const EXTENT_PAGES: u32 = 16;
-/// Different contents among the duplicated pages.
-const DUP_GROUPS: u32 = 256;
-/// In the version table: this page is known to be bad.
-const BAD: u16 = u16::MAX;
 /// Work that could not be done in this long is dropped, so that the load does not run after a pause.
 const BACKLOG_US: u64 = 100_000;
 /// While writes are behind, one step in this many still goes to the sweep.
@@ -24,13 +20,6 @@ const SWEEP_SHARE: u32 = 8;
 const REPORTS: usize = 8;
 /// Pages between two calls back while memory is filled. Where every instruction is emulated, a page takes milliseconds.
 const FILL_BREATH_PAGES: u32 = 256;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Zero,
-    Dup,
-    Own(Content),
-}
 
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counts {
@@ -233,12 +222,12 @@ impl Load {
         let elapsed_us = now_us - self.now_us;
         self.now_us = now_us;
         let since_start_us = now_us - self.started_us;
-        self.write_quota.per_s = self.rate_now(since_start_us);
+        let pace_ppm = plan::pace_ppm(&self.params, since_start_us);
+        self.write_quota.per_s = u64::from(self.params.rate_pages_per_s) * pace_ppm / 1_000_000;
         self.write_quota.grant(elapsed_us);
         self.sweep_quota.grant(elapsed_us);
         let room = self.filled.len() as u64 - u64::from(self.counts.set);
-        let drifted = u64::from(self.params.drift_pages_per_s) * (since_start_us / 1000) / 1000;
-        self.window_start = if room == 0 { 0 } else { (drifted % room) as u32 };
+        self.window_start = plan::window_start(&self.params, since_start_us, room);
         if !self.corrupted && since_start_us >= u64::from(self.params.corrupt_after_ms) * 1000 {
             self.corrupted = true;
             self.corrupt();
@@ -261,18 +250,6 @@ impl Load {
         true
     }
 
-    fn rate_now(&self, since_start_us: u64) -> u64 {
-        let rate = u64::from(self.params.rate_pages_per_s);
-        let (on, off) = (u64::from(self.params.burst_on_ms), u64::from(self.params.burst_off_ms));
-        if off == 0 {
-            rate
-        } else if since_start_us / 1000 % (on + off) < on {
-            rate * (on + off) / on
-        } else {
-            0
-        }
-    }
-
     fn write_one(&mut self) {
         let slot = self.window_start + self.chooser.next(&mut self.rng);
         let index = self.filled[slot as usize];
@@ -281,18 +258,14 @@ impl Load {
         }
         let version = next_version(page::identity(self.memory.page(index)).version);
         let kind = kind(&self.params, index);
-        let content = match (self.params.renewal, kind) {
-            (Renewal::Random, _) | (Renewal::Own, Kind::Own(Content::Random)) => Content::Random,
-            _ => Content::Text,
-        };
+        let content = plan::written(&self.params, kind);
         let to = Identity { index, version };
-        let spread = self.params.change_max_bytes - self.params.change_min_bytes + 1;
-        let bytes = (self.params.change_min_bytes + self.rng.below(spread)) as usize;
+        let bytes = plan::change_bytes(&self.params, &mut self.rng);
         let page = self.memory.page(index);
         if bytes >= size_of::<Page>() {
             page::create(page, to, content, self.params.seed);
         } else {
-            page::change(page, to, bytes.saturating_sub(HEADER_CHANGE_BYTES), content, &mut self.rng);
+            page::change(page, to, plan::body_change_bytes(bytes), content, &mut self.rng);
         }
         self.versions[index as usize] = version as u16;
         self.writes += 1;
@@ -361,42 +334,5 @@ impl Load {
                 *self.memory.page(other) = kept;
             }
         }
-    }
-}
-
-/// What a page is made of from the start: a function of its number alone.
-fn kind(params: &Params, index: u32) -> Kind {
-    // Golden-ratio steps: every stretch of memory has nearly the stated shares.
-    let extent = (index / EXTENT_PAGES).wrapping_add(params.seed as u32);
-    let place = (u64::from(extent.wrapping_mul(2_654_435_769)) * 1000) >> 32;
-    let shares = params.shares;
-    let place = place as u32;
-    if place < shares.dup {
-        Kind::Dup
-    } else if place < shares.dup + shares.text {
-        Kind::Own(Content::Text)
-    } else if place < shares.dup + shares.text + shares.random {
-        Kind::Own(Content::Random)
-    } else {
-        Kind::Zero
-    }
-}
-
-/// Version 0 of a page.
-fn first(index: u32, kind: Kind) -> Identity {
-    let index = match kind {
-        Kind::Dup => GROUP | Rng::new(u64::from(index), 0).below(DUP_GROUPS),
-        _ => index,
-    };
-    Identity { index, version: 0 }
-}
-
-/// The low half is what the table keeps: never 0 again, never [`BAD`].
-fn next_version(version: u32) -> u32 {
-    let next = version.wrapping_add(1);
-    match next as u16 {
-        BAD => next.wrapping_add(2),
-        0 => next.wrapping_add(1),
-        _ => next,
     }
 }

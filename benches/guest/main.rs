@@ -27,6 +27,7 @@ mod load;
 mod page;
 mod params;
 mod pattern;
+mod plan;
 mod rng;
 mod text;
 

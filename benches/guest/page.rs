@@ -13,8 +13,8 @@
 //! A page that is old but whole passes its own sums: whoever verifies must bring the version he expects.
 //! Pages of one *duplicate group* are equal to the byte: their index is [`GROUP`] | group and their version 0.
 
-use crate::rng::Rng;
-use crate::text;
+use super::rng::Rng;
+use super::text;
 
 pub const WORDS: usize = 512;
 pub type Page = [u64; WORDS];

@@ -1,7 +1,7 @@
 //! Which page of the working set is written next. Slots are numbers in `0..len`; what page a slot is, the load knows.
 
-use crate::params::Pattern;
-use crate::rng::Rng;
+use super::params::Pattern;
+use super::rng::Rng;
 
 /// A number ≥ 0 in units of 2^-32; the guest has no floating point.
 type Fixed = u64;

@@ -1,6 +1,6 @@
 //! Text-like bytes: words of 2 to 7 letters from a fixed vocabulary, about three to one for zstd.
 
-use crate::rng::Rng;
+use super::rng::Rng;
 
 const VOCABULARY_BITS: u32 = 9;
 const VOCABULARY: usize = 1 << VOCABULARY_BITS;
