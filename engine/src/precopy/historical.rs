@@ -14,7 +14,7 @@
 //! | `xen-4.6` | [`XEN_46_FEW_PAGES`] | 50 | pages | the same, `dirty_threshold`: a pass of no more than this ends it; nothing is skipped |
 //! | `qemu` | [`QEMU_MOST_BYTES_PER_S`] | 128 MiB | bytes/s | QEMU 10.0, `migration/options.c`, `MAX_THROTTLE` |
 //! | `qemu`, `qemu-uncapped` | [`QEMU_DOWNTIME`] | 300 | ms | the same, `DEFAULT_MIGRATE_SET_DOWNTIME`; the user's own where one is asked for |
-//! | `smart-stop` | [`SMART_STOP_WINDOW_PASSES`] | 5 | passes | Wood et al., CloudNet, VEE 2011, has a window; its length is **assumed**, see `docs/policies.md` |
+//! | `smart-stop` | [`SMART_STOP_WINDOW_PASSES`] | 3 | passes | Wood et al., CloudNet, VEE 2011, has a window; its length is **assumed**, see `docs/policies.md` |
 //! | all | [`STAGING_BYTES`] | 1 MiB | bytes | ours: eight chunks, enough to keep two workers busy, so little that a pass of the source is a pass on the link |
 //!
 //! Facts alone are taken from the originals, no code. What was not theirs is off: none of them but QEMU knows pages of zeros
@@ -42,6 +42,6 @@ pub const XEN_46_FEW_PAGES: u64 = 50;
 pub const QEMU_MOST_BYTES_PER_S: u64 = 128 << 20;
 pub const QEMU_DOWNTIME: Duration = Duration::from_millis(300);
 
-pub const SMART_STOP_WINDOW_PASSES: usize = 5;
+pub const SMART_STOP_WINDOW_PASSES: usize = 3;
 
 pub const STAGING_BYTES: usize = 1 << 20;

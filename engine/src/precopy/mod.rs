@@ -116,7 +116,7 @@ pub struct View {
 /// numbers; the next one over those that became dirty meanwhile.
 ///
 /// What the engine is fed makes them: a page number that is not larger than the one before begins a pass ([`crate::Source::page`],
-/// [`crate::Source::zero`], [`crate::Source::skipped`]), and [`crate::Source::idle`] ends one over nothing.
+/// [`crate::Source::zero`], [`crate::Source::skipped`]), [`crate::Source::pass_ended`] ends one, and [`crate::Source::idle`] one over nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PassStats {
     /// Passes that have ended.

@@ -1,8 +1,8 @@
 //! CloudNet's Smart Stop, as a baseline: Xen 3's loop, ended at a local minimum of what is left.
 //!
-//! Passes go on while they gain: until one during which the guest dirtied at least as many pages as were sent. From then on the pages left
-//! only go up and down, and the first pass that leaves fewer than each of the last few did is the last one. Xen's own rules
-//! hold beside it. The length of "the last few" is assumed, see [`super::historical`].
+//! Passes go on while they gain: until one during which the guest dirtied at least as many pages as were sent. From then on a window of
+//! passes is looked back on, and once it is full, the first pass that leaves fewer pages than each in the window is the last one. Xen's
+//! own rules hold beside it. The window's length is assumed, see [`super::historical`].
 
 use std::collections::VecDeque;
 
@@ -46,12 +46,13 @@ impl SmartStop {
         }
     }
 
-    /// The pass that has just ended left fewer pages than each one in the window, since passes ceased to gain.
+    /// The pass that has just ended left fewer pages than each of a whole window before it, since passes ceased to gain.
     fn is_local_minimum(&mut self, sent: u64, left: u64) -> bool {
-        let minimum = self.crossed && self.left.iter().all(|before| left < *before);
+        let whole = self.left.len() == self.window_passes;
+        let minimum = whole && self.left.iter().all(|before| left < *before);
         self.crossed |= left >= sent;
         if self.crossed {
-            if self.left.len() == self.window_passes {
+            if whole {
                 self.left.pop_front();
             }
             self.left.push_back(left);
@@ -121,8 +122,10 @@ mod tests {
     }
 
     #[test]
-    fn after_a_pass_without_gain_the_first_minimum_ends_it() {
-        let passes = [(262_144, 9000), (9000, 5000), (5000, 5200), (5200, 5600), (5600, 5300), (5300, 5100)];
+    fn after_a_pass_without_gain_a_window_is_filled_and_the_first_minimum_ends_it() {
+        let mut passes = vec![(262_144, 9000), (9000, 5000), (5000, 5200), (5200, 4900), (4900, 4800)];
+        assert_eq!(stops_after(&passes), None);
+        passes.push((4800, 4700));
         assert_eq!(stops_after(&passes), Some(6));
     }
 
@@ -131,7 +134,7 @@ mod tests {
         let mut passes = vec![(262_144, 9000), (9000, 4000), (4000, 4100)];
         passes.extend([(4100, 6000), (6000, 6100), (6100, 6200), (6200, 6300), (6300, 6400)]);
         assert_eq!(stops_after(&passes), None);
-        passes.push((6400, 5900));
+        passes.push((6400, 6150));
         assert_eq!(stops_after(&passes), Some(9));
     }
 

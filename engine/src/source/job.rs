@@ -146,6 +146,11 @@ impl Encoded {
         Encoded { took: Some(took), ..self }
     }
 
+    /// Of what the job carried, bytes that went through the compressor, for a caller that models what it costs.
+    pub fn body_bytes(&self) -> usize {
+        self.cost.body_bytes
+    }
+
     /// Bytes of the payload.
     pub fn payload_bytes(&self) -> usize {
         self.chunk.payload.len()

@@ -373,7 +373,13 @@ impl Source {
         self.passes.skipped(now, first, run);
     }
 
-    /// Whether the policy wants that.
+    /// All of RAM has been gone over, says a source that knows; after the [`Source::sync`] that belongs to it. Without it passes are seen by
+    /// their pages' numbers.
+    pub fn pass_ended(&mut self, now: Time) {
+        self.passes.told_end(now);
+    }
+
+    /// Whether the policy wants pages skipped.
     pub fn skips_redirtied(&self) -> bool {
         self.policy.skips_redirtied()
     }

@@ -3,7 +3,8 @@
 //! QEMU goes through RAM in the order of page numbers, round and round, and syncs its dirty bitmap whenever little
 //! seems to be left, in the middle of a round as well. So neither a sync nor its count says that all of RAM has been gone
 //! over; a page number that is not larger than the one before does. That is a pass here; one that found nothing is
-//! told by an empty PART.
+//! told by an empty PART. (A guest that dirties memory in order is gone over without a step back: then a pass is what
+//! takes QEMU once round its memory.) A source that is not QEMU may know, and tell.
 
 use std::time::Duration;
 
@@ -115,6 +116,13 @@ impl Passes {
         }
     }
 
+    /// The source says that its pass is over.
+    pub(super) fn told_end(&mut self, now: Time) {
+        if self.last.take().is_some() {
+            self.end(now);
+        }
+    }
+
     /// All of RAM was gone over, and since then everything that became dirty meanwhile: what is left is what the guest
     /// dirties now.
     pub(super) fn whole_guest_seen(&self) -> bool {
@@ -200,6 +208,19 @@ mod tests {
         passes.idle(Time(5));
         let stats = passes.take_stats();
         assert_eq!((stats.ended, stats.carried, stats.sent), (4, 0, 105));
+    }
+
+    #[test]
+    fn a_source_that_tells_ends_a_pass_where_the_numbers_go_on() {
+        let mut passes = Passes::new();
+        passes.started(Time(0), 100);
+        passes.took_in(Time(1), PageId(0), 50, 0);
+        passes.synced(Time(2), SyncInfo { count: Some(2), dirty_pages: Some(10) });
+        passes.told_end(Time(2));
+        passes.told_end(Time(2));
+        passes.took_in(Time(3), PageId(50), 10, 10);
+        let stats = passes.take_stats();
+        assert_eq!((stats.ended, stats.carried, stats.last.dirty), (1, 50, Some(10)));
     }
 
     #[test]
