@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench, compare, demo, guest, link, soak};
+use crate::{bench, compare, demo, guest, link, sim, soak};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -27,6 +27,8 @@ enum What {
     Guest(guest::cli::GuestArgs),
     /// Move a guest by hikyaku and by its peers, in turns, and set them side by side
     Compare(compare::CompareArgs),
+    /// Move a guest in virtual time, by any policy
+    Sim(sim::cli::SimArgs),
     /// Measure parts of the product
     Bench(bench::BenchArgs),
     /// Move a guest there and back, again and again
@@ -40,6 +42,7 @@ pub fn main() -> ExitCode {
         What::Link(args) => link::cli::run(args),
         What::Guest(args) => guest::cli::run(args),
         What::Compare(args) => compare::run(&args),
+        What::Sim(args) => sim::cli::run(&args),
         What::Bench(args) => bench::run(args),
         What::Soak(args) => soak::run(&args),
     };

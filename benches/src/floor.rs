@@ -54,6 +54,13 @@ impl Content {
         distinct.finish()
     }
 
+    /// Of memory that is at hand, page by page.
+    pub fn of_pages<'a>(pages: impl IntoIterator<Item = &'a [u8]>) -> Result<Content, FloorError> {
+        let mut distinct = Distinct::default();
+        pages.into_iter().try_for_each(|page| distinct.add(page))?;
+        distinct.finish()
+    }
+
     /// `None` for a link without a rate.
     pub fn floor(&self, link: &Profile) -> Option<Duration> {
         let bytes_per_s = link.rate?.payload_bit_per_s() as f64 / 8.0;
@@ -116,11 +123,7 @@ mod tests {
     const PAGE_BYTES: usize = 4096;
 
     fn content(pages: &[[u8; PAGE_BYTES]]) -> Content {
-        let mut distinct = Distinct::default();
-        for page in pages {
-            distinct.add(page).unwrap();
-        }
-        distinct.finish().unwrap()
+        Content::of_pages(pages.iter().map(|page| &page[..])).unwrap()
     }
 
     /// Bytes that do not compress, different for each seed.

@@ -12,6 +12,7 @@
 //! | [`memory`] | what the daemons hold while a guest moves, beside their budgets |
 //! | [`transport`] | the transport beside plain TCP, and the criteria it has to meet |
 //! | [`goodput`] | the same transport with a fixed volume |
+//! | [`sim`] | a whole move in virtual time, on the engine itself |
 //! | [`soak`] | a guest that goes there and back, many times |
 //! | `verdict` | criteria, medians, spreads |
 //! | [`steady`] | claims about time, judged only while the machine gives the time |
@@ -32,6 +33,7 @@ pub mod guest;
 pub mod link;
 pub mod memory;
 pub mod pipeline;
+pub mod sim;
 pub mod site;
 pub mod soak;
 pub mod steady;

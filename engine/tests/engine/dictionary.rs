@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use crate::model::Rng;
 use crate::payload::{Pair, first_byte, payload, stored_payload};
 use crate::receiver::shuffle;
-use crate::sim::guest::Rng;
 use hikyaku_engine::{ChunkSeq, PAGE_BYTES, ReceiveError, ReceiverConfig};
 use proptest::prelude::*;
 

@@ -1,8 +1,8 @@
 //! The engine as its callers see it.
 
 mod dictionary;
-mod migration;
+mod memory;
+mod model;
 mod payload;
 mod receiver;
-mod sim;
 mod source;

@@ -1,6 +1,6 @@
 //! Payloads made by hand, and a receiver that takes them.
 
-use crate::sim::guest::ModelRam;
+use crate::model::ModelRam;
 use hikyaku_engine::codec::{Encoder, Kind, Method, PagesBody};
 use hikyaku_engine::{ChunkSeq, PAGE_BYTES, PageId, ReceiveError, Receiver, ReceiverConfig};
 

@@ -1,7 +1,7 @@
 //! The receiver against chunks in any order, repeated, and written by someone who means harm.
 
+use crate::model::{ModelRam, Rng};
 use crate::payload::{PAGES, Pair, first_byte, opaque, payload, stream};
-use crate::sim::guest::{ModelRam, Rng};
 use hikyaku_engine::codec::{DecodeScratch, HEADER_BYTES, Kind};
 use hikyaku_engine::precopy::{Adaptive, AdaptiveConfig};
 use hikyaku_engine::{
