@@ -51,9 +51,9 @@ pub struct SimArgs {
     /// The stop that is aimed at
     #[arg(long, default_value = "300ms", value_parser = parse_duration)]
     downtime: Duration,
-    /// A move that takes longer is given up
-    #[arg(long, default_value = "2h", value_parser = parse_long)]
-    limit: Duration,
+    /// A move that takes longer is given up [default: 2h, with --matrix 2min]
+    #[arg(long, value_parser = parse_long)]
+    limit: Option<Duration>,
     /// A line per pass
     #[arg(long)]
     trace: bool,
@@ -67,6 +67,11 @@ pub struct SimArgs {
     #[arg(long)]
     jobs: Option<usize>,
 }
+
+/// A terabyte takes minutes at the fastest link there is.
+const LIMIT: Duration = Duration::from_secs(2 * 3600);
+/// Many guests of the matrix never converge by many policies.
+const MATRIX_LIMIT: Duration = Duration::from_secs(120);
 
 /// What is asked of a large guest.
 const REQUIRED_SCORE: f64 = 1.10;
@@ -130,7 +135,8 @@ impl SimArgs {
         } else {
             (self.guest.clone(), self.link.clone(), self.policy.clone(), self.mem.clone())
         };
-        let common = Common { downtime_target: self.downtime, deadline: self.limit, ..Common::default() };
+        let limit = self.limit.unwrap_or(if self.matrix { MATRIX_LIMIT } else { LIMIT });
+        let common = Common { downtime_target: self.downtime, deadline: limit, ..Common::default() };
         for name in &policies {
             if precopy::by_name(name, &common).is_none() {
                 bail!("no policy is called {name:?}; there are: {}", precopy::NAMES.join(", "));
@@ -163,7 +169,7 @@ impl SimArgs {
             loss_factor: self.loss_factor,
             over_qemu: self.over_qemu,
             common,
-            limit: self.limit,
+            limit,
         })
     }
 }
