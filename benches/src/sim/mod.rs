@@ -35,10 +35,7 @@ mod ram;
 mod report;
 mod scale;
 
-// The test guest's own. Not all of each is used here: the guest checks what it wrote, and damages itself when asked.
-#[allow(dead_code, reason = "shared with the test guest")]
-#[path = "../../guest/page.rs"]
-mod page;
+// The test guest's own. Not all of it is used here: the guest damages itself when asked, and checks itself.
 #[allow(dead_code, reason = "shared with the test guest")]
 #[path = "../../guest/params.rs"]
 mod params;
@@ -47,10 +44,6 @@ mod pattern;
 #[allow(dead_code, reason = "shared with the test guest")]
 #[path = "../../guest/plan.rs"]
 mod plan;
-#[path = "../../guest/rng.rs"]
-mod rng;
-#[path = "../../guest/text.rs"]
-mod text;
 
 pub use cost::EncodeSpeed;
 pub use driver::{SimError, run};
@@ -64,6 +57,9 @@ use std::time::Duration;
 
 use hikyaku_engine::precopy::Terms;
 use hikyaku_engine::{AbortReason, Progress, ReceiverConfig, SourceConfig};
+
+// By these names the guest's modules know each other.
+use crate::{page, rng};
 
 /// Everything a run depends on, but for the policy.
 #[derive(Debug, Clone)]
