@@ -23,9 +23,8 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::source::pool::Pool;
 use crate::types::{ChunkSeq, PageBytes};
 
-/// Marks are a table of so many for each page of the guest, in 1/1024; bounds beside it.
-const MARKS_PER_1024_PAGES: usize = 512;
-const MARKS: std::ops::RangeInclusive<usize> = 1 << 10..=1 << 20;
+/// Marks are as many as a power of two up to half of the guest's pages: at most two bytes a page. And at most so many.
+const MARKS_MOST: usize = 1 << 20;
 /// Slots looked at for one that may be filled anew. More would only make a full dictionary slow.
 const TRIES: usize = 32;
 
@@ -65,10 +64,9 @@ pub(super) struct Dictionary {
 impl Dictionary {
     /// Of at most `slots` contents, for a guest of `pages`.
     pub(super) fn new(slots: u16, pages: u32) -> Self {
-        let wanted = (pages as usize).saturating_mul(MARKS_PER_1024_PAGES) / 1024;
-        let marks = match slots {
-            0 => 0,
-            _ => wanted.clamp(*MARKS.start(), *MARKS.end()).next_power_of_two(),
+        let marks = match (pages as usize / 2).checked_ilog2() {
+            Some(log2) if slots > 0 => MARKS_MOST.min(1 << log2),
+            _ => 0,
         };
         Dictionary {
             limit: slots.into(),
@@ -87,7 +85,7 @@ impl Dictionary {
         applied: ChunkSeq,
         pool: &mut Pool,
     ) -> Verdict {
-        if self.limit == 0 {
+        if self.marks.is_empty() {
             return Verdict::Unknown;
         }
         let hash = xxh3_64(content);
