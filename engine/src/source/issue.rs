@@ -13,8 +13,8 @@ use crate::types::{ChunkSeq, PAGE_BYTES, PageBytes, PageId, Time};
 impl Source {
     /// The result of an [`crate::Action::Encode`].
     pub fn encoded(&mut self, _now: Time, encoded: Encoded) {
-        let Encoded { chunk, raw_bytes, pages, cost, took } = encoded;
-        self.window.job_done(raw_bytes);
+        let Encoded { chunk, raw_bytes, most_bytes, pages, cost, took } = encoded;
+        self.window.job_done(most_bytes);
         match pages {
             Some(work) => {
                 self.encoding_pages -= work.pages.len();
@@ -71,7 +71,7 @@ impl Source {
         let opening_ns = self.config.ahead_round_trips * self.window.link.min_rtt_ns;
         let opens = self.layout_at.is_some_and(|begun| self.polled_at.since(begun) < opening_ns);
         // A policy that counts passes has its source at the rate of the link.
-        if opens && self.policy.paces_passes() { Pace::Ahead } else { Pace::Late }
+        if opens && self.paces_passes() { Pace::Ahead } else { Pace::Late }
     }
 
     /// A chunk full of pages, or some pages and a reason not to wait for more.
@@ -140,8 +140,9 @@ impl Source {
         }
         meta.set_sent_zero(false);
         let hot = meta.heat.any(self.epoch);
+        let without_base = meta.goes_without_base();
         let mut base = self.bases.as_mut().and_then(|bases| bases.take(page));
-        if base.is_some() && meta.goes_without_base() {
+        if without_base {
             base.take().into_iter().for_each(|base| base.content.discard(&mut self.pool));
         }
         let mut store = None;
@@ -158,7 +159,10 @@ impl Source {
                 Verdict::Unknown => {}
             }
         }
-        let keep = self.bases.as_ref().map_or(Keep::No, |bases| bases.keep(hot));
+        let keep = match &self.bases {
+            Some(bases) if !without_base => bases.keep(hot),
+            _ => Keep::No,
+        };
         work.pages.push(PageWork {
             page,
             bytes,
@@ -188,7 +192,7 @@ impl Source {
         let method = self.method();
         let min_saving_permille = self.config.min_saving_permille;
         let job = EncodeJob { seq, after, method, min_saving_permille, work };
-        self.window.job_issued(job.raw_bytes());
+        self.window.job_issued(job.most_bytes());
         job
     }
 

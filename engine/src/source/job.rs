@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::codec::page_pack::{PagePacker, unpack};
 use crate::codec::xbzrle::{self, Encoding};
-use crate::codec::{Encoder, Kind, Method, PagesBody, looks_compressible};
+use crate::codec::{Encoder, HEADER_BYTES, Kind, Method, PagesBody, looks_compressible};
+use crate::config::SourceConfig;
 use crate::source::Chunk;
 use crate::source::bases::{Base, Content, Keep};
 use crate::types::{ChunkSeq, PAGE_BYTES, PageBytes, PageId};
@@ -90,6 +91,8 @@ impl Default for EncodeScratch {
 pub struct Encoded {
     pub(super) chunk: Chunk,
     pub(super) raw_bytes: usize,
+    /// As [`EncodeJob::most_bytes`] had it.
+    pub(super) most_bytes: usize,
     pub(super) pages: Option<PagesWork>,
     pub(super) cost: Cost,
     pub(super) took: Option<Duration>,
@@ -116,6 +119,19 @@ impl EncodeJob {
         }
     }
 
+    /// What the payload takes at most.
+    pub(super) fn most_bytes(&self) -> usize {
+        let records = match &self.work {
+            Work::Pages(work) => {
+                work.zero_runs.len() * ZERO_RUN_BYTES
+                    + work.refs.len() * REFERENCE_BYTES
+                    + work.pages.len() * PAGE_BYTES_BESIDE
+            }
+            Work::Stream { .. } => 0,
+        };
+        HEADER_BYTES + records + self.raw_bytes()
+    }
+
     /// How the chunk will be compressed, for a caller that models what it costs.
     pub fn method(&self) -> Method {
         self.method
@@ -123,7 +139,7 @@ impl EncodeJob {
 
     /// Encodes. Never fails: what cannot be made smaller is stored.
     pub fn run(self, scratch: &mut EncodeScratch) -> Encoded {
-        let raw_bytes = self.raw_bytes();
+        let (raw_bytes, most_bytes) = (self.raw_bytes(), self.most_bytes());
         let (payload, pages, cost) = match self.work {
             Work::Pages(mut work) => {
                 let (payload, cost) = scratch.pages(&mut work, self.method, self.min_saving_permille);
@@ -136,7 +152,7 @@ impl EncodeJob {
             }
         };
         let chunk = Chunk { seq: self.seq, after: self.after, payload };
-        Encoded { chunk, raw_bytes, pages, cost, took: None }
+        Encoded { chunk, raw_bytes, most_bytes, pages, cost, took: None }
     }
 }
 
@@ -263,6 +279,21 @@ impl EncodeScratch {
         }
         self.packer.pack(&work.bytes).map(Box::from)
     }
+}
+
+/// What a record takes before it is compressed; a page's as a delta.
+const ZERO_RUN_BYTES: usize = 8;
+const REFERENCE_BYTES: usize = 10;
+const PAGE_BYTES_BESIDE: usize = 10;
+
+/// What the payload of any chunk of pages takes at most.
+pub(super) fn chunk_most_bytes(config: &SourceConfig) -> usize {
+    let pages = config.chunk_bytes / PAGE_BYTES;
+    HEADER_BYTES
+        + config.chunk_bytes
+        + pages * PAGE_BYTES_BESIDE
+        + config.chunk_zero_runs * ZERO_RUN_BYTES
+        + config.chunk_refs * REFERENCE_BYTES
 }
 
 /// A delta longer than this is not worth its base: a page of which nearly all has changed compresses better as a whole.

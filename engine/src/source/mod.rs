@@ -50,7 +50,7 @@ use stream::StreamQueue;
 use table::PageTable;
 use window::Window;
 
-use crate::config::SourceConfig;
+use crate::config::{HoldBack, SourceConfig};
 use crate::precopy::{AbortReason, Encodings, Policy, Prediction, Terms};
 use crate::types::{ChunkSeq, LinkStats, PAGE_BYTES, PageBytes, PageId, Time};
 
@@ -588,9 +588,14 @@ impl Source {
     fn took_in(&mut self, now: Time, first: PageId, run: u32, again: u64) {
         let ended = self.passes.ended();
         self.passes.took_in(now, first, run, again);
-        if self.passes.ended() > ended && self.phase == Phase::Live && self.policy.paces_passes() {
+        if self.passes.ended() > ended && self.phase == Phase::Live && self.paces_passes() {
             self.pace(now);
         }
+    }
+
+    /// A source that is read at the rate of the link has no time to waste, and its passes are the link's.
+    fn paces_passes(&self) -> bool {
+        self.policy.paces_passes() && self.config.hold_back == HoldBack::Ack
     }
 
     /// Whether `what` may be fed now; otherwise it is a fault of the caller.

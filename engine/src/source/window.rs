@@ -1,6 +1,7 @@
 //! How much may be under way: few chunks, so that superseding ends late, yet enough that no lane runs dry.
 
 use crate::config::SourceConfig;
+use crate::source::job::chunk_most_bytes;
 use crate::types::{ChunkSeq, LinkStats};
 
 /// Chunks issued, and what the transport said last.
@@ -9,9 +10,9 @@ pub(super) struct Window {
     pub link: LinkStats,
     /// Payload encoded that [`Window::link`] does not know of.
     unknown_bytes: u64,
-    /// Encode jobs under way and their raw bytes.
+    /// Encode jobs under way and what their payloads take at most.
     pub jobs: usize,
-    jobs_raw_bytes: u64,
+    jobs_most_bytes: u64,
     /// The last chunk number given out.
     pub issued: ChunkSeq,
     /// Everything up to this chunk has been applied by the peer.
@@ -37,7 +38,7 @@ impl Window {
             link: LinkStats::default(),
             unknown_bytes: 0,
             jobs: 0,
-            jobs_raw_bytes: 0,
+            jobs_most_bytes: 0,
             issued: ChunkSeq::NONE,
             acked_through: ChunkSeq::NONE,
             acked_beyond: 0,
@@ -59,14 +60,14 @@ impl Window {
             .sum();
     }
 
-    pub(super) fn job_issued(&mut self, raw_bytes: usize) {
+    pub(super) fn job_issued(&mut self, most_bytes: usize) {
         self.jobs += 1;
-        self.jobs_raw_bytes += raw_bytes as u64;
+        self.jobs_most_bytes += most_bytes as u64;
     }
 
-    pub(super) fn job_done(&mut self, raw_bytes: usize) {
+    pub(super) fn job_done(&mut self, most_bytes: usize) {
         self.jobs = self.jobs.saturating_sub(1);
-        self.jobs_raw_bytes = self.jobs_raw_bytes.saturating_sub(raw_bytes as u64);
+        self.jobs_most_bytes = self.jobs_most_bytes.saturating_sub(most_bytes as u64);
     }
 
     pub(super) fn encoded(&mut self, payload_bytes: usize) {
@@ -101,11 +102,11 @@ impl Window {
         }
         // A job may turn out as large as it was; a chunk beyond the credit would be queued for a peer that
         // has no memory for it.
-        let promised = self.jobs_raw_bytes + self.unknown_bytes + config.chunk_bytes as u64;
+        let promised = self.jobs_most_bytes + self.unknown_bytes + chunk_most_bytes(config) as u64;
         if promised > self.link.credit_bytes && !(self.is_dry() && self.link.in_flight_bytes == 0) {
             return false;
         }
-        let encoding = (self.jobs_raw_bytes as f64 * ratio) as u64;
+        let encoding = (self.jobs_most_bytes as f64 * ratio) as u64;
         let target = match pace {
             Pace::Late => self.target_bytes(config),
             Pace::Ahead => self.target_bytes(config).max(config.ahead_bytes),

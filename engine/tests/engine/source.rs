@@ -186,6 +186,25 @@ fn a_gigabyte_of_zeros_takes_less_than_a_hundred_bytes() {
 }
 
 #[test]
+fn credit_covers_records_too() {
+    let mut rig = Rig::new(SourceConfig { ahead_bytes: 1 << 30, ..SourceConfig::default() }, 1 << 16);
+    let shared = noise(1);
+    for page in 0..1 << 15 {
+        match page % 3 {
+            0 => rig.source.zero(Time(0), PageId(2 * page), 1),
+            1 => rig.page(2 * page, &shared),
+            _ => rig.page(2 * page, &noise(page.into())),
+        }
+    }
+    for credit_bytes in [200 << 10, 300 << 10, 1 << 20] {
+        rig.link(LinkStats { credit_bytes, in_flight_bytes: 1, ..link(0) });
+        rig.act();
+        let bytes: usize = rig.sent.drain(..).map(|chunk| chunk.payload.len()).sum();
+        assert!(bytes as u64 <= credit_bytes, "{bytes} of {credit_bytes}");
+    }
+}
+
+#[test]
 fn chunks_are_made_ahead_only_while_the_windows_open() {
     for (ms, least, most) in [(200, 20 << 20, 30 << 20), (1500, 2 << 20, 4 << 20)] {
         let mut rig = Rig::new(SourceConfig { ahead_bytes: 24 << 20, ..SourceConfig::default() }, 1 << 14);
