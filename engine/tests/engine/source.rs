@@ -19,7 +19,7 @@ struct Rig {
 impl Rig {
     fn new(config: SourceConfig, pages: u32) -> Rig {
         let mut source = Source::new(config, Box::new(Adaptive::new(AdaptiveConfig::default())));
-        source.layout(Time(0), pages).unwrap();
+        source.layout(Time(0), pages).expect("a layout");
         // Nothing leaves before there is a link with room.
         source.link(Time(0), LinkStats { credit_bytes: 0, in_flight_bytes: 1, ..link(0) });
         Rig { source, scratch: EncodeScratch::default(), now: 0, sent: Vec::new() }
