@@ -96,9 +96,8 @@ impl Source {
     fn pages_job(&mut self) -> Option<EncodeJob> {
         let seq = self.next_seq()?;
         let mut work = self.spare_work.pop().unwrap_or_default();
-        // A page found to be zero becomes a run of its own.
-        let max_runs = self.config.chunk_zero_runs.min(usize::from(u16::MAX) - self.pages_per_chunk());
-        self.table.zeros.take_runs(max_runs.max(1), &mut work.zero_runs);
+        let max_runs = self.config.chunk_zero_runs.clamp(1, usize::from(u16::MAX));
+        self.table.zeros.take_runs(max_runs, &mut work.zero_runs);
         for &(first, run) in &work.zero_runs {
             for page in (first.0..first.0 + run).map(PageId) {
                 if let Some(meta) = self.table.get_mut(page) {
@@ -111,8 +110,11 @@ impl Source {
             }
             self.counts.pages_sent += u64::from(run);
         }
-        // What costs the wire next to nothing does not end a chunk, as long as it costs the encoder nothing either.
-        while work.pages.len() < self.pages_per_chunk() && work.refs.len() < self.config.chunk_refs {
+        // What costs the wire next to nothing ends a chunk late, but it does: a page may turn out to be zero, or a reference.
+        while work.pages.len() < self.pages_per_chunk()
+            && work.refs.len() < self.config.chunk_refs
+            && work.zero_runs.len() < max_runs
+        {
             let Some((page, bytes)) = self.staging.pop() else { break };
             self.add(page, bytes, seq, &mut work);
         }
@@ -134,7 +136,10 @@ impl Source {
                 bases.forget(page, &mut self.pool);
             }
             self.pool.give_back(bytes);
-            work.zero_runs.push((page, 1));
+            match work.zero_runs.last_mut() {
+                Some((first, run)) if first.0.checked_add(*run) == Some(page.0) => *run += 1,
+                _ => work.zero_runs.push((page, 1)),
+            }
             self.counts.pages_sent += 1;
             return;
         }

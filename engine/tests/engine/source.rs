@@ -204,6 +204,30 @@ fn credit_covers_records_too() {
     }
 }
 
+/// A source may not look for zeros: `zero-page-detection=none` of QEMU.
+#[test]
+fn pages_that_turn_out_to_be_zero_fill_no_chunk_beyond_its_runs() {
+    let config = SourceConfig { chunk_zero_runs: 16, ..SourceConfig::default() };
+    let mut rig = Rig::new(config, 2048);
+    (0..1024).for_each(|page| rig.page(2 * page, &[0; PAGE_BYTES]));
+    rig.link(link(0));
+    rig.act();
+    // Too few for a chunk wait until the wire is dry.
+    rig.acked();
+    rig.act();
+    let mut zeros = 0;
+    for chunk in &rig.sent {
+        let mut scratch = DecodeScratch::default();
+        let Ok(Decoded::Pages(pages)) = decode(&chunk.payload, 1 << 20, &mut scratch) else {
+            panic!("no pages")
+        };
+        let runs = pages.zero_runs().count();
+        assert!(runs <= 16, "{runs} runs in a chunk");
+        zeros += pages.zero_runs().map(|(_, run)| run).sum::<u32>();
+    }
+    assert_eq!(zeros, 1024);
+}
+
 #[test]
 fn chunks_are_made_ahead_only_while_the_windows_open() {
     for (ms, least, most) in [(200, 20 << 20, 30 << 20), (1500, 2 << 20, 4 << 20)] {
