@@ -134,7 +134,9 @@ impl Out {
         count(&self.shared.dropped_outage, fate.dropped_outage);
     }
 
-    fn deliver_due(&mut self, now_ns: u64, resets: &Resets) {
+    /// Whether there was any.
+    fn deliver_due(&mut self, now_ns: u64, resets: &Resets) -> bool {
+        let mut any = false;
         while let Some((held, bytes)) = self.path.front().filter(|(held, _)| held.due_ns <= now_ns) {
             let packets = u64::from(held.packets);
             let packet = if resets.any() { Packet::parse(bytes).ok() } else { None };
@@ -159,7 +161,9 @@ impl Out {
                 }
             }
             self.path.pop();
+            any = true;
         }
+        any
     }
 }
 
@@ -180,15 +184,19 @@ impl Forwarder {
     pub fn run(mut self) {
         sys::be_punctual(self.emulation.realtime);
         let mut raw = vec![0; MAX_RAW_BYTES];
+        let mut handled = false;
         while !self.stop.load(Ordering::Acquire) {
             let now_ns = self.now_ns();
             for out in &mut self.outs {
                 out.refresh();
-                out.deliver_due(now_ns, &self.resets);
+                handled |= out.deliver_due(now_ns, &self.resets);
             }
             match read(&self.tun, &mut raw) {
-                Ok(len) => self.enter(&raw[..len]),
-                Err(Errno::EAGAIN) => self.sleep(),
+                Ok(len) => {
+                    self.enter(&raw[..len]);
+                    handled = true;
+                }
+                Err(Errno::EAGAIN) => self.sleep(std::mem::take(&mut handled)),
                 Err(Errno::EINTR) => {}
                 // The host has removed its interface: nothing will come any more.
                 Err(_) => return,
@@ -211,18 +219,20 @@ impl Forwarder {
         }
     }
 
-    fn sleep(&self) {
+    /// `busy`: where packets came and went, more will, and they are handled together.
+    fn sleep(&self, busy: bool) {
+        let wake = PollFd::new(self.wake.as_fd(), PollFlags::POLLIN);
+        // Interrupted or not, the loop looks at everything again.
+        if busy {
+            let nap = self.outs.iter().map(|out| out.path.granularity()).min();
+            let _ = ppoll(&mut [wake], nap.map(TimeSpec::from_duration), None);
+            return;
+        }
         let next_ns = self.outs.iter().filter_map(|out| out.path.due_ns()).min();
         let timeout = next_ns.map(|due_ns| {
-            let until = Duration::from_nanos(due_ns.saturating_sub(self.now_ns()));
-            TimeSpec::from_duration(until.max(self.emulation.granularity))
+            TimeSpec::from_duration(Duration::from_nanos(due_ns.saturating_sub(self.now_ns())))
         });
-        let mut ready = [
-            PollFd::new(self.tun.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.wake.as_fd(), PollFlags::POLLIN),
-        ];
-        // Interrupted or not, the loop looks at everything again.
-        let _ = ppoll(&mut ready, timeout, None);
+        let _ = ppoll(&mut [PollFd::new(self.tun.as_fd(), PollFlags::POLLIN), wake], timeout, None);
     }
 
     fn now_ns(&self) -> u64 {

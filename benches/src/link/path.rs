@@ -28,8 +28,9 @@ pub struct Emulation {
     /// a piece is delivered when its last packet has arrived. 200 µs: 17 packets at 1 Gbit/s, so the first byte
     /// is late by less than a fifth of the millisecond by which a round trip may differ.
     pub piece: Duration,
-    /// A thread that has nothing due yet sleeps at least this long, so that 10 Gbit/s is not 150,000 wake-ups per
-    /// second. Packets are late by this at most; the clock of the bottleneck does not drift by it.
+    /// A thread that has handled packets sleeps at least this long, so that 10 Gbit/s is not 150,000 wake-ups per
+    /// second, each of which costs whoever shares the machine. Packets are late by twice this at most; the clock of the bottleneck does not
+    /// drift by it. Where a way is longer than 400 times this it is a 400th of the way.
     pub granularity: Duration,
     /// Memory for the packets under way in one direction; beyond it they are dropped as if by the queue. 512 MiB is
     /// three times what `jgn-10g` holds with a full queue.
@@ -52,6 +53,9 @@ impl Default for Emulation {
         }
     }
 }
+
+/// See [`Emulation::granularity`].
+const GRANULES_PER_WAY: u32 = 400;
 
 /// What became of the MTU-sized packets of a packet that entered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -81,6 +85,7 @@ struct Limits {
     queue_ps: u64,
     piece_ps: u64,
     delay_ns: u64,
+    granularity: Duration,
 }
 
 impl Path {
@@ -129,6 +134,11 @@ impl Path {
         }
         self.hold(&mut piece, packet);
         fate
+    }
+
+    /// How late a packet may be handled.
+    pub fn granularity(&self) -> Duration {
+        self.limits.granularity
     }
 
     /// When the next packet is to be delivered.
@@ -181,6 +191,7 @@ impl Piece {
 
 impl Limits {
     fn of(direction: &Direction, emulation: &Emulation) -> Self {
+        let granularity = emulation.granularity.max(direction.delay / GRANULES_PER_WAY);
         const PS_PER_S: u128 = 1_000_000_000_000;
         let ps_per_byte = match direction.rate {
             Some(rate) => (8 * PS_PER_S / u128::from(rate.line_bit_per_s().max(1))) as u64,
@@ -198,6 +209,7 @@ impl Limits {
             queue_ps: queue_ps.max(packet_ps),
             piece_ps: picoseconds(emulation.piece).max(packet_ps),
             delay_ns: direction.delay.as_nanos().try_into().unwrap_or(u64::MAX / 2),
+            granularity,
         }
     }
 }
