@@ -2,6 +2,7 @@
 //!
 //! Unknown keys are errors with their line. What is parsed here is never validated again.
 
+use crate::standing::Standing;
 use crate::units;
 use hikyaku_engine::PAGE_BYTES;
 use hikyaku_transport::PublicKey;
@@ -74,6 +75,12 @@ pub struct Peer {
     pub limit_bytes_per_s: Option<u64>,
 }
 
+impl Peer {
+    pub fn may_be_sent_to(&self) -> bool {
+        self.allow.contains(&Allow::Send)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Allow {
@@ -125,6 +132,9 @@ pub struct Link {
     /// Default 4 s: forty missing pings.
     #[serde(deserialize_with = "duration")]
     pub dead_after: Duration,
+    /// Links without a migration: `off`, `up` from the daemon's start on, or `warm`: up, and filled once. Default `warm`: a guest waits for
+    /// one round trip instead of a dozen.
+    pub standing: Standing,
     /// What this host sends at most, all migrations together, bytes per second on the wire. Default: no limit.
     #[serde(rename = "limit", deserialize_with = "limit")]
     pub limit_bytes_per_s: Option<u64>,
@@ -175,6 +185,7 @@ impl Default for Link {
             connect_timeout: Duration::from_secs(10),
             dead_after: Duration::from_secs(4),
             timeout: Duration::from_secs(600),
+            standing: Standing::default(),
             limit_bytes_per_s: None,
         }
     }
@@ -222,7 +233,7 @@ impl Config {
                     return Err(format!("peers \"{}\" and \"{}\" have the same key", other.name, peer.name));
                 }
             }
-            if peer.allow.contains(&Allow::Send) && peer.addresses.is_empty() {
+            if peer.may_be_sent_to() && peer.addresses.is_empty() {
                 return Err(format!(
                     "peer \"{}\": guests may be sent to it, but it has no addresses",
                     peer.name
@@ -435,6 +446,16 @@ mod tests {
             let error = parse(&format!("[link]\n{wrong}\n")).unwrap_err();
             assert!(error.contains(wrong.split(' ').next().unwrap()), "{wrong}: {error}");
         }
+    }
+
+    #[test]
+    fn links_stand_warm_unless_told_otherwise() {
+        assert_eq!(parse("").unwrap().link.standing, Standing::Warm);
+        for (text, standing) in [("off", Standing::Off), ("up", Standing::Up), ("warm", Standing::Warm)] {
+            let config = parse(&format!("[link]\nstanding = \"{text}\"\n")).unwrap();
+            assert_eq!(config.link.standing, standing);
+        }
+        assert!(parse("[link]\nstanding = \"hot\"\n").unwrap_err().contains("warm"));
     }
 
     #[test]

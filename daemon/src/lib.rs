@@ -12,6 +12,7 @@
 //! | [`ownership`], [`records`] | who owns a guest, and what of that survives a power cut |
 //! | [`protocol`] | what two daemons say to each other about a guest |
 //! | [`estimate`], [`report`] | how a move would go, and what came of what was foretold |
+//! | [`standing`] | links that are there before a guest is to be moved |
 //! | [`pages`] | QEMU's blocks in the engine's page numbers |
 //! | [`outcome`] | how a migration ended: exit code, where the guest runs, what to do |
 //!
@@ -39,6 +40,7 @@ pub mod report;
 pub mod restart;
 pub mod runtime;
 pub mod source;
+pub mod standing;
 mod sys;
 pub mod units;
 pub mod workers;

@@ -78,6 +78,8 @@ pub struct Hold {
     outgrown: Outgrown,
     /// Since this round began there always was something to send.
     busy: bool,
+    /// There was a queue when it began.
+    was_full: bool,
     /// Rounds in which the ceiling was used without a queue.
     used: u32,
     adder: Adder,
@@ -136,6 +138,7 @@ impl Hold {
             base: None,
             outgrown: Outgrown::default(),
             busy: false,
+            was_full: false,
             used: 0,
             adder,
             round_begun: at,
@@ -151,7 +154,8 @@ impl Hold {
 
     /// How the lanes do; what each is to be paced at, bytes per second.
     ///
-    /// `busy`: something waits for a lane. What arrives in a round in which that was not always so tells nothing of the path.
+    /// `busy`: something waits for a lane. What arrives in a round in which that was not always so tells nothing of the path,
+    /// unless there was a queue all the time.
     pub fn look(&mut self, at: Instant, lanes: &[LaneStats], busy: bool) -> Option<u64> {
         let sums = self.adder.add(lanes);
         self.busy &= busy;
@@ -159,19 +163,20 @@ impl Hold {
         let round = round(lanes);
         if elapsed >= round {
             let went = sums.since(&self.before);
-            if std::mem::replace(&mut self.busy, busy) {
-                // What a lane knows that carries nothing is of another time.
-                let at_work: Vec<_> = lanes.iter().filter(|lane| self.has_more(lane)).cloned().collect();
-                let rtt = usual_rtt(&at_work).unwrap_or_default();
-                let base = self.base.as_mut().filter(|(_, until)| at < *until).map(|(base, _)| {
-                    *base = rtt.min(*base);
-                    *base
-                });
-                let queue = rtt.saturating_sub(base.unwrap_or_default().max(round));
-                let loses = went.loss() > LOSSES;
-                let full =
-                    (queue > begun(round) || loses).then(|| Full { less: less(queue, round), rtt, loses });
-                let rate = went.arrived_bytes as f64 / elapsed.as_secs_f64();
+            // What a lane knows that carries nothing is of another time.
+            let at_work: Vec<_> = lanes.iter().filter(|lane| self.has_more(lane)).cloned().collect();
+            let rtt = usual_rtt(&at_work).unwrap_or_default();
+            let base = self.base.as_mut().filter(|(_, until)| at < *until).map(|(base, _)| {
+                *base = rtt.min(*base);
+                *base
+            });
+            let queue = rtt.saturating_sub(base.unwrap_or_default().max(round));
+            let loses = went.loss() > LOSSES;
+            let full = (queue > begun(round) || loses).then(|| Full { less: less(queue, round), rtt, loses });
+            let rate = went.arrived_bytes as f64 / elapsed.as_secs_f64();
+            // Beside a queue that stays, as much arrives as the path carries, whatever waits here; if it is ours.
+            let stays = std::mem::replace(&mut self.was_full, full.is_some()) && full.is_some();
+            if std::mem::replace(&mut self.busy, busy) || stays && rate >= USED * self.best {
                 // Of several paths the shortest tells: a longer one is no path that became longer.
                 if let Some(rtt) = at_work.iter().map(|lane| lane.rtt).min() {
                     let (arrived, ceiling) = (sums.arrived_bytes, self.ceiling().unwrap_or(f64::MAX));
@@ -319,6 +324,8 @@ mod tests {
         others: Duration,
         /// The path got longer by this.
         longer: Duration,
+        /// Something waits for a lane all the time.
+        busy: bool,
         hold: Hold,
     }
 
@@ -336,6 +343,7 @@ mod tests {
                 queued: 0.0,
                 others: Duration::ZERO,
                 longer: Duration::ZERO,
+                busy: true,
                 hold,
             }
         }
@@ -343,7 +351,8 @@ mod tests {
         /// What arrived, of what the path carries, and its queue.
         fn round(&mut self) -> (f64, Duration) {
             self.now += RTT;
-            let pace = self.hold.look(self.now, &self.lanes, true).map_or(f64::MAX, |pace| pace as f64 * 8.0);
+            let pace = self.hold.look(self.now, &self.lanes, self.busy);
+            let pace = pace.map_or(f64::MAX, |pace| pace as f64 * 8.0);
             self.sends = (2.0 * self.sends).min(2.0 * self.rate).min(pace);
             let sent = self.sends * RTT.as_secs_f64() + self.queued;
             let arrived = sent.min(self.rate * RTT.as_secs_f64());
@@ -496,6 +505,16 @@ mod tests {
             path.hold.look(path.now, &path.lanes, false);
         }
         assert_eq!(path.hold.ceiling(), before);
+    }
+
+    /// What waits for a lane is gone now and then; all the same more is sent than the path carries, and the warm-up was deceived.
+    #[test]
+    fn a_source_that_sends_in_bursts_makes_no_queue_that_stays() {
+        let mut path = Path::new(125e6, Some(300e6));
+        path.busy = false;
+        path.rounds(12);
+        let (mean, longest) = path.rounds(100);
+        assert!(mean > 0.9 && longest < Duration::from_millis(40), "{mean} {longest:?}");
     }
 
     #[test]

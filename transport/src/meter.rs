@@ -47,12 +47,15 @@ impl RttMeter {
 }
 
 /// What one session delivers per second, by the samples BBR takes: each chunk remembers how much was delivered when
-/// it left, so that its acknowledgement tells a rate over its own flight. A flight during which there was too little
+/// it left, so that its acknowledgement tells a rate over its own flight. What arrived may have waited there, for a peer that is busy
+/// acknowledges in bursts; so the time in which the same bytes left counts, where it is longer. A flight during which there was too little
 /// to send says only that the path does *at least* so much.
 #[derive(Debug, Default)]
 pub struct GoodputMeter {
     delivered_bytes: u64,
     last_delivery: Option<Instant>,
+    /// When the newest chunk left that was delivered.
+    newest_left: Option<Instant>,
     /// Flights that left before so much was delivered were short of data.
     starved_until: u64,
     rate: Option<f64>,
@@ -65,6 +68,9 @@ pub struct Departure {
     delivered_bytes: u64,
     /// When the delivery before it came, or it left, if nothing was in flight.
     since: Instant,
+    left: Instant,
+    /// When the chunk left that was the newest one delivered then.
+    before_left: Instant,
     starved: bool,
 }
 
@@ -73,10 +79,13 @@ impl GoodputMeter {
     pub fn depart(&mut self, now: Instant, in_flight_bytes: u64) -> Departure {
         if in_flight_bytes == 0 {
             self.last_delivery = None;
+            self.newest_left = None;
         }
         Departure {
             delivered_bytes: self.delivered_bytes,
             since: self.last_delivery.unwrap_or(now),
+            left: now,
+            before_left: self.newest_left.unwrap_or(now),
             starved: self.delivered_bytes < self.starved_until,
         }
     }
@@ -90,7 +99,9 @@ impl GoodputMeter {
     pub fn delivered(&mut self, now: Instant, bytes: u64, departure: Departure, rtt: Option<Duration>) {
         self.delivered_bytes += bytes;
         self.last_delivery = Some(now);
-        let elapsed = now.saturating_duration_since(departure.since);
+        self.newest_left = self.newest_left.max(Some(departure.left));
+        let leaving = departure.left.saturating_duration_since(departure.before_left);
+        let elapsed = now.saturating_duration_since(departure.since).max(leaving);
         if elapsed.is_zero() {
             return;
         }
@@ -194,6 +205,34 @@ mod tests {
             let read = meter.bytes_per_s().unwrap() as f64 / 125e6;
             assert!((0.93..1.07).contains(&read), "{read} at {rtt_ms} ms");
         }
+    }
+
+    /// 100 MB/s leave; the peer acknowledges nothing for a while, then all that came, again and again.
+    #[test]
+    fn a_peer_that_acknowledges_in_bursts_does_not_raise_the_estimate() {
+        let start = Instant::now();
+        let mut meter = GoodputMeter::default();
+        let (mut flying, mut most) = (VecDeque::new(), 0);
+        for ms in 0..5000 {
+            let now = start + Duration::from_millis(ms);
+            let in_flight = flying.len() as u64 * CHUNK;
+            flying.push_back((ms + 60, meter.depart(now, in_flight)));
+            // It stands for half a second in two, and makes up for it at twice the rate.
+            if ms % 2000 >= 500 {
+                let come: Vec<_> =
+                    std::iter::from_fn(|| flying.pop_front_if(|(at, _)| *at <= ms)).take(2).collect();
+                if let Some((_, newest)) = come.last() {
+                    meter.delivered(
+                        now,
+                        come.len() as u64 * CHUNK,
+                        *newest,
+                        Some(Duration::from_millis(120)),
+                    );
+                }
+            }
+            most = most.max(meter.bytes_per_s().unwrap_or(0));
+        }
+        assert!((90_000_000..105_000_000).contains(&most), "{most}");
     }
 
     #[test]

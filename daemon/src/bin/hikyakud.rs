@@ -7,7 +7,7 @@ use hikyaku_daemon::config::{Allow, Config, Io};
 use hikyaku_daemon::daemon::{Daemon, Door};
 use hikyaku_daemon::records::Records;
 use hikyaku_daemon::workers::Workers;
-use hikyaku_daemon::{keyfile, restart, runtime};
+use hikyaku_daemon::{keyfile, restart, runtime, standing};
 use hikyaku_transport::{Congestion, Node, NodeConfig, Peer};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -60,6 +60,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     if config.io == Io::Auto && !uring {
         tracing::info!("this kernel does not allow io_uring; plain sockets are used");
     }
+    let own = key.public();
     let mut node = NodeConfig::new(key);
     node.listen = config.listen.to_vec();
     node.peers = config.peers.iter().map(peer).collect();
@@ -93,6 +94,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         let daemon = Daemon::new(config, node, records, workers);
         tokio::task::spawn_local(daemon.clone().answer_the_door(knocks));
         restart::take_up(&daemon)?;
+        standing::begin(&daemon, &own);
         tokio::task::spawn_local(server::serve(listener, daemon.clone()));
         tracing::info!(api = %api.display(), io = if uring { "io_uring" } else { "plain" }, "ready");
         until_told().await?;
@@ -108,7 +110,7 @@ fn peer(peer: &hikyaku_daemon::config::Peer) -> Peer {
         name: peer.name.as_str().into(),
         addresses: peer.addresses.clone(),
         public_key: peer.public_key,
-        may_receive: peer.allow.contains(&Allow::Send),
+        may_receive: peer.may_be_sent_to(),
         may_send: peer.allow.contains(&Allow::Receive),
     }
 }
