@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
 use zstd_safe::zstd_sys::ZSTD_strategy as Strategy;
-use zstd_safe::{CCtx, CParameter, SafeResult};
+use zstd_safe::{CCtx, CParameter, ParamSwitch, SafeResult};
 
 use crate::codec::{FORMAT_VERSION, HEADER_BYTES, Kind, Method, columns};
 use crate::types::{ChunkSeq, PAGE_BYTES, PageBytes, PageId};
@@ -180,11 +180,11 @@ struct Zstd {
     /// Made for the first chunk that asks for it.
     context: Option<CCtx<'static>>,
     /// What it is set to; 0 = nothing.
-    level: u8,
+    level: i8,
 }
 
 impl Zstd {
-    fn compress(&mut self, body: &[u8], out: &mut [u8], level: u8) -> SafeResult {
+    fn compress(&mut self, body: &[u8], out: &mut [u8], level: i8) -> SafeResult {
         let context = self.context.get_or_insert_default();
         if self.level != level {
             self.level = 0;
@@ -199,11 +199,14 @@ impl Zstd {
 
 /// What the levels are. Not zstd's own of these numbers: those change with the length of what is compressed, at 128 KiB of all lengths, beyond
 /// which its level 3 makes more of text than its level 1 does. `cargo lab bench pipeline` shows what they cost and save.
-fn parameters(level: u8) -> [CParameter; 6] {
-    let (strategy, hash_log, chain_log) = match level {
-        0 | 1 => (Strategy::ZSTD_fast, 14, 14),
-        2 => (Strategy::ZSTD_dfast, 15, 14),
-        3.. => (Strategy::ZSTD_greedy, 15, 15),
+fn parameters(level: i8) -> [CParameter; 8] {
+    // With a target length zstd's fastest search goes ahead in steps of it, and would leave literals as they are.
+    let (strategy, hash_log, chain_log, min_match, target_length) = match level {
+        ..=-2 => (Strategy::ZSTD_fast, 13, 14, 7, 8),
+        -1 => (Strategy::ZSTD_fast, 13, 14, 7, 2),
+        0 | 1 => (Strategy::ZSTD_fast, 14, 14, 5, 0),
+        2 => (Strategy::ZSTD_dfast, 15, 14, 5, 0),
+        3.. => (Strategy::ZSTD_greedy, 15, 15, 5, 0),
     };
     [
         CParameter::Strategy(strategy),
@@ -211,7 +214,9 @@ fn parameters(level: u8) -> [CParameter; 6] {
         CParameter::HashLog(hash_log),
         CParameter::ChainLog(chain_log),
         CParameter::SearchLog(1),
-        CParameter::MinMatch(5),
+        CParameter::MinMatch(min_match),
+        CParameter::TargetLength(target_length),
+        CParameter::LiteralCompressionMode(ParamSwitch::Enable),
     ]
 }
 

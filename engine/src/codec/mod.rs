@@ -70,16 +70,23 @@ const COMPRESSION_ZSTD: u8 = 2;
 pub enum Method {
     Stored,
     Lz4,
-    /// At one of this crate's levels, from 1 to [`Method::MAX_ZSTD_LEVEL`].
-    Zstd(u8),
+    /// At one of this crate's levels, [`Method::ZSTD_LEVELS`].
+    Zstd(i8),
 }
 
 impl Method {
-    /// A denser one would take far more time than its bytes are worth.
-    pub const MAX_ZSTD_LEVEL: u8 = 3;
-    /// All there are, the fastest first.
-    pub const ALL: [Method; 5] =
-        [Method::Stored, Method::Lz4, Method::Zstd(1), Method::Zstd(2), Method::Zstd(3)];
+    /// Those below 0 are fast. A denser one would take far more time than its bytes are worth.
+    pub const ZSTD_LEVELS: [i8; 5] = [-2, -1, 1, 2, 3];
+    /// All there are, the least dense first; of most contents the fastest first.
+    pub const ALL: [Method; 7] = [
+        Method::Stored,
+        Method::Lz4,
+        Method::Zstd(-2),
+        Method::Zstd(-1),
+        Method::Zstd(1),
+        Method::Zstd(2),
+        Method::Zstd(3),
+    ];
 
     fn code(self) -> u8 {
         match self {
