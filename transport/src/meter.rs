@@ -7,6 +7,9 @@ const RTT_WEIGHT: u32 = 8;
 /// Goodput is smoothed over this or one round trip, whichever is longer.
 const GOODPUT_WINDOW: Duration = Duration::from_secs(1);
 
+/// What arrives in less than this from the first on is no rate.
+const FIRST_LEAST: Duration = Duration::from_millis(20);
+
 /// What was most is remembered for once to twice as long.
 const REMEMBERED: Duration = Duration::from_secs(5);
 
@@ -56,6 +59,10 @@ pub struct GoodputMeter {
     last_delivery: Option<Instant>,
     /// When the newest chunk left that was delivered.
     newest_left: Option<Instant>,
+    /// When the first chunk left since nothing was under way.
+    begun: Option<Instant>,
+    /// A rate is known by other flights than the first.
+    settled: bool,
     /// Flights that left before so much was delivered were short of data.
     starved_until: u64,
     rate: Option<f64>,
@@ -71,6 +78,8 @@ pub struct Departure {
     left: Instant,
     /// When the chunk left that was the newest one delivered then.
     before_left: Instant,
+    /// When the first left of those that leave before anything has arrived: a round trip begins with it in which nothing does.
+    begun: Option<Instant>,
     starved: bool,
 }
 
@@ -80,11 +89,14 @@ impl GoodputMeter {
         if in_flight_bytes == 0 {
             self.last_delivery = None;
             self.newest_left = None;
+            self.begun = Some(now);
         }
+        let begun = self.begun.filter(|_| self.last_delivery.is_none());
         Departure {
             delivered_bytes: self.delivered_bytes,
             since: self.last_delivery.unwrap_or(now),
             left: now,
+            begun,
             before_left: self.newest_left.unwrap_or(now),
             starved: self.delivered_bytes < self.starved_until,
         }
@@ -100,15 +112,22 @@ impl GoodputMeter {
         self.delivered_bytes += bytes;
         self.last_delivery = Some(now);
         self.newest_left = self.newest_left.max(Some(departure.left));
+        let first = departure.begun.map(|begun| {
+            // What came since the first could have come, or left.
+            let coming = now.saturating_duration_since(begun + rtt.unwrap_or_default());
+            coming.max(departure.left.saturating_duration_since(begun)).max(FIRST_LEAST)
+        });
         let leaving = departure.left.saturating_duration_since(departure.before_left);
-        let elapsed = now.saturating_duration_since(departure.since).max(leaving);
+        let elapsed = first.unwrap_or(now.saturating_duration_since(departure.since).max(leaving));
         if elapsed.is_zero() {
             return;
         }
         let sample = (self.delivered_bytes - departure.delivered_bytes) as f64 / elapsed.as_secs_f64();
         let rate = match (self.rate, self.rate_at) {
+            (Some(_), _) if first.is_some() && !self.settled => sample,
             (Some(rate), Some(at)) => {
-                if departure.starved && sample < rate {
+                self.settled |= first.is_none();
+                if (departure.starved || first.is_some()) && sample < rate {
                     return;
                 }
                 let window = GOODPUT_WINDOW.max(rtt.unwrap_or_default()).as_secs_f64();
@@ -204,6 +223,15 @@ mod tests {
             let meter = run(125e6, Duration::from_millis(rtt_ms), 600, 5.0, false);
             let read = meter.bytes_per_s().unwrap() as f64 / 125e6;
             assert!((0.93..1.07).contains(&read), "{read} at {rtt_ms} ms");
+        }
+    }
+
+    #[test]
+    fn a_rate_is_known_two_round_trips_after_the_first_chunk() {
+        let rtt = Duration::from_millis(120);
+        for seconds in [0.26, 0.5, 1.0] {
+            let read = run(125e6, rtt, 600, seconds, false).bytes_per_s().unwrap() as f64 / 125e6;
+            assert!((0.85..1.07).contains(&read), "{read} after {seconds} s");
         }
     }
 

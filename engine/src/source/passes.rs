@@ -173,10 +173,13 @@ impl Passes {
         self.stats.last = last;
         self.ended_unasked = true;
         self.began_at = now;
-        // If it was not told what is dirty: the next pass is taken to be like this one; the first, over all of RAM, is like no other.
+        // If it was not told what is dirty: what the guest dirties in the time that the pass took, and no more than came in it, for what is dirtied
+        // twice comes once. A pass after a longer one is none to go by; the first, over all of RAM, is like no other.
         self.pending = match last.dirty {
             Some(dirty) => dirty,
-            None if self.stats.ended > 1 => carried,
+            None if self.stats.ended > 1 => {
+                carried.min((self.dirty_pages_per_s * (last.duration_ns as f64 / 1e9)).ceil() as u64)
+            }
             None => 0,
         };
         self.synced_at = now;
@@ -237,6 +240,23 @@ mod tests {
         let stats = passes.take_stats();
         assert_eq!((stats.ended, stats.carried, stats.sent), (2, 40, 60));
         assert_eq!(stats.last, Pass { sent: 0, skipped: 40, dirty: None, duration_ns: 4 });
+    }
+
+    #[test]
+    fn what_is_left_after_a_pass_is_what_was_dirtied_while_it_went_on() {
+        let ms = |ms: u64| Time(ms * 1_000_000);
+        let mut passes = Passes::new();
+        passes.started(Time(0), 10_000);
+        passes.took_in(ms(2000), PageId(0), 10_000, 0);
+        // 1000 pages a second, for two seconds; then the passes are short.
+        passes.took_in(ms(2000), PageId(0), 2000, 2000);
+        passes.measure(ms(2100), Duration::from_secs(1));
+        passes.took_in(ms(2100), PageId(0), 1, 1);
+        let left = passes.dirty_in_qemu(ms(2100), 10_000);
+        assert!((50..=150).contains(&left), "{left}");
+        passes.measure(ms(4100), Duration::from_secs(1));
+        passes.took_in(ms(4100), PageId(0), 1, 1);
+        assert_eq!(passes.dirty_in_qemu(ms(4100), 10_000), 0, "one came, and is dirty again");
     }
 
     #[test]
