@@ -31,8 +31,8 @@ pub struct AdaptiveConfig {
     /// By how much of the time waited `D` has to fall for waiting to go on, in 1/1000. Default 500: with less, the guest dirties
     /// half of what crosses.
     pub worth_permille: u32,
-    /// For how long `D` must not have fallen before the guest is stopped within the target. Default 50 ms: several
-    /// decisions, and a burst of the guest.
+    /// For how long `D` must not have fallen before the guest is stopped within the target; one and a half times a pass of the source, if that
+    /// is longer, to ten times this. Default 50 ms: several decisions, and a burst of the guest.
     pub patience: Duration,
     /// A residual that crosses in this time is next to nothing. Default 5 ms: below the accuracy of the other terms.
     pub negligible: Duration,
@@ -80,6 +80,9 @@ impl Default for AdaptiveConfig {
     }
 }
 
+/// See [`AdaptiveConfig::patience`].
+const PATIENCE_MOST: u32 = 10;
+
 /// See the module.
 #[derive(Debug)]
 pub struct Adaptive {
@@ -103,7 +106,10 @@ struct Throttle {
 
 impl Adaptive {
     pub fn new(config: AdaptiveConfig) -> Self {
-        let history = History { samples: VecDeque::new(), span_ns: ns(config.settle.max(config.patience)) };
+        let history = History {
+            samples: VecDeque::new(),
+            span_ns: 2 * ns(config.settle.max(config.patience * PATIENCE_MOST)),
+        };
         Adaptive { config, history, late: false, throttle: None }
     }
 
@@ -112,8 +118,10 @@ impl Adaptive {
         let stop_ns = view.prediction.total_ns;
         let target_ns = ns(config.downtime_target);
         if stop_ns <= target_ns {
+            let pass = Duration::from_nanos(view.pass.last.duration_ns.saturating_mul(3) / 2);
+            let patience = pass.clamp(config.patience, config.patience * PATIENCE_MOST);
             return view.prediction.residual_ns <= ns(config.negligible)
-                || self.stalled(view.now, stop_ns, config.patience);
+                || self.stalled(view.now, stop_ns, patience);
         }
         let least_ns = self.history.least_ns();
         let tolerance_ns = least_ns / 1000 * u64::from(config.settle_tolerance_permille);
@@ -122,12 +130,13 @@ impl Adaptive {
             && self.stalled(view.now, stop_ns, config.settle)
     }
 
-    /// `D` has not fallen enough to be worth the wait over the last `period`.
+    /// The least `D` of the last `period` is not enough less to be worth the wait than that of the period before: each pass brings what the
+    /// guest has dirtied since the last one, so `D` itself goes up and down with them.
     fn stalled(&self, now: Time, stop_ns: u64, period: Duration) -> bool {
-        self.history.before(now, ns(period)).is_some_and(|(then, before_ns)| {
-            let worth_ns = now.since(then) / 1000 * u64::from(self.config.worth_permille);
-            stop_ns.saturating_add(worth_ns) >= before_ns
-        })
+        let (latest, before) = self.history.least_of_two(now, ns(period));
+        let latest_ns = latest.unwrap_or(u64::MAX).min(stop_ns);
+        let worth_ns = ns(period) / 1000 * u64::from(self.config.worth_permille);
+        before.is_some_and(|before_ns| latest_ns.saturating_add(worth_ns) >= before_ns)
     }
 
     fn after_deadline(&mut self, view: &View) -> Decision {
@@ -236,9 +245,15 @@ impl History {
         }
     }
 
-    /// The newest sample at least `period_ns` old.
-    fn before(&self, now: Time, period_ns: u64) -> Option<(Time, u64)> {
-        self.samples.iter().rev().find(|(then, _)| now.since(*then) >= period_ns).copied()
+    /// The least of the last period, and of the one before it.
+    fn least_of_two(&self, now: Time, period_ns: u64) -> (Option<u64>, Option<u64>) {
+        let mut least = [None, None];
+        for (then, stop_ns) in self.samples.iter().rev() {
+            let ago = now.since(*then) / period_ns.max(1);
+            let Some(of) = usize::try_from(ago).ok().and_then(|ago| least.get_mut(ago)) else { break };
+            *of = Some(of.map_or(*stop_ns, |least: u64| least.min(*stop_ns)));
+        }
+        (least[0], least[1])
     }
 
     fn least_ns(&self) -> u64 {
@@ -295,6 +310,17 @@ mod tests {
         let (when, what) = run(AdaptiveConfig::default(), 5000, stop).unwrap();
         assert_eq!(what, Decision::SwitchOver);
         assert!((820..=900).contains(&when), "switched at {when} ms");
+    }
+
+    #[test]
+    fn what_each_pass_brings_does_not_hide_that_less_is_left() {
+        // It falls by 45 in 50 ms, and each 60 ms a pass brings 60 again that go in 20.
+        let stop = |now_ms: u64| {
+            let falls = 1000u64.saturating_sub(now_ms * 9 / 10).max(120);
+            falls + if now_ms % 60 < 20 && falls > 120 { 60 } else { 0 }
+        };
+        let (when, _) = run(AdaptiveConfig::default(), 5000, stop).unwrap();
+        assert!((980..=1130).contains(&when), "switched at {when} ms");
     }
 
     #[test]
