@@ -22,6 +22,7 @@
 //! Only tests may depend on this crate.
 #![deny(unsafe_code)]
 
+pub mod backed;
 pub mod bench;
 mod child;
 pub mod cli;

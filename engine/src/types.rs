@@ -62,6 +62,8 @@ pub struct LinkStats {
     /// Payload the path carries per second, smoothed: what was acknowledged while there was enough to send. Must not fall because
     /// the sender had little. 0 = not known yet.
     pub goodput_bytes_per_s: u64,
+    /// What the path was found to carry, with nothing of the guest's: bytes per second. 0 = not known. It may have changed since.
+    pub path_bytes_per_s: u64,
     /// Payload handed to the transport that no lane has taken yet.
     pub unsent_bytes: u64,
     /// Payload taken by a lane and not acknowledged.
@@ -77,6 +79,7 @@ impl Default for LinkStats {
             rtt_ns: 0,
             min_rtt_ns: 0,
             goodput_bytes_per_s: 0,
+            path_bytes_per_s: 0,
             unsent_bytes: 0,
             in_flight_bytes: 0,
             credit_bytes: u64::MAX,

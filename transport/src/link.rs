@@ -563,6 +563,7 @@ impl LinkCore {
             rtt: rtt.smoothed,
             min_rtt: rtt.min,
             goodput_bytes_per_s: None,
+            path_bytes_per_s: self.wish.found().and_then(|probe| probe.path()),
             delivered_bytes: 0,
             lanes: self.bond().map_or(0, |bond| bond.lanes_up()),
             lane_bytes_sent: self.lane_bytes_sent.load(Ordering::Relaxed),

@@ -91,6 +91,8 @@ pub struct LinkStats {
     /// Acknowledged payload, smoothed over 1 s or one round trip, and never more than the limits let through. At a
     /// sender: of this session.
     pub goodput_bytes_per_s: Option<u64>,
+    /// What the last warm-up found that the path carries, bytes per second. `None`: nothing, or a limit holds.
+    pub path_bytes_per_s: Option<u64>,
     /// Payload acknowledged (sender) or received (receiver) in this session.
     pub delivered_bytes: u64,
     /// Lanes that are up.
@@ -164,12 +166,14 @@ impl TxSession {
 
     pub fn stats(&self) -> LinkStats {
         let figures = self.figures();
+        let link = self.0.link.stats();
         LinkStats {
+            path_bytes_per_s: link.path_bytes_per_s.filter(|_| figures.limit_bytes_per_s.is_none()),
             goodput_bytes_per_s: figures.goodput_bytes_per_s,
             delivered_bytes: figures.delivered_bytes,
             limit_bytes_per_s: figures.limit_bytes_per_s,
             priority: figures.priority,
-            ..self.0.link.stats()
+            ..link
         }
     }
 

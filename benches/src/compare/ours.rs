@@ -14,8 +14,9 @@ use crate::link::Network;
 use crate::site::{Programs, Site};
 use crate::travel::{self, GUEST, Manner};
 
-/// The daemons' links stand, and each has been filled once.
-const STANDS_AFTER: Duration = Duration::from_secs(8);
+/// Daemons of operators have been there for longer. With the time that a guest takes to start and to fill its memory it is enough for their links
+/// to stand, and for each to have been filled once.
+const THERE_BEFORE: Duration = Duration::from_secs(5);
 /// A move that was called off has to end within this.
 const CANCEL_LIMIT: Duration = Duration::from_secs(30);
 /// Exit codes of the command that leave the guest, whole, at the source: it did not converge, it was cancelled.
@@ -41,9 +42,10 @@ impl Peer for Ours {
 
     fn set_up(&self, network: &Network) -> anyhow::Result<Box<dyn Carrier>> {
         let sites = Site::pair(network, HOSTS, &self.programs, "")?;
+        std::thread::sleep(THERE_BEFORE);
         let flags = vec!["--downtime".to_owned(), format!("{}ms", DOWNTIME.as_millis()), "--json".to_owned()];
         let manner = Manner { policy: self.policy.clone(), flags, ..Manner::default() };
-        Ok(Box::new(Daemons { sites, manner, since: Instant::now() }))
+        Ok(Box::new(Daemons { sites, manner }))
     }
 }
 
@@ -51,15 +53,12 @@ impl Peer for Ours {
 struct Daemons {
     sites: [Site; 2],
     manner: Manner,
-    since: Instant,
 }
 
 impl Carrier for Daemons {
     fn carry(&mut self, here: &mut Qemu, there: &mut Qemu, limit: Duration) -> anyhow::Result<Carried> {
         let [from, to] = &self.sites;
         travel::await_guest(there, from, to)?;
-        // Daemons of operators have been there for longer.
-        std::thread::sleep(STANDS_AFTER.saturating_sub(self.since.elapsed()));
         let mut words = tempfile::tempfile()?;
         let mut command = travel::migrate(here, from, to, &self.manner);
         command.stdout(words.try_clone()?).stderr(words.try_clone()?);

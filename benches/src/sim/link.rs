@@ -195,6 +195,7 @@ impl Link {
             rtt_ns: ns(self.config.rtt + self.config.lag / 2) + self.queue_ns(now),
             min_rtt_ns: ns(self.config.rtt),
             goodput_bytes_per_s: self.goodput(now),
+            path_bytes_per_s: 0,
             unsent_bytes: self.unsent_bytes,
             in_flight_bytes: self.in_flight_bytes,
             credit_bytes: self.config.credit_bytes.saturating_sub(self.credit_used),

@@ -284,6 +284,7 @@ impl Running {
                 rtt_ns: ns(stats.rtt),
                 min_rtt_ns: ns(stats.min_rtt),
                 goodput_bytes_per_s: stats.goodput_bytes_per_s.unwrap_or(0),
+                path_bytes_per_s: stats.path_bytes_per_s.unwrap_or(0),
                 unsent_bytes: tx.unsent_bytes(),
                 in_flight_bytes: tx.in_flight_bytes(),
                 credit_bytes: tx.credit_left(),

@@ -13,6 +13,9 @@ const WEIGHT: f64 = 0.05;
 /// What a wire is taken to carry at least, once it is open: what is encoded ahead of it is not made denser at the cost of how much that is.
 const OPENING_BYTES_PER_S: u64 = 100_000_000;
 
+/// Less than this part of a second waits for the wire.
+const DRY_PARTS: u64 = 200;
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Speed {
@@ -52,8 +55,12 @@ impl Speed {
     /// `opening`: the wire carries less than it will.
     pub(super) fn method(&mut self, window: &Window, opening: bool) -> Method {
         let goodput = window.link.goodput_bytes_per_s;
+        // A wire that has nothing to carry shows how fast chunks are encoded, and not what it could do.
+        let dry = window.unsent_bytes() < goodput / DRY_PARTS;
+        let path = if dry { window.link.path_bytes_per_s } else { 0 };
+        let opens = if opening { OPENING_BYTES_PER_S } else { 0 };
         self.chooser.choose(&Wire {
-            goodput_bytes_per_s: if opening { goodput.max(OPENING_BYTES_PER_S) } else { goodput },
+            goodput_bytes_per_s: goodput.max(path).max(opens),
             unsent_bytes: window.unsent_bytes(),
             workers: self.workers,
             idle_workers: self.workers.saturating_sub(window.jobs),
