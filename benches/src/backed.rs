@@ -5,8 +5,15 @@
 //! in 0.4. A guest that arrives is nothing but memory touched for the first time, so a move would be measured by what its host
 //! does. [`Backed`] keeps the machine's free memory from being given back, and has the host find it before.
 
+#![allow(unsafe_code)]
+
 use std::fs;
+use std::num::NonZeroUsize;
 use std::path::Path;
+
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
+
+const PAGE_BYTES: usize = 4096;
 
 /// The least order of free memory that is reported. One above the largest order that there is: none.
 const ORDER: &str = "/sys/module/page_reporting/parameters/page_reporting_order";
@@ -30,11 +37,9 @@ impl Backed {
             "this machine gives free memory back to its host: not while it is measured; {} MiB are touched before",
             bytes >> 20
         );
-        let mut memory: Vec<u8> = Vec::new();
-        if memory.try_reserve_exact(bytes).is_ok() {
-            memory.resize(bytes, 1);
+        if let Err(error) = touch(bytes) {
+            eprintln!("not touched: {error}");
         }
-        drop(std::hint::black_box(memory));
         Backed { before: Some(before) }
     }
 }
@@ -46,6 +51,21 @@ impl Drop for Backed {
         {
             eprintln!("{ORDER} was {before}: {error}");
         }
+    }
+}
+
+/// In huge pages, which guests have: small ones would come from elsewhere.
+fn touch(bytes: usize) -> nix::Result<()> {
+    let Some(length) = NonZeroUsize::new(bytes) else { return Ok(()) };
+    let (rights, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE);
+    // SAFETY: new memory of this length, at no place of our choice, that nobody else knows of and that is given back below.
+    unsafe {
+        let memory = mmap_anonymous(None, length, rights, flags)?;
+        let _ = madvise(memory, bytes, MmapAdvise::MADV_HUGEPAGE);
+        for offset in (0..bytes).step_by(PAGE_BYTES) {
+            memory.as_ptr().cast::<u8>().add(offset).write_volatile(1);
+        }
+        munmap(memory, bytes)
     }
 }
 
@@ -79,5 +99,6 @@ mod tests {
         assert_eq!(order("\n"), None);
         assert_eq!(reported_order(&directory.path().join("none")), None);
         assert!(available_bytes() > 0);
+        touch(3 * PAGE_BYTES + 1).unwrap();
     }
 }

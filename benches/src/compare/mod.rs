@@ -92,8 +92,8 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
     let peers =
         names.iter().map(|name| peer::named(name, args.mem, &programs)).collect::<Result<Vec<_>, _>>()?;
 
-    // Two guests, and as much again for whoever moves one.
-    let _backed = Backed::hold((args.mem as usize) << 22);
+    // Two guests, what moves them, and what the kernel takes from elsewhere meanwhile.
+    let _backed = Backed::hold((args.mem as usize) << 23);
     let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get());
     println!(
         "a guest of {} MiB; {} cells, {} peers, {} repeats; a move has {:?}; {cpus} CPUs, load {}",
