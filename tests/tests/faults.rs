@@ -30,9 +30,13 @@ fn with_fault(fault: Fault, check: impl FnOnce(&mut Rig)) {
     let Some(qemu) = qemu() else { return };
     let plan = Plan::new("jgn", &qemu);
     let network = site::network(plan.link);
-    let adjust = site::through_proxy(&network);
+    let mut through_proxy = site::through_proxy(&network);
     let proxy = site::faulty_proxy(&network, fault);
-    let mut rig = Rig::on(plan, network, adjust);
+    let mut rig = Rig::on(plan, network, |settings: &mut Settings| {
+        through_proxy(settings);
+        // The first connection is the migration's.
+        settings.more += "[link]\nstanding = \"off\"\n";
+    });
     rig.arm();
     check(&mut rig);
     let said = proxy.end();

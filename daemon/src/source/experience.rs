@@ -96,8 +96,8 @@ mod tests {
     #[test]
     fn before_any_move_there_is_a_guess_and_ram_counts() {
         let none = Experience::default();
-        assert_eq!(terms(&none, "osaka", GIB), (7, 8, 2));
-        assert_eq!(terms(&none, "osaka", 64 * GIB), (70, 8, 2));
+        assert_eq!(terms(&none, "osaka", GIB), (7, 5, 2));
+        assert_eq!(terms(&none, "osaka", 64 * GIB), (70, 5, 2));
     }
 
     #[test]
@@ -105,7 +105,7 @@ mod tests {
         let mut experience = Experience::default();
         experience.learn("osaka", GIB, &stop(9.0, 50.0, 1.0));
         assert_eq!(terms(&experience, "osaka", GIB), (9, 50, 4));
-        assert_eq!(terms(&experience, "kyoto", GIB), (7, 8, 2));
+        assert_eq!(terms(&experience, "kyoto", GIB), (7, 5, 2));
         experience.learn("osaka", GIB, &stop(9.0, 70.0, 1.0));
         assert_eq!(terms(&experience, "osaka", 3 * GIB), (11, 60, 4));
     }
@@ -114,7 +114,7 @@ mod tests {
     fn a_move_that_had_much_left_teaches_nothing_and_one_that_hung_is_not_believed() {
         let mut experience = Experience::default();
         experience.learn("osaka", GIB, &stop(9.0, 50.0, 900.0));
-        assert_eq!(terms(&experience, "osaka", GIB), (7, 8, 2));
+        assert_eq!(terms(&experience, "osaka", GIB), (7, 5, 2));
         experience.learn("osaka", GIB, &stop(0.0, 1e9, 0.0));
         assert_eq!(terms(&experience, "osaka", GIB).1, 2000);
     }

@@ -54,7 +54,7 @@ use events::PeerEvents;
 use guest::{Hold, SourceGuest};
 use hikyaku_engine::AbortReason;
 use hikyaku_engine::precopy::Terms;
-use hikyaku_transport::{Ebb, Lost, SessionId, TxSession};
+use hikyaku_transport::{Ebb, Lost, OpenError, SessionId, TxSession};
 use intake::Intake;
 use pump::{FromPump, Pump, ToPump};
 use std::rc::Rc;
@@ -136,9 +136,7 @@ impl Migration {
             )
             .await
             .map_err(SourceError::Qmp)?;
-            let link = daemon.link_to(&arguments.to).await?;
             let inbox = Arc::new(Inbox::new().map_err(SourceError::Resources)?);
-            let (events, mailbox) = PeerEvents::new(inbox.clone());
             let hello = Hello::Migrate(Migrate {
                 protocol: PROTOCOL,
                 guest: arguments.guest.clone(),
@@ -148,8 +146,19 @@ impl Migration {
                 holds_ack: guest.hold == Hold::Ack,
             });
             let (id, hello) = (SessionId(entry.id.0), protocol::encode(&hello)?);
-            let (session, welcome) =
-                link.open_sharing(id, hello, Arc::new(events), sharing::share(entry)).await?;
+            let mut again = false;
+            let (mailbox, (session, welcome)) = loop {
+                let link = daemon.link_to(&arguments.to).await?;
+                let (events, mailbox) = PeerEvents::new(inbox.clone());
+                match link.open_sharing(id, hello.clone(), Arc::new(events), sharing::share(entry)).await {
+                    // A link that stood for long may be one to a daemon that is gone, which shows when it is used.
+                    Err(OpenError::Lost(lost)) if !again => {
+                        tracing::info!(peer = %arguments.to, %lost, "asked for again, by a new link");
+                        again = true;
+                    }
+                    opened => break (mailbox, opened?),
+                }
+            };
             Ok::<_, SourceError>((guest, inbox, mailbox, session, protocol::decode::<Welcome>(&welcome)?))
         };
         // Up to here nothing needs to be undone: dropping it all is enough.
