@@ -41,6 +41,8 @@ pub struct LaneStats {
     pub unsent_bytes: u64,
     /// As the kernel paces it. `None`: it does not.
     pub pacing_bytes_per_s: Option<u64>,
+    /// It would send faster if it were let.
+    pub held: bool,
     pub delivery_bytes_per_s: u64,
     /// As the kernel counts, its bookkeeping included: about half of it is data.
     pub send_buffer_bytes: u64,
@@ -89,6 +91,7 @@ impl LaneStats {
             in_flight_bytes: u64::from(in_flight) * mss,
             unsent_bytes: info.notsent_bytes.into(),
             pacing_bytes_per_s: Some(info.pacing_rate).filter(|rate| *rate != u64::MAX && *rate != 0),
+            held: info.max_pacing_rate != u64::MAX && info.pacing_rate >= info.max_pacing_rate,
             delivery_bytes_per_s: info.delivery_rate,
             send_buffer_bytes: getsockopt(&socket, sockopt::SndBuf).unwrap_or(0) as u64,
             receive_window_bytes: info.snd_wnd.into(),
@@ -210,6 +213,7 @@ pub(crate) fn some_lane(lane: u16) -> LaneStats {
         in_flight_bytes: 0,
         unsent_bytes: 0,
         pacing_bytes_per_s: None,
+        held: false,
         delivery_bytes_per_s: 0,
         send_buffer_bytes: 8 << 20,
         receive_window_bytes: 4 << 20,

@@ -137,9 +137,9 @@ pub fn what_limits(before: &Reading, after: &Reading) -> Limit {
         return Limit::Path { queue };
     }
     if let (Some(rtt), Some(min)) = (after.rtt, after.min_rtt)
-        && after.lanes.iter().all(|lane| lane.congestion == BY_RATE && !lane.slow_start)
+        && after.lanes.iter().all(|lane| lane.congestion == BY_RATE && (lane.held || !lane.slow_start))
     {
-        // Its queue is kept short.
+        // Its queue is kept short, by the lanes themselves or by the ceiling over them.
         return Limit::Path { queue: rtt.saturating_sub(min) };
     }
     if went.resent_segments > 0 {
@@ -210,6 +210,17 @@ mod tests {
             Limit::ReceiveBuffer
         );
         assert_eq!(found(|now| now.lanes[0].resent_segments = 84), Limit::Losses { share: 0.001 });
+    }
+
+    #[test]
+    fn lanes_that_would_send_faster_than_they_are_let_are_as_fast_as_the_path() {
+        let starting = |now: &mut Reading, held| {
+            for lane in &mut now.lanes {
+                (lane.congestion, lane.slow_start, lane.held) = (BY_RATE.into(), true, held);
+            }
+        };
+        assert_eq!(found(|now| starting(now, false)), Limit::Growing);
+        assert_eq!(found(|now| starting(now, true)), Limit::Path { queue: Duration::ZERO });
     }
 
     #[test]
