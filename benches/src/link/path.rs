@@ -30,7 +30,7 @@ pub struct Emulation {
     pub piece: Duration,
     /// A thread that has handled packets sleeps at least this long, so that 10 Gbit/s is not 150,000 wake-ups per
     /// second, each of which costs whoever shares the machine. Packets are late by twice this at most; the clock of the bottleneck does not
-    /// drift by it. Where a way is longer than 400 times this it is a 400th of the way.
+    /// drift by it. Where a way is longer than 200 times this it is a 200th of the way, up to 150 µs.
     pub granularity: Duration,
     /// Memory for the packets under way in one direction; beyond it they are dropped as if by the queue. 512 MiB is
     /// three times what `jgn-10g` holds with a full queue.
@@ -55,7 +55,8 @@ impl Default for Emulation {
 }
 
 /// See [`Emulation::granularity`].
-const GRANULES_PER_WAY: u32 = 400;
+const GRANULES_PER_WAY: u32 = 200;
+const GRANULARITY_MOST: Duration = Duration::from_micros(150);
 
 /// What became of the MTU-sized packets of a packet that entered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -191,7 +192,8 @@ impl Piece {
 
 impl Limits {
     fn of(direction: &Direction, emulation: &Emulation) -> Self {
-        let granularity = emulation.granularity.max(direction.delay / GRANULES_PER_WAY);
+        let of_the_way = (direction.delay / GRANULES_PER_WAY).min(GRANULARITY_MOST);
+        let granularity = emulation.granularity.max(of_the_way);
         const PS_PER_S: u128 = 1_000_000_000_000;
         let ps_per_byte = match direction.rate {
             Some(rate) => (8 * PS_PER_S / u128::from(rate.line_bit_per_s().max(1))) as u64,
