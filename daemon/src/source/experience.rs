@@ -6,7 +6,7 @@ use hikyaku_engine::precopy::Terms;
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// Before any move: what `cargo test -p hikyaku-tests --test check -- --nocapture foretold` measures, on two cores under TCG, twice over. A
+/// Before any move: what `cargo test -p hikyaku-tests --test check -- --nocapture foretold` measures, on two cores under TCG, and half as much again or more. A
 /// guest with many devices takes longer, and its first move teaches how long.
 const FIRST: Learnt = Learnt { pause_ms: 6.0, state_ms: 5.0, resume_ms: 2.0 };
 /// A bitmap of 32 KiB per GiB of RAM is synced with the guest stopped.

@@ -60,6 +60,9 @@ pub struct ChooserConfig {
     pub first_guess: [(f64, f64); METHODS - 1],
 }
 
+const FIRST_GUESS: [(f64, f64); METHODS - 1] =
+    [(0.52, 400.0), (0.471, 490.0), (0.393, 335.0), (0.361, 270.0), (0.359, 220.0), (0.350, 125.0)];
+
 impl Default for ChooserConfig {
     fn default() -> Self {
         ChooserConfig {
@@ -75,14 +78,7 @@ impl Default for ChooserConfig {
             probe_weight: 1.0 / 8.0,
             method_weight: 1.0 / 256.0,
             full_chunk_bytes: 64 << 10,
-            first_guess: [
-                (0.52, 400.0),
-                (0.471, 490.0),
-                (0.393, 335.0),
-                (0.361, 270.0),
-                (0.359, 220.0),
-                (0.350, 125.0),
-            ],
+            first_guess: FIRST_GUESS,
         }
     }
 }
@@ -296,15 +292,10 @@ mod tests {
     /// What a machine does: size and MB/s of one worker, for each method.
     type Machine = [(f64, f64); METHODS];
     /// Text-like pages, as in the defaults.
-    const TEXT: Machine = [
-        (1.0, 5000.0),
-        (0.52, 400.0),
-        (0.471, 490.0),
-        (0.393, 335.0),
-        (0.361, 270.0),
-        (0.359, 220.0),
-        (0.350, 125.0),
-    ];
+    const TEXT: Machine = {
+        let [lz4, fastest, fast, first, second, third] = FIRST_GUESS;
+        [(1.0, 5000.0), lz4, fastest, fast, first, second, third]
+    };
     /// Memory of a real machine.
     const REAL: Machine = [
         (1.0, 5000.0),
