@@ -14,6 +14,7 @@
 //! | [`estimate`], [`report`] | how a move would go, and what came of what was foretold |
 //! | [`standing`] | links that are there before a guest is to be moved |
 //! | [`pages`] | QEMU's blocks in the engine's page numbers |
+//! | [`heap`] | where memory for pages comes from |
 //! | [`outcome`] | how a migration ended: exit code, where the guest runs, what to do |
 //!
 //! Controllers run on one thread, in tokio; each migration has one thread for its bytes; encoding is done by a pool.
@@ -25,6 +26,7 @@ pub mod config;
 pub mod daemon;
 pub mod destination;
 pub mod estimate;
+pub mod heap;
 pub mod id;
 pub mod inbox;
 pub mod keyfile;

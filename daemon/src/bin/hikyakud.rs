@@ -5,6 +5,7 @@ use clap::Parser;
 use hikyaku_daemon::api::server;
 use hikyaku_daemon::config::{Allow, Config, Io};
 use hikyaku_daemon::daemon::{Daemon, Door};
+use hikyaku_daemon::heap::Heap;
 use hikyaku_daemon::records::Records;
 use hikyaku_daemon::workers::Workers;
 use hikyaku_daemon::{keyfile, restart, runtime, standing};
@@ -17,6 +18,9 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::unbounded_channel;
 use tracing_subscriber::EnvFilter;
+
+#[global_allocator]
+static HEAP: Heap = Heap::new();
 
 /// How long guests may take to be given back when the daemon is told to end.
 const END_TIMEOUT: Duration = Duration::from_secs(30);
