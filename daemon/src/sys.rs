@@ -1,8 +1,9 @@
 //! The system calls that have no safe wrapper.
 #![allow(unsafe_code)]
 
+use nix::sys::socket::{setsockopt, sockopt};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 /// Bytes that wait in a socket's receive queue.
 pub fn readable_bytes(fd: BorrowedFd<'_>) -> io::Result<u64> {
@@ -10,4 +11,15 @@ pub fn readable_bytes(fd: BorrowedFd<'_>) -> io::Result<u64> {
     // SAFETY: FIONREAD writes one int to the address given, which is `waiting`'s; the descriptor is open while borrowed.
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut waiting) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(waiting.max(0) as u64) }
+}
+
+/// What a socket to a QEMU may hold: several times what the kernel's default lets it, so that neither side has to be woken for each
+/// hundred kilobytes.
+pub const QEMU_SOCKET_BYTES: usize = 1 << 20;
+
+/// Lets a socket hold so much that was written and not read, where the process may; otherwise as much as it may.
+pub fn hold_unread(socket: &impl AsFd, bytes: usize) {
+    if setsockopt(socket, sockopt::SndBufForce, &bytes).is_err() {
+        let _ = setsockopt(socket, sockopt::SndBuf, &bytes);
+    }
 }

@@ -53,7 +53,7 @@ fn says_what_the_path_is_and_what_limits_it(qemu: &QemuBinary) {
     assert!(idle["warmed"]["padding_bytes"].as_u64().is_some_and(|bytes| bytes > 100_000), "{idle}");
     assert_eq!(limited, "", "an idle link is limited by nothing");
     let lanes = idle["lanes"].as_array().expect("lanes");
-    assert_eq!(lanes.len(), 8);
+    assert_eq!(lanes.len(), 4);
     let address = format!("{}:4707", rig.network().host("b").ip4());
     let known = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control");
     let has_bbr = known.is_ok_and(|known| known.split_whitespace().any(|name| name == "bbr"));

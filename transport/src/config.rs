@@ -17,8 +17,10 @@ pub struct NodeConfig {
     pub key: StaticKey,
     /// The peers that may open links to this node or be sent to. Nobody else can do either.
     pub peers: Vec<Peer>,
-    /// TCP connections per link that carry chunks. Default 8: with Linux' default buffer limits (about 3 MiB in
-    /// flight per connection) eight of them hold the 15 MB of 1 Gbit/s x 120 ms, and a loss halves only one of them.
+    /// TCP connections per link that carry chunks, to begin with. Default 4: what two of them do for throughput one can do where its
+    /// buffers may be long enough, a loss halves only one of them, and the more there are the smaller are the pieces in which each sends
+    /// and is served: with eight, two cores that also encode move a guest over 1 Gbit/s x 120 ms 4 % more slowly. Where four do not hold what the
+    /// path does, more are made once that is known. Twice as many, up to `lanes_most`, where the kernel decides how long send buffers are.
     pub lanes: u16,
     /// As many as it may become where losses or buffers, not queues, keep lanes small. Default 32: with cubic, one loss in ten
     /// thousand packets and 120 ms a lane gets about 20 Mbit/s. `lanes` or less: never more than those. Each costs 0.5 MiB at
@@ -47,7 +49,7 @@ impl NodeConfig {
             listen: Vec::new(),
             key,
             peers: Vec::new(),
-            lanes: 8,
+            lanes: 4,
             lanes_most: 32,
             warm_up: true,
             lane_threads: 0,

@@ -15,6 +15,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
 use crate::bond::Bond;
+use crate::config::NodeConfig;
 use crate::dial::connect;
 use crate::fit::{self, Fit};
 use crate::hello;
@@ -25,6 +26,7 @@ use crate::link::{LinkCore, lock};
 use crate::names::{Epoch, LaneId};
 use crate::node::Shared;
 use crate::seal::{LinkSecret, Sealer};
+use crate::socket::sets_send_buffers;
 
 /// How often lanes that live elsewhere try their own path again.
 const HOME_AGAIN: Duration = Duration::from_secs(5);
@@ -88,7 +90,13 @@ impl Reason {
 
 /// The lanes that a bond begins with; more may come ([`fit`]).
 pub fn first(shared: &Shared, link: &LinkCore) -> u16 {
-    shared.config.lanes.min(link.agreed.lanes)
+    to_begin_with(&shared.config, sets_send_buffers).min(link.agreed.lanes)
+}
+
+/// Twice as many where the kernel decides how long their send buffers are: it lets them grow slowly, and not far.
+fn to_begin_with(config: &NodeConfig, may_set: impl FnOnce() -> bool) -> u16 {
+    let set = config.sockets.send_buffer_bytes.is_some() && may_set();
+    if set { config.lanes } else { config.lanes.saturating_mul(2).min(config.lanes_most).max(config.lanes) }
 }
 
 /// Starts to connect every lane that a bond may begin with, to the path it belongs to, and to say hello as soon as there is a
@@ -99,7 +107,7 @@ pub fn dial_early(
     paths: &[SocketAddr],
     secret: &watch::Receiver<Option<Introduction>>,
 ) -> VecDeque<Early> {
-    (0..shared.config.lanes)
+    (0..to_begin_with(&shared.config, sets_send_buffers))
         .map(|lane| {
             let (shared, address) = (shared.clone(), path(paths, control, LaneId(lane), 0));
             tokio::spawn(greet(shared, address, LaneId(lane), secret.clone()))
@@ -287,4 +295,22 @@ async fn introduce(
     let core =
         Core::Tx(TxLane::new(lane, epoch, link.queue.new_carrier(), sealer, link.agreed.chunk_bytes_max));
     Ok(NewLane { bond: bond.clone(), socket, core })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::StaticKey;
+
+    #[test]
+    fn where_the_kernel_decides_about_send_buffers_a_bond_begins_with_more_lanes() {
+        let mut config = NodeConfig::new(StaticKey::generate().unwrap());
+        assert_eq!((to_begin_with(&config, || true), to_begin_with(&config, || false)), (4, 8));
+        config.sockets.send_buffer_bytes = None;
+        assert_eq!(to_begin_with(&config, || true), 8);
+        (config.lanes, config.lanes_most) = (3, 3);
+        assert_eq!(to_begin_with(&config, || false), 3, "as it was told");
+        config.lanes_most = 1;
+        assert_eq!(to_begin_with(&config, || false), 3, "as it was told");
+    }
 }

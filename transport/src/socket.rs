@@ -2,8 +2,9 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::OnceLock;
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt};
 
 use crate::config::{Congestion, Sockets};
 use crate::fit::before_first;
@@ -27,6 +28,19 @@ pub fn prepare_lane(socket: &impl AsFd, config: &Sockets) -> io::Result<()> {
     before_first(socket);
     Ok(())
 }
+
+/// Whether this process may make send buffers longer than the kernel's limit.
+pub fn sets_send_buffers() -> bool {
+    static MAY: OnceLock<bool> = OnceLock::new();
+    *MAY.get_or_init(|| {
+        let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
+            .or_else(|_| socket(AddressFamily::Inet6, SockType::Stream, SockFlag::SOCK_CLOEXEC, None));
+        socket.is_ok_and(|socket| setsockopt(&socket, sockopt::SndBufForce, &LEAST_BYTES).is_ok())
+    })
+}
+
+/// The kernel makes no send buffer shorter.
+const LEAST_BYTES: usize = 4608;
 
 /// For a control connection.
 pub fn prepare_control(socket: &impl AsFd, config: &Sockets) -> io::Result<()> {

@@ -2,6 +2,7 @@
 
 use crate::protocol::GuestFacts;
 use crate::source::facts;
+use crate::sys::{QEMU_SOCKET_BYTES, hold_unread};
 use hikyaku_qemu::qmp::{Client, ClientConfig, QmpError, within};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -80,6 +81,7 @@ impl WaitingGuest {
         }
         self.qmp.migrate_set_capabilities(&wanted).await?;
         let (ours, theirs) = UnixStream::pair().map_err(WaitingError::SocketPair)?;
+        hold_unread(&ours, QEMU_SOCKET_BYTES);
         self.qmp.getfd(FD_NAME, OwnedFd::from(theirs)).await?;
         self.qmp.migrate_incoming_fd(FD_NAME).await?;
         Ok(ours)

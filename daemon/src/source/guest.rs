@@ -2,6 +2,7 @@
 
 use super::throttle;
 use crate::protocol::GuestFacts;
+use crate::sys::{QEMU_SOCKET_BYTES, hold_unread};
 use hikyaku_qemu::qmp::{Client, ClientConfig, MigrateInfo, Overdue, QmpError, RunState, within};
 use serde_json::{Value, json};
 use std::io;
@@ -169,6 +170,7 @@ impl SourceGuest {
         let parameters = json!({ "max-bandwidth": 0, "downtime-limit": HELD_DOWNTIME_MS });
         self.qmp.migrate_set_parameters(parameters).await?;
         let (ours, theirs) = UnixStream::pair().map_err(GuestError::SocketPair)?;
+        hold_unread(&theirs, QEMU_SOCKET_BYTES);
         self.qmp.getfd(FD_NAME, OwnedFd::from(theirs)).await?;
         self.qmp.migrate_fd(FD_NAME).await?;
         Ok(ours)

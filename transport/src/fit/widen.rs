@@ -3,8 +3,9 @@
 //! A congestion control that takes every loss for a full queue holds a connection to a window that the loss rate decides, whatever
 //! the path could carry: with cubic, a round trip of 120 ms and one loss in ten thousand packets, to about 20 Mbit/s. More
 //! connections are what helps, and only there: a link begins with `NodeConfig::lanes`, and gets half as many again for each
-//! look in which losses without a queue held its rate, or the path ended a quarter of its connections, as in the look before. The same where
-//! the kernel's bounds on buffers do: a lane has no more under way than they let it. They stay until
+//! look in which losses without a queue held its rate, as in the look before. The same where
+//! the kernel's bounds on buffers do: a lane has no more under way than they let it. Where the path ends a quarter of its connections within
+//! a look, and more than one, it gets as many again at once: each that is made anew begins with a small window. They stay until
 //! the link's connection ends. It does not look at what a path with a queue drops: there all lanes share what it carries.
 
 use super::BY_RATE;
@@ -42,16 +43,12 @@ impl Widening {
     /// How long the path is, and perhaps what it carries, was found: how many lanes it is to get.
     pub fn found(&mut self, found: f64, up: &[LaneStats], send_buffer_most: u64) -> u16 {
         let needed = needed(found, up, send_buffer_most).min(f64::from(self.most)) as u16;
-        let more = needed.saturating_sub(self.lanes);
-        self.lanes += more;
-        more
+        self.add(needed.saturating_sub(self.lanes))
     }
 
     /// What the lanes remember of the path is not true any more: as many again that remember nothing.
     pub fn outgrown(&mut self) -> u16 {
-        let more = self.lanes.min(self.most.saturating_sub(self.lanes));
-        self.lanes += more;
-        more
+        self.add(self.lanes)
     }
 
     /// A lane's connection ended.
@@ -75,12 +72,20 @@ impl Widening {
             Limit::SendBuffer | Limit::ReceiveBuffer => queue.is_none(),
             _ => false,
         };
-        let killed = u32::from(fallen) * 4 >= u32::from(self.lanes);
-        self.in_a_row = if held || killed { self.in_a_row + 1 } else { 0 };
-        if self.in_a_row < IN_A_ROW {
-            return 0;
+        self.in_a_row = if held { self.in_a_row + 1 } else { 0 };
+        let killed = fallen > 1 && u32::from(fallen) * 4 >= u32::from(self.lanes);
+        if killed {
+            self.add(self.lanes)
+        } else if self.in_a_row >= IN_A_ROW {
+            self.add((self.lanes / 2).max(1))
+        } else {
+            0
         }
-        let more = (self.lanes / 2).max(1).min(self.most.saturating_sub(self.lanes));
+    }
+
+    /// So many more, if there may be.
+    fn add(&mut self, lanes: u16) -> u16 {
+        let more = lanes.min(self.most.saturating_sub(self.lanes));
         self.lanes += more;
         more
     }
@@ -200,7 +205,7 @@ mod tests {
             path.second(0, Duration::ZERO)
         };
         assert_eq!((second(1), second(1), second(0)), (0, 0, 0), "one in a while");
-        assert_eq!((second(10), second(10), second(10)), (0, 4, 6));
+        assert_eq!((second(2), second(3), second(10), second(10)), (8, 0, 16, 0));
     }
 
     #[test]

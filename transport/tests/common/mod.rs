@@ -261,6 +261,8 @@ impl Setup {
         let destination = Node::start(config, host.clone()).unwrap();
         let mut config = NodeConfig::new(source_key.clone());
         config.io = self.io;
+        // As many whoever runs this.
+        (config.lanes, config.lanes_most) = (8, 8);
         config.lane_threads = 1;
         let there = destination.addresses().iter().map(ToString::to_string).collect();
         config.peers = vec![Peer {
