@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use crate::{goodput, memory, pipeline, transport};
+use crate::{bytes, goodput, memory, pipeline, transport};
 
 /// Measure parts of the product
 #[derive(Debug, Args)]
@@ -17,6 +17,8 @@ pub struct BenchArgs {
 enum Bench {
     /// GB/s per core of each stage a page goes through, and of all together
     Pipeline(pipeline::cli::PipelineArgs),
+    /// What a move puts on the wire, encoding by encoding, beside what an oracle would
+    Bytes(bytes::BytesArgs),
     /// What the daemons hold in memory while a guest moves, beside their budgets
     Memory(memory::MemoryArgs),
     /// What the transport makes of a long fat link
@@ -28,6 +30,7 @@ enum Bench {
 pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     match args.what {
         Bench::Pipeline(args) => pipeline::cli::run(&args),
+        Bench::Bytes(args) => bytes::run(&args),
         Bench::Memory(args) => memory::run(&args),
         Bench::Goodput(args) => goodput::run(&args),
         Bench::Transport(args) => transport::run(&args),

@@ -9,6 +9,7 @@
 //! | [`travel`] | a guest that is moved again and again, and what each move cost |
 //! | [`compare`] | hikyaku beside its peers, the same guest over the same link |
 //! | [`floor`] | what no move of a guest over a link can be faster than |
+//! | [`bytes`] | what a move puts on the wire, encoding by encoding, beside an oracle's |
 //! | [`memory`] | what the daemons hold while a guest moves, beside their budgets |
 //! | [`transport`] | the transport beside plain TCP, and the criteria it has to meet |
 //! | [`goodput`] | the same transport with a fixed volume |
@@ -24,6 +25,7 @@
 
 pub mod backed;
 pub mod bench;
+pub mod bytes;
 mod child;
 pub mod cli;
 pub mod compare;

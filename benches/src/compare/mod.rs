@@ -45,9 +45,10 @@ use crate::guest::locate::QemuBinary;
 use crate::link::parse_duration;
 use crate::site::Programs;
 use crate::transport::load_average;
-use matrix::Cell;
+pub use matrix::{Cell, cells};
 use peer::Peer;
 use progress::Progress;
+pub use record::Figures;
 use record::{CellRecord, Run};
 
 #[derive(Debug, Args)]
@@ -123,6 +124,18 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
     let failed = verdicts.iter().filter(|verdict| !verdict.passed()).count();
     println!("{} criteria, {failed} not met; load {}", verdicts.len(), load_average());
     Ok(if args.require && failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// One run of ours alone.
+pub fn measure_ours(
+    cell: &Cell,
+    memory_mib: u32,
+    downtime: Duration,
+    limit: Duration,
+    programs: &Programs,
+) -> anyhow::Result<Figures> {
+    let ours = ours::Ours::new("hikyaku", "adaptive", programs.clone()).downtime(downtime);
+    run::run(cell, &ours, memory_mib, limit, &Progress::new())
 }
 
 /// How far all of it is.

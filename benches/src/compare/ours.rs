@@ -26,12 +26,18 @@ const STAYED: [i32; 2] = [7, 8];
 pub struct Ours {
     name: String,
     policy: String,
+    downtime: Duration,
     programs: Programs,
 }
 
 impl Ours {
     pub fn new(name: &str, policy: &str, programs: Programs) -> Ours {
-        Ours { name: name.to_owned(), policy: policy.to_owned(), programs }
+        Ours { name: name.to_owned(), policy: policy.to_owned(), downtime: DOWNTIME, programs }
+    }
+
+    /// The stop that is asked for, if it is not everybody's.
+    pub fn downtime(self, downtime: Duration) -> Ours {
+        Ours { downtime, ..self }
     }
 }
 
@@ -43,7 +49,8 @@ impl Peer for Ours {
     fn set_up(&self, network: &Network) -> anyhow::Result<Box<dyn Carrier>> {
         let sites = Site::pair(network, HOSTS, &self.programs, "")?;
         std::thread::sleep(THERE_BEFORE);
-        let flags = vec!["--downtime".to_owned(), format!("{}ms", DOWNTIME.as_millis()), "--json".to_owned()];
+        let flags =
+            vec!["--downtime".to_owned(), format!("{}ms", self.downtime.as_millis()), "--json".to_owned()];
         let manner = Manner { policy: self.policy.clone(), flags, ..Manner::default() };
         Ok(Box::new(Daemons { sites, manner }))
     }

@@ -47,7 +47,8 @@ mod plan;
 
 pub use cost::EncodeSpeed;
 pub use driver::{SimError, run};
-pub use guest::GuestConfig;
+pub(crate) use guest::Guest;
+pub use guest::{GuestConfig, GuestError};
 pub use host::{HostConfig, PassTrace};
 pub use link::LinkConfig;
 pub use ram::Ram;
