@@ -8,8 +8,11 @@
 #![allow(unsafe_code)]
 
 use std::fs;
+use std::io;
 use std::num::NonZeroUsize;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 
@@ -19,18 +22,21 @@ const PAGE_BYTES: usize = 4096;
 const ORDER: &str = "/sys/module/page_reporting/parameters/page_reporting_order";
 const NEVER: &str = "11";
 
-/// Holds for as long as it lives. On a machine that gives nothing back, or to who may not say, it does nothing.
+/// Holds for as long as it lives, or its process does. On a machine that gives nothing back, or to who may not say, it does nothing.
 #[derive(Debug)]
 pub struct Backed {
-    before: Option<String>,
+    _putting_back: Option<PuttingBack>,
 }
 
 impl Backed {
     /// `bytes` are touched once, as far as half of what is free goes.
     pub fn hold(bytes: usize) -> Backed {
-        let Some(before) = reported_order(Path::new(ORDER)) else { return Backed { before: None } };
-        if fs::write(ORDER, NEVER).is_err() {
-            return Backed { before: None };
+        let order = Path::new(ORDER);
+        let none = Backed { _putting_back: None };
+        let Some(before) = reported_order(order) else { return none };
+        let Ok(putting_back) = PuttingBack::of(order, &before) else { return none };
+        if fs::write(order, NEVER).is_err() {
+            return none;
         }
         let bytes = bytes.min(available_bytes() / 2);
         println!(
@@ -40,16 +46,28 @@ impl Backed {
         if let Err(error) = touch(bytes) {
             eprintln!("not touched: {error}");
         }
-        Backed { before: Some(before) }
+        Backed { _putting_back: Some(putting_back) }
     }
 }
 
-impl Drop for Backed {
+/// A process that writes a file when this value is dropped, or this process ended however it did: then its standard input closes.
+#[derive(Debug)]
+struct PuttingBack(Child);
+
+impl PuttingBack {
+    fn of(path: &Path, content: &str) -> io::Result<PuttingBack> {
+        let mut command = Command::new("sh");
+        command.args(["-c", r#"read -r _; printf '%s\n' "$1" > "$2""#, "put-back", content]).arg(path);
+        // Whoever interrupts this process from a terminal does not mean that one.
+        command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().map(PuttingBack)
+    }
+}
+
+impl Drop for PuttingBack {
     fn drop(&mut self) {
-        if let Some(before) = &self.before
-            && let Err(error) = fs::write(ORDER, before)
-        {
-            eprintln!("{ORDER} was {before}: {error}");
+        drop(self.0.stdin.take());
+        if !self.0.wait().is_ok_and(|status| status.success()) {
+            eprintln!("{ORDER} is not what it was");
         }
     }
 }
@@ -85,6 +103,24 @@ fn available_bytes() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_changed_is_put_back_also_by_the_end_of_the_process() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("order");
+        let content = || fs::read_to_string(&path).unwrap_or_default();
+        drop(PuttingBack::of(&path, "9").unwrap());
+        assert_eq!(content(), "9\n");
+        fs::write(&path, "11").unwrap();
+        let mut putting_back = PuttingBack::of(&path, "9").unwrap();
+        // As the kernel does for a process that is gone.
+        drop(putting_back.0.stdin.take());
+        let patience = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while content() != "9\n" && std::time::Instant::now() < patience {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        assert_eq!(content(), "9\n");
+    }
 
     #[test]
     fn only_a_machine_that_reports_free_memory_is_kept_from_it() {
