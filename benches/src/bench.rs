@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use crate::{bytes, goodput, memory, pipeline, transport};
+use crate::{bytes, gap, goodput, memory, pipeline, transport};
 
 /// Measure parts of the product
 #[derive(Debug, Args)]
@@ -19,6 +19,8 @@ enum Bench {
     Pipeline(pipeline::cli::PipelineArgs),
     /// What a move puts on the wire, encoding by encoding, beside what an oracle would
     Bytes(bytes::BytesArgs),
+    /// How long a guest is silent that is moved over a link whose queue is full
+    Gap(gap::GapArgs),
     /// What the daemons hold in memory while a guest moves, beside their budgets
     Memory(memory::MemoryArgs),
     /// What the transport makes of a long fat link
@@ -31,6 +33,7 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     match args.what {
         Bench::Pipeline(args) => pipeline::cli::run(&args),
         Bench::Bytes(args) => bytes::run(&args),
+        Bench::Gap(args) => gap::run(&args),
         Bench::Memory(args) => memory::run(&args),
         Bench::Goodput(args) => goodput::run(&args),
         Bench::Transport(args) => transport::run(&args),

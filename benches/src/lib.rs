@@ -10,6 +10,7 @@
 //! | [`compare`] | hikyaku beside its peers, the same guest over the same link |
 //! | [`floor`] | what no move of a guest over a link can be faster than |
 //! | [`bytes`] | what a move puts on the wire, encoding by encoding, beside an oracle's |
+//! | [`gap`] | how long a guest is silent that is moved over a link whose queue is full |
 //! | [`memory`] | what the daemons hold while a guest moves, beside their budgets |
 //! | [`transport`] | the transport beside plain TCP, and the criteria it has to meet |
 //! | [`goodput`] | the same transport with a fixed volume |
@@ -31,6 +32,7 @@ pub mod cli;
 pub mod compare;
 pub mod demo;
 pub mod floor;
+pub mod gap;
 pub mod goodput;
 pub mod guest;
 pub mod link;

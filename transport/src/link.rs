@@ -561,6 +561,7 @@ impl LinkCore {
         let rtt = *lock(&self.rtt);
         LinkStats {
             rtt: rtt.smoothed,
+            rtt_latest: rtt.latest,
             min_rtt: rtt.min,
             goodput_bytes_per_s: None,
             path_bytes_per_s: self.wish.found().and_then(|probe| probe.path()),

@@ -86,6 +86,8 @@ pub(crate) const CHUNK_OVERHEAD_BYTES: u64 = 64;
 pub struct LinkStats {
     /// Smoothed round trip of the control connection, with the queues of the path as they are.
     pub rtt: Option<Duration>,
+    /// The last one.
+    pub rtt_latest: Option<Duration>,
     /// The smallest seen lately: the path with empty queues.
     pub min_rtt: Option<Duration>,
     /// Acknowledged payload, smoothed over 1 s or one round trip, and never more than the limits let through. At a

@@ -123,7 +123,8 @@ fn stop(cell: &Cell) -> Duration {
 
 /// Moves a guest for real, and tells of it.
 fn moved(cell: &Cell, ladder: &Ladder, args: &BytesArgs, programs: &Programs) -> anyhow::Result<Verdict> {
-    let figures = compare::measure_ours(cell, args.mem, stop(cell), args.deadline, programs)?;
+    let figures =
+        compare::measure_ours(cell, args.mem, &compare::ours(programs).downtime(stop(cell)), args.deadline)?;
     let (what, bound) = (format!("{cell}: on the wire by an oracle's"), Bound::AtMost(MOST_BY_ORACLE));
     let mb = |bytes: u64| bytes as f64 / 1e6;
     let Some(content_bytes) = figures.content_bytes else {

@@ -46,6 +46,7 @@ use crate::link::parse_duration;
 use crate::site::Programs;
 use crate::transport::load_average;
 pub use matrix::{Cell, cells};
+pub use ours::Ours;
 use peer::Peer;
 use progress::Progress;
 pub use record::Figures;
@@ -127,15 +128,13 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// One run of ours alone.
-pub fn measure_ours(
-    cell: &Cell,
-    memory_mib: u32,
-    downtime: Duration,
-    limit: Duration,
-    programs: &Programs,
-) -> anyhow::Result<Figures> {
-    let ours = ours::Ours::new("hikyaku", "adaptive", programs.clone()).downtime(downtime);
-    run::run(cell, &ours, memory_mib, limit, &Progress::new())
+pub fn measure_ours(cell: &Cell, memory_mib: u32, ours: &Ours, limit: Duration) -> anyhow::Result<Figures> {
+    run::run(cell, ours, memory_mib, limit, &Progress::new())
+}
+
+/// Ours, with its defaults.
+pub fn ours(programs: &Programs) -> Ours {
+    Ours::new("hikyaku", "adaptive", programs.clone())
 }
 
 /// How far all of it is.

@@ -27,17 +27,30 @@ pub struct Ours {
     name: String,
     policy: String,
     downtime: Duration,
+    /// Besides what a daemon must be told, in its configuration file.
+    configuration: String,
     programs: Programs,
 }
 
 impl Ours {
     pub fn new(name: &str, policy: &str, programs: Programs) -> Ours {
-        Ours { name: name.to_owned(), policy: policy.to_owned(), downtime: DOWNTIME, programs }
+        Ours {
+            name: name.to_owned(),
+            policy: policy.to_owned(),
+            downtime: DOWNTIME,
+            configuration: String::new(),
+            programs,
+        }
     }
 
     /// The stop that is asked for, if it is not everybody's.
     pub fn downtime(self, downtime: Duration) -> Ours {
         Ours { downtime, ..self }
+    }
+
+    /// What both daemons are told besides.
+    pub fn configured(self, configuration: &str) -> Ours {
+        Ours { configuration: configuration.to_owned(), ..self }
     }
 }
 
@@ -47,7 +60,7 @@ impl Peer for Ours {
     }
 
     fn set_up(&self, network: &Network) -> anyhow::Result<Box<dyn Carrier>> {
-        let sites = Site::pair(network, HOSTS, &self.programs, "")?;
+        let sites = Site::pair(network, HOSTS, &self.programs, &self.configuration)?;
         std::thread::sleep(THERE_BEFORE);
         let flags =
             vec!["--downtime".to_owned(), format!("{}ms", self.downtime.as_millis()), "--json".to_owned()];

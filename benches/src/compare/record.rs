@@ -17,6 +17,8 @@ pub struct Figures {
     pub gap_s: Option<f64>,
     /// Both directions, headers included.
     pub wire_bytes: u64,
+    /// The longest queue of the link on the guest's way, while it was moved.
+    pub queue_s: f64,
     /// The guest's own, from the request until the move was over.
     pub writes_per_s: f64,
     /// After the guest has checked all of its memory, wherever it is then.
@@ -188,6 +190,7 @@ pub mod tests {
             total_s: arrival.map_or(LIMIT_S, |(total_s, _)| total_s),
             gap_s: arrival.map(|(_, gap_s)| gap_s),
             wire_bytes: 100_000_000,
+            queue_s: 0.01,
             writes_per_s,
             bad_pages: 0,
             lost_beats: 0,

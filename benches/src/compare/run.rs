@@ -49,11 +49,14 @@ pub fn run(
 
     let cpu_before = carrier.cpu_time()?;
     let crossed_bytes = network.wire_bytes();
+    let [from, to] = HOSTS;
+    network.take_longest_queue(from, to);
     let moving = during("moving");
     let carried = progress
         .during(&moving, &network, || carrier.carry(&mut here, &mut there, limit))
         .context("moving")?;
     let wire_bytes = network.wire_bytes() - crossed_bytes;
+    let queue = network.take_longest_queue(from, to);
     let daemon_cpu_s = match (cpu_before, carrier.cpu_time()?) {
         (Some(before), Some(after)) => {
             Some([0, 1].map(|side| after[side].saturating_sub(before[side]).as_secs_f64()))
@@ -74,6 +77,7 @@ pub fn run(
         total_s: total.as_secs_f64(),
         gap_s: seen.gap.filter(|_| in_time).map(|gap| gap.as_secs_f64()),
         wire_bytes,
+        queue_s: queue.as_secs_f64(),
         writes_per_s: seen.writes_per_s,
         bad_pages: seen.bad,
         lost_beats: seen.lost,

@@ -38,6 +38,7 @@ pub(super) struct Shared {
     dropped_reset: AtomicU64,
     refused: AtomicU64,
     peak_bytes: AtomicU64,
+    longest_queue_ns: AtomicU64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -59,6 +60,7 @@ impl Shared {
             dropped_reset: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             peak_bytes: AtomicU64::new(0),
+            longest_queue_ns: AtomicU64::new(0),
         }
     }
 
@@ -87,6 +89,11 @@ impl Shared {
     /// The most that was delivered in any 10 ms since this was asked last.
     pub fn take_peak(&self) -> u64 {
         self.peak_bytes.swap(0, Ordering::Relaxed)
+    }
+
+    /// The longest queue since this was asked last.
+    pub fn take_longest_queue(&self) -> Duration {
+        Duration::from_nanos(self.longest_queue_ns.swap(0, Ordering::Relaxed))
     }
 
     fn lock(&self) -> MutexGuard<'_, Wanted> {
@@ -124,6 +131,7 @@ impl Out {
 
     fn enter(&mut self, now_ns: u64, packet: &Packet<'_>) {
         let fate = self.path.enter(now_ns, packet);
+        self.shared.longest_queue_ns.fetch_max(self.path.queue_ns(now_ns), Ordering::Relaxed);
         let count = |counter: &AtomicU64, packets: u64| {
             if packets > 0 {
                 counter.fetch_add(packets, Ordering::Relaxed);

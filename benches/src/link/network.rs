@@ -236,6 +236,11 @@ impl Network {
         self.way(from, to).shared.take_peak()
     }
 
+    /// The longest queue of this direction since this was asked last.
+    pub fn take_longest_queue(&self, from: &str, to: &str) -> Duration {
+        self.way(from, to).shared.take_longest_queue()
+    }
+
     /// Bytes that crossed the network in any direction, headers included.
     pub fn wire_bytes(&self) -> u64 {
         self.ways.iter().map(|way| way.shared.counters().bytes).sum()

@@ -137,6 +137,11 @@ impl Path {
         fate
     }
 
+    /// How long what enters now waits before it is serialised.
+    pub fn queue_ns(&self, now_ns: u64) -> u64 {
+        (self.busy_until_ps / 1000).saturating_sub(now_ns)
+    }
+
     /// How late a packet may be handled.
     pub fn granularity(&self) -> Duration {
         self.limits.granularity
@@ -347,7 +352,9 @@ mod tests {
         // 8 Mbit/s: a byte per microsecond.
         let rate = Some(Rate::line(8_000_000));
         let mut path = path(&direction(rate, 0, Queue::Bytes(10 * 1526), 0.0));
+        assert_eq!(path.queue_ns(0), 0);
         assert_eq!(enter(&mut path, 0, &tcp(4, 15 * MSS, MSS)).dropped_queue, 5);
+        assert_eq!(path.queue_ns(1_526_000), 9 * 1_526_000);
         assert_eq!(enter(&mut path, 0, &tcp(4, MSS, MSS)).dropped_queue, 1);
         assert_eq!(enter(&mut path, 3 * 1526 * 1000, &tcp(4, 4 * MSS, MSS)).dropped_queue, 1);
         let pieces = drain(&mut path);

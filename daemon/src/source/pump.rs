@@ -218,8 +218,10 @@ impl Running {
     fn handle(&mut self, message: ToPump) -> bool {
         let now = self.now();
         if let ToPump::Foretell = message {
+            // A queue has just been let go: the smoothed round trip still has some of it.
+            let stats = self.pump.tx.stats();
+            self.tell_link(stats.rtt.min(stats.rtt_latest));
             self.link_at = Instant::now();
-            self.refresh_link();
             self.tell(FromPump::Foretold(self.pump.engine.progress().prediction));
             return true;
         }
@@ -275,13 +277,18 @@ impl Running {
             return;
         }
         self.link_at = now + LINK_INTERVAL;
+        self.tell_link(self.pump.tx.stats().rtt);
+    }
+
+    /// What the engine is to know of the link, `rtt` being its round trip.
+    fn tell_link(&mut self, rtt: Option<Duration>) {
         let (tx, at) = (&self.pump.tx, self.now());
         let stats = tx.stats();
         let ns = |d: Option<Duration>| d.map_or(0, |d| d.as_nanos() as u64);
         self.pump.engine.link(
             at,
             LinkStats {
-                rtt_ns: ns(stats.rtt),
+                rtt_ns: ns(rtt),
                 min_rtt_ns: ns(stats.min_rtt),
                 goodput_bytes_per_s: stats.goodput_bytes_per_s.unwrap_or(0),
                 path_bytes_per_s: stats.path_bytes_per_s.unwrap_or(0),
