@@ -34,7 +34,10 @@ impl Programs {
         }
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let program = std::env::current_exe()?;
-        let directory = program.parent().context("this program lies in no directory")?;
+        // A test's program lies one deeper.
+        let mut directories = program.ancestors().skip(1);
+        let directory = directories.find(|directory| !directory.ends_with("deps"));
+        let directory = directory.context("this program lies in no directory")?;
         let target = directory.parent().context("this program lies in no target directory")?;
         // The test profile's programs lie where those of `dev` do.
         let profile = match directory.file_name().and_then(OsStr::to_str) {
