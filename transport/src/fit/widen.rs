@@ -206,6 +206,12 @@ mod tests {
         };
         assert_eq!((second(1), second(1), second(0)), (0, 0, 0), "one in a while");
         assert_eq!((second(2), second(3), second(10), second(10)), (8, 0, 16, 0));
+        path.widening = Widening::new(4, 32);
+        let mut second = |fallen| {
+            (0..fallen).for_each(|_| path.widening.fell());
+            path.second(0, Duration::ZERO)
+        };
+        assert_eq!((second(0), second(1), second(1), second(2)), (0, 0, 0, 4), "a quarter of them, but one");
     }
 
     #[test]
