@@ -9,7 +9,7 @@ use hikyaku_transport::{Link, LinkError, Lost, PublicKey};
 use serde::Deserialize;
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 /// Links without a migration.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -58,8 +58,11 @@ async fn keep(daemon: Rc<Daemon>, peer: String, yields: bool) {
                 if daemon.config.link.standing == Standing::Warm
                     && warmed.is_none_or(|at| at.elapsed() > WARM_AGAIN_AFTER)
                 {
-                    sleep(if yields { YIELDS_FOR } else { Duration::ZERO }).await;
-                    warmed = warm(&link).await.then(Instant::now).or(warmed);
+                    // A link that is lost meanwhile is not waited with.
+                    let yields_for = if yields { YIELDS_FOR } else { Duration::ZERO };
+                    if timeout(yields_for, until_lost(&link)).await.is_err() {
+                        warmed = warm(&link).await.then(Instant::now).or(warmed);
+                    }
                 }
                 let lost = until_lost(&link).await;
                 tracing::info!(%peer, %lost, "the link is lost");

@@ -227,20 +227,20 @@ impl Pair {
         Pair::start_with(network, |_| {})
     }
 
-    /// `adjust` is called with the settings of either site, before anything is started.
+    /// `adjust` is called with the settings of either site, before anything is started. `a` has the larger key: of two that
+    /// would fill their links it is the one that waits, in each run.
     pub fn start_with(network: &Network, mut adjust: impl FnMut(&mut Settings)) -> Pair {
-        let directories = ["a", "b"].map(|name| {
-            tempfile::Builder::new()
-                .prefix(&format!("hikyaku-{name}."))
-                .tempdir()
-                .expect("a temporary directory")
+        let mut sites = [(); 2].map(|()| {
+            let directory =
+                tempfile::Builder::new().prefix("hikyaku-site.").tempdir().expect("a temporary directory");
+            (make_key(&directory.path().join(KEY)), directory)
         });
-        let [key_a, key_b] = directories.each_ref().map(|directory| make_key(&directory.path().join(KEY)));
+        sites.sort_by(|(one, _), (other, _)| other.cmp(one));
+        let [(key_a, directory_a), (key_b, directory_b)] = sites;
         let mut a = settings(network, "a", "b", key_b);
         let mut b = settings(network, "b", "a", key_a);
         adjust(&mut a);
         adjust(&mut b);
-        let [directory_a, directory_b] = directories;
         Pair {
             a: Site::start(network.host("a"), &a, directory_a),
             b: Site::start(network.host("b"), &b, directory_b),
