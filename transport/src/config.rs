@@ -185,6 +185,9 @@ pub struct Limits {
     pub pending_per_address: usize,
     /// When a session has less than this unsent, `TxEvents::room` is called as lanes take chunks. Default 1 MiB.
     pub unsent_low_bytes: u64,
+    /// What a peer may send of sessions that are not answered yet, of all of a link together; a session that is accepted has at
+    /// least as much credit. Default 0: it waits for the answer.
+    pub early_bytes: u64,
 }
 
 impl Default for Limits {
@@ -199,6 +202,7 @@ impl Default for Limits {
             pending: 256,
             pending_per_address: 64,
             unsent_low_bytes: 1024 * 1024,
+            early_bytes: 0,
         }
     }
 }

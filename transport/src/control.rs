@@ -122,6 +122,7 @@ pub(crate) fn handle(acceptor: &dyn Acceptor, bond: &Arc<Bond>, message: Message
             link.standing(bond, session, heard, cumulative, &ranges)?;
         }
         (_, Message::Listed) => link.listed(bond)?,
+        (_, Message::Note(note)) => acceptor.note(&link.peer, note),
         (Role::Responder, Message::Open { session, id, hello }) => {
             if link.asked(session)? {
                 let incoming = Incoming::new(link.clone(), session, SessionId(id));

@@ -9,6 +9,11 @@ pub trait Acceptor: Send + Sync {
     /// `peer` (authenticated, allowed to send) wants to open the session `incoming.id()`. Answer with
     /// [`Incoming::accept`] or [`Incoming::refuse`], now or later, from any thread. Dropping it refuses.
     fn open(&self, peer: &PeerName, hello: Vec<u8>, incoming: Incoming);
+
+    /// `peer` said something outside of any session ([`Node::note`](crate::Node::note)).
+    fn note(&self, peer: &PeerName, note: Vec<u8>) {
+        let _ = (peer, note);
+    }
 }
 
 /// What happens to a session at its sender. After `lost` or `closed` nothing more is called, but for a `room` that was

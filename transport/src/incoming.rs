@@ -32,7 +32,7 @@ impl Incoming {
 
     /// Lets the session in. `credit_bytes` of memory stand ready: so much payload (with 64 bytes per chunk) may have
     /// arrived and not be applied. Give it several times bandwidth x round trip; below two of the link's largest chunks
-    /// it is raised to that, or nothing could move. On `Err` nothing of the session exists and no event will come.
+    /// it is raised to that, or nothing could move, and below `Limits::early_bytes` to that, for as much may have come. On `Err` nothing of the session exists and no event will come.
     pub fn accept(
         mut self,
         reply: Vec<u8>,
@@ -44,7 +44,8 @@ impl Incoming {
             return Err(AcceptError::ReplyTooLong { bytes: reply.len(), limit });
         }
         self.answered = true;
-        let least = 2 * crate::session::charge(self.link.agreed.chunk_bytes_max as usize);
+        let agreed = &self.link.agreed;
+        let least = agreed.early_bytes.max(2 * crate::session::charge(agreed.chunk_bytes_max as usize));
         match self.link.accept(self.wire, self.id, reply, credit_bytes.max(least), events) {
             Ok(account) => Ok(RxSession::new(self.link.clone(), account)),
             Err(Some(lost)) => Err(AcceptError::Lost(lost)),

@@ -15,26 +15,29 @@
 //! [`Bond::fault`].
 
 mod heard;
+mod opening;
+
+pub use opening::Opening;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 
 use crate::bond::Bond;
 use crate::config::{Limits, NodeConfig, Sockets, Timeouts};
-use crate::error::{Lost, MessageError, OpenError};
-use crate::events::{RxEvents, TxEvents};
+use crate::early::Early;
+use crate::error::{Lost, MessageError};
 use crate::lane::engine::ThreadTimes;
 use crate::limit::Reading;
 use crate::meter::RttMeter;
-use crate::names::{PeerName, SessionId};
+use crate::names::PeerName;
 use crate::queue::TxQueue;
 use crate::resume::Lists;
 use crate::rx_session::RxAccount;
-use crate::session::{LinkStats, Share, TxSession};
+use crate::session::LinkStats;
 use crate::tend::Wish;
 use crate::voice::Voice;
 use crate::wire::control::{Message, Started};
@@ -69,7 +72,7 @@ pub struct LinkCore {
     /// What each session says on the control connection. Locked before `state`.
     pub(crate) voices: Mutex<HashMap<u32, Voice>>,
     pub(crate) lists: Mutex<Lists>,
-    opening: Mutex<HashMap<u32, oneshot::Sender<OpenAnswer>>>,
+    opening: Mutex<HashMap<u32, opening::Asked>>,
     next_session: AtomicU32,
     /// Responder: the sessions that are open or asked for.
     pub(crate) received: Mutex<Received>,
@@ -98,8 +101,22 @@ pub struct Received {
     asked: HashSet<u32>,
     /// Those of them that were taken back. Their user holds them still, so they count.
     withdrawn: HashSet<u32>,
+    /// What came of sessions that are not answered.
+    early: Early,
     /// Sessions are numbered upwards; what is below and not here was closed.
     highest: u32,
+}
+
+impl Received {
+    /// The session is asked for, or its question is still on its way.
+    fn may_come(&self, session: u32) -> bool {
+        session > self.highest || self.asked.contains(&session)
+    }
+
+    fn forget_early(&mut self) {
+        let (highest, asked) = (self.highest, &self.asked);
+        self.early.retain(|session| session > highest || asked.contains(&session));
+    }
 }
 
 pub enum OpenAnswer {
@@ -193,6 +210,7 @@ impl LinkCore {
         let mut received = lock(&self.received);
         let unanswered = std::mem::take(&mut received.asked);
         received.withdrawn.extend(unanswered);
+        received.early = Early::default();
         true
     }
 
@@ -295,12 +313,15 @@ impl LinkCore {
     /// An authentic frame, from a lane thread. The error ends the link.
     pub fn deliver(&self, header: &Header, body: Vec<u8>) -> Result<(), String> {
         let account = {
-            let received = lock(&self.received);
+            let mut received = lock(&self.received);
             match received.open.get(&header.session) {
                 Some(account) => account.clone(),
-                // Closed while the chunk was on its way.
-                None if header.session <= received.highest => return Ok(()),
-                None => return Err(format!("a chunk of session {}, which was never opened", header.session)),
+                None if received.may_come(header.session) => {
+                    let chunk = (header.seq, header.after, body);
+                    return received.early.keep(header.session, chunk, self.agreed.early_bytes);
+                }
+                // Closed, or refused, while the chunk was on its way.
+                None => return Ok(()),
             }
         };
         account.chunk(header.seq, header.after, body)
@@ -355,67 +376,11 @@ impl LinkCore {
 
     // ---- sessions, as their users drive them
 
-    pub async fn open(
-        self: &Arc<Self>,
-        id: SessionId,
-        hello: Vec<u8>,
-        events: Arc<dyn TxEvents>,
-        share: Share,
-        warm_up: bool,
-    ) -> Result<(TxSession, Vec<u8>), OpenError> {
-        let limit = self.agreed.message_bytes_max as usize;
-        if hello.len() > limit {
-            return Err(OpenError::HelloTooLong { bytes: hello.len(), limit });
-        }
-        // One that was closed is there until the other side has heard so.
-        let told = lock(&self.voices).len();
-        let told = told + lock(&self.opening).len();
-        if self.queue.sessions().max(told) >= self.limits.sessions {
-            return Err(OpenError::TooManySessions(self.limits.sessions));
-        }
-        let wire = self.next_session.fetch_add(1, Ordering::Relaxed);
-        let (answer, answered) = oneshot::channel();
-        lock(&self.opening).insert(wire, answer);
-        let mut undo = Opening { link: self, wire, undecided: true };
-        self.queue.add_session(wire, events);
-        self.queue.set_limit(wire, share.limit_bytes_per_s, Instant::now());
-        self.queue.set_priority(wire, share.priority);
-        let Some(bond) = self.bond() else {
-            undo.undecided = false;
-            lock(&self.opening).remove(&wire);
-            self.queue.remove_session(wire);
-            return Err(self.why_down().unwrap_or(Lost::Stopped).into());
-        };
-        if warm_up && self.warm_up {
-            self.wish.opening();
-        } else {
-            self.wish.stir();
-        }
-        bond.outbox.push(&Message::Open { session: wire, id: id.0, hello });
-        let answer = tokio::time::timeout(self.timeouts.open, answered).await;
-        match answer {
-            Ok(Ok(OpenAnswer::Accepted { reply })) => {
-                undo.undecided = false;
-                Ok((TxSession::new(self.clone(), wire, id), reply))
-            }
-            Ok(Ok(OpenAnswer::Refused { code, text })) => {
-                undo.undecided = false;
-                self.queue.remove_session(wire);
-                Err(OpenError::Refused { code, text })
-            }
-            Ok(Err(_)) => {
-                undo.undecided = false;
-                Err(self.why_down().unwrap_or(Lost::Stopped).into())
-            }
-            Err(_) => Err(OpenError::Timeout(self.timeouts.open)),
-        }
-    }
-
     /// Registers a question as [`LinkCore::open`] does.
     #[cfg(test)]
-    pub fn expect_answer(&self, session: u32) -> oneshot::Receiver<OpenAnswer> {
-        let (answer, answered) = oneshot::channel();
-        lock(&self.opening).insert(session, answer);
+    pub fn expect_answer(&self, session: u32) -> tokio::sync::oneshot::Receiver<OpenAnswer> {
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        lock(&self.opening).insert(session, opening::Asked { answer, early: false });
         answered
     }
 
@@ -459,45 +424,6 @@ impl LinkCore {
 
     pub fn forget_rx(&self, session: u32) {
         lock(&self.received).open.remove(&session);
-    }
-
-    /// Responder: a session that was asked for is accepted. `Err`: its opener is gone.
-    pub fn accept(
-        self: &Arc<Self>,
-        session: u32,
-        id: SessionId,
-        reply: Vec<u8>,
-        credit_bytes: u64,
-        events: Arc<dyn RxEvents>,
-    ) -> Result<Arc<RxAccount>, Option<Lost>> {
-        let account = Arc::new(RxAccount::new(session, id, credit_bytes, self.limits.gaps, events));
-        {
-            let mut received = lock(&self.received);
-            received.withdrawn.remove(&session);
-            let still_asked = received.asked.remove(&session);
-            if let Some(lost) = self.ended() {
-                return Err(Some(lost.clone()));
-            }
-            if !still_asked {
-                return Err(None);
-            }
-            received.open.insert(session, account.clone());
-        }
-        lock(&self.voices).insert(session, Voice::live());
-        self.push(&Message::Accepted { session, credit: account.credit_bytes(), reply });
-        Ok(account)
-    }
-
-    pub fn refuse(&self, session: u32, code: u16, text: &str) {
-        let still_asked = {
-            let mut received = lock(&self.received);
-            received.withdrawn.remove(&session);
-            received.asked.remove(&session)
-        };
-        if still_asked {
-            let text = shorten(text, self.agreed.message_bytes_max as usize);
-            self.push(&Message::Refused { session, code, text });
-        }
     }
 
     fn accounts(&self) -> Vec<Arc<RxAccount>> {
@@ -570,32 +496,6 @@ impl LinkCore {
             lane_bytes_sent: self.lane_bytes_sent.load(Ordering::Relaxed),
             padding_bytes: self.queue.padded().0,
             ..LinkStats::default()
-        }
-    }
-}
-
-/// A question that nobody waits for any more is taken back.
-struct Opening<'a> {
-    link: &'a LinkCore,
-    wire: u32,
-    undecided: bool,
-}
-
-impl Drop for Opening<'_> {
-    fn drop(&mut self) {
-        if !self.undecided {
-            return;
-        }
-        const TEXT: &str = "the opener stopped waiting";
-        let (session, code) = (self.wire, crate::code::GAVE_UP);
-        let unanswered = lock(&self.link.opening).remove(&session).is_some();
-        self.link.queue.remove_session(session);
-        if unanswered {
-            // Nothing is counted in a session that does not exist.
-            self.link.push(&Message::Close { session, code, text: TEXT.to_owned() });
-        } else {
-            // Accepted, and nobody took the answer: the other side counts what is said in it.
-            self.link.send_close(session, code, TEXT);
         }
     }
 }

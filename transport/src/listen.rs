@@ -161,6 +161,7 @@ async fn control_connection(
         lanes: start.lanes.min(limits.lanes),
         chunk_bytes_max: start.chunk_bytes_max.min(limits.chunk_bytes),
         message_bytes_max: start.message_bytes_max.min(limits.message_bytes as u32),
+        early_bytes: limits.early_bytes,
     };
     let known = start
         .resumes

@@ -35,6 +35,8 @@ use crate::suite::Suite;
 use crate::wire::control::{Message, Started};
 
 const LANES: u16 = 3;
+/// Less than a session's credit.
+pub const EARLY_BYTES: u64 = 2000;
 const SESSIONS: u32 = 2;
 const CREDIT_BYTES: u64 = 4000;
 
@@ -121,6 +123,11 @@ struct Heard {
 pub struct User(Mutex<Heard>);
 
 impl User {
+    /// Numbers, and what each is to be applied after.
+    pub fn chunks(&self) -> Vec<(u64, u64)> {
+        lock(&self.0).chunks.iter().map(|(seq, (after, _))| (*seq, *after)).collect()
+    }
+
     pub fn messages(&self) -> Vec<Vec<u8>> {
         lock(&self.0).messages.clone()
     }
@@ -199,7 +206,13 @@ struct Session {
 
 pub fn link(role: Role) -> Arc<LinkCore> {
     let config = NodeConfig::new(StaticKey::generate().unwrap());
-    let agreed = Started { resumed: false, lanes: LANES, chunk_bytes_max: 1000, message_bytes_max: 1024 };
+    let agreed = Started {
+        resumed: false,
+        lanes: LANES,
+        chunk_bytes_max: 1000,
+        message_bytes_max: 1024,
+        early_bytes: EARLY_BYTES,
+    };
     Arc::new(LinkCore::new("peer".into(), role, [1; 16], agreed, &config, Instant::now()))
 }
 

@@ -24,7 +24,7 @@ use crate::key::PublicKey;
 use crate::lane::engine::LaneEngine;
 use crate::lane_stats::LaneStats;
 use crate::limit::Reading;
-use crate::link::LinkCore;
+use crate::link::{LinkCore, Opening};
 use crate::listen;
 use crate::names::{PeerName, SessionId};
 use crate::noise::Responder;
@@ -33,6 +33,7 @@ use crate::socket::set_dscp;
 use crate::suite::{Suite, SuiteSet};
 use crate::throttle::HostLimit;
 use crate::warm::Probe;
+use crate::wire::control::Message;
 
 /// A running node. Clones are the same node.
 #[derive(Clone)]
@@ -154,6 +155,19 @@ impl Node {
         let shared = &self.0.shared;
         shared.limit.set_rate(bytes_per_s, Instant::now());
         lock(&shared.all).iter().filter_map(Weak::upgrade).for_each(|link| link.queue.wake());
+    }
+
+    /// Tells `peer` something outside of any session, over a link that is there, whoever opened it. It is not repeated when it is
+    /// lost on its way. False: there is no link, or it is longer than a message may be, or the peer does not read.
+    pub fn note(&self, peer: &PeerName, note: &[u8]) -> bool {
+        let bonds = lock(&self.0.shared.all).iter().filter_map(Weak::upgrade).collect::<Vec<_>>().into_iter();
+        let mut bonds = bonds.filter(|link| link.peer == *peer).filter_map(|link| link.bond());
+        let fits = |bond: &Arc<Bond>| {
+            note.len() <= bond.link.agreed.message_bytes_max as usize && !bond.outbox.is_flooded()
+        };
+        let Some(bond) = bonds.next().filter(fits) else { return false };
+        bond.outbox.push(&Message::Note(note.to_vec()));
+        true
     }
 
     /// The link to `peer`: the one that is open, or a new one. `Ok` means that the peer proved its key and every lane
@@ -330,6 +344,20 @@ impl Link {
         share: Share,
     ) -> Result<(TxSession, Vec<u8>), OpenError> {
         self.0.open(id, hello, events, share, true).await
+    }
+
+    /// The same, without waiting for the answer: what the peer lets us send ahead of it goes at once, if the session is the
+    /// only one on the link that does so. On `Err`, and when the [`Opening`] is one, the session is gone and no event but
+    /// `room` came. Messages
+    /// can be sent in it once it is answered.
+    pub fn open_early(
+        &self,
+        id: SessionId,
+        hello: Vec<u8>,
+        events: Arc<dyn TxEvents>,
+        share: Share,
+    ) -> Result<(TxSession, Opening), OpenError> {
+        self.0.open_early(id, hello, events, share)
     }
 
     /// Opens a session for its answer alone, and closes it. The link is not warmed for it.

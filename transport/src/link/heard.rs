@@ -19,12 +19,15 @@ impl LinkCore {
         received.highest = session;
         let unanswered = received.asked.len() + received.withdrawn.len();
         if received.open.len().max(told) + unanswered >= self.limits.sessions {
+            received.forget_early();
             drop(received);
             let text = format!("{} sessions are open, which is the limit", self.limits.sessions);
             self.push(&Message::Refused { session, code: crate::code::TOO_MANY, text });
             return Ok(false);
         }
         received.asked.insert(session);
+        // What came of sessions before it that were never asked for.
+        received.forget_early();
         Ok(true)
     }
 
@@ -36,7 +39,7 @@ impl LinkCore {
                 lock(&self.voices).insert(session, Voice::live());
             }
             self.queue.grant(session, credit);
-            let _ = waiting.send(answer);
+            let _ = waiting.answer.send(answer);
         }
     }
 
@@ -96,6 +99,7 @@ impl LinkCore {
                     let mut received = lock(&self.received);
                     if received.asked.remove(&session) {
                         received.withdrawn.insert(session);
+                        received.forget_early();
                     }
                     received.open.remove(&session)
                 };

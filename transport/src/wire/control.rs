@@ -83,6 +83,8 @@ pub enum Message {
     },
     /// Those were all.
     Listed,
+    /// Of the users of both sides, and of no session: not repeated after an outage.
+    Note(Vec<u8>),
 }
 
 #[derive(Clone, PartialEq, Eq, Encode, Decode)]
@@ -119,6 +121,8 @@ pub struct Started {
     pub lanes: u16,
     pub chunk_bytes_max: u32,
     pub message_bytes_max: u32,
+    /// Charged bytes of sessions that are not answered yet, of all together.
+    pub early_bytes: u64,
 }
 
 /// The payload of Noise's second message: what the responder decided, under the handshake's protection.
@@ -207,7 +211,7 @@ mod tests {
         let limits = [2, 1, 4, 3, 0, 0, 6, 5, 0, 0];
         let anew = [&[0, 0, 0, 0][..], &[9; 16], &[0], &[8; 32], &limits].concat();
         let goes_on = [&[0, 0, 0, 0][..], &[9; 16], &[1], &[7; 16], &[8; 32], &limits].concat();
-        let golden: [(Message, &[u8]); 15] = [
+        let golden: [(Message, &[u8]); 16] = [
             (start(None), &anew),
             (start(Some([7; 16])), &goes_on),
             (
@@ -216,8 +220,9 @@ mod tests {
                     lanes: 0x0102,
                     chunk_bytes_max: 0x0304,
                     message_bytes_max: 0x0506,
+                    early_bytes: 0x0708,
                 }),
-                &[1, 0, 0, 0, 1, 2, 1, 4, 3, 0, 0, 6, 5, 0, 0],
+                &[1, 0, 0, 0, 1, 2, 1, 4, 3, 0, 0, 6, 5, 0, 0, 8, 7, 0, 0, 0, 0, 0, 0],
             ),
             (Message::Pong(0x0102), &[3, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0]),
             (
@@ -264,6 +269,7 @@ mod tests {
                 ],
             ),
             (Message::Listed, &[13, 0, 0, 0]),
+            (Message::Note(vec![7]), &[14, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 7]),
         ];
         for (message, bytes) in golden {
             assert_eq!(message.encode().unwrap(), bytes, "{message:?}");

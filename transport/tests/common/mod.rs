@@ -186,6 +186,7 @@ pub struct Host {
     pub asked: Watched<Vec<(PeerName, Vec<u8>)>>,
     pub sessions: Watched<Vec<(RxSession, Arc<Receiver>)>>,
     pub kept: Mutex<Vec<Incoming>>,
+    pub notes: Watched<Vec<(PeerName, Vec<u8>)>>,
 }
 
 impl Host {
@@ -195,6 +196,7 @@ impl Host {
             asked: Watched::default(),
             sessions: Watched::default(),
             kept: Mutex::default(),
+            notes: Watched::default(),
         })
     }
 
@@ -204,6 +206,9 @@ impl Host {
 }
 
 impl Acceptor for Host {
+    fn note(&self, peer: &PeerName, note: Vec<u8>) {
+        self.notes.update(|notes| notes.push((peer.clone(), note)));
+    }
     fn open(&self, peer: &PeerName, hello: Vec<u8>, incoming: Incoming) {
         let reply = [b"re: ", &hello[..]].concat();
         self.asked.update(|asked| asked.push((peer.clone(), hello)));
@@ -224,6 +229,8 @@ pub struct Pair {
     pub source: Node,
     pub destination: Node,
     pub host: Arc<Host>,
+    /// The source's, which nobody asks.
+    pub source_host: Arc<Host>,
     pub source_key: StaticKey,
     pub destination_key: StaticKey,
 }
@@ -273,8 +280,9 @@ impl Setup {
             may_receive: true,
         }];
         (self.change)(&mut config);
-        let source = Node::start(config, Host::new(Answer::Nothing)).unwrap();
-        Pair { source, destination, host, source_key, destination_key }
+        let source_host = Host::new(Answer::Nothing);
+        let source = Node::start(config, source_host.clone()).unwrap();
+        Pair { source, destination, host, source_host, source_key, destination_key }
     }
 }
 
