@@ -124,6 +124,9 @@ impl Seen {
     }
 }
 
+/// Half of the longest round trip, and something.
+const WORD_OF_MOUTH: Duration = Duration::from_millis(200);
+
 pub struct Traveller {
     spec: GuestSpec,
     here: Qemu,
@@ -181,11 +184,14 @@ impl Traveller {
     }
 }
 
-/// Has the daemon of `to` await the guest in `there`.
+/// Has the daemon of `to` await the guest in `there`. Returns when word of that may have come to the source, as it has to whoever gives
+/// the next command there.
 pub fn await_guest(there: &Qemu, from: &Site, to: &Site) -> anyhow::Result<()> {
     let words = ["receive", GUEST, "--detach", "--from", from.name(), "--qmp"];
     let receive = words.map(OsString::from).into_iter().chain([there.qmp_path().into()]);
-    to.hikyaku_quietly(receive).with_context(|| format!("{} does not await the guest", to.name()))
+    to.hikyaku_quietly(receive).with_context(|| format!("{} does not await the guest", to.name()))?;
+    std::thread::sleep(WORD_OF_MOUTH);
+    Ok(())
 }
 
 /// The command that moves the guest out of `here`, not started yet.

@@ -79,6 +79,10 @@ impl Peer {
     pub fn may_be_sent_to(&self) -> bool {
         self.allow.contains(&Allow::Send)
     }
+
+    pub fn may_be_received_from(&self) -> bool {
+        self.allow.contains(&Allow::Receive)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -1,13 +1,14 @@
 //! The daemon: what all its migrations share, and the two ways one begins.
 
 use crate::api::wire::{MigrateArguments, ReceiveArguments, Role};
-use crate::config::Config;
+use crate::awaited::{self, Awaited};
+use crate::config::{Config, Peer};
 use crate::destination::{self, Armed, Arrival, WaitingGuest};
 use crate::estimate::Estimates;
 use crate::id::Id;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::Phase;
-use crate::protocol::{self, Hello, PROTOCOL, Refusal};
+use crate::protocol::{self, Hello, Note, PROTOCOL, Refusal};
 use crate::records::Records;
 use crate::registry::Registry;
 use crate::source::{self, experience::Experience};
@@ -18,7 +19,7 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
-use tokio::sync::mpsc::{Sender, UnboundedReceiver, UnboundedSender, channel};
+use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver, UnboundedSender, channel};
 
 /// Sources that may wait at one armed QEMU's door; one is taken.
 const DOOR: usize = 4;
@@ -32,7 +33,9 @@ pub struct Daemon {
     /// What earlier moves have taught.
     pub experience: RefCell<Experience>,
     pub estimates: RefCell<Estimates>,
-    armed: RefCell<HashMap<String, Sender<Arrival>>>,
+    /// At a source: what peers have said.
+    pub awaited: Awaited,
+    armed: RefCell<HashMap<String, AtDoor>>,
     receiving: RefCell<HashSet<Id>>,
 }
 
@@ -46,6 +49,7 @@ impl Daemon {
             workers,
             experience: RefCell::default(),
             estimates: RefCell::default(),
+            awaited: Awaited::default(),
             armed: RefCell::default(),
             receiving: RefCell::default(),
         })
@@ -91,7 +95,10 @@ impl Daemon {
         let (name, from) = (&arguments.guest, arguments.from.as_deref());
         let entry = self.registry.enter(id, name, Role::Destination, from, Phase::Armed)?;
         let (at_door, door) = channel(DOOR);
-        self.armed.borrow_mut().insert(arguments.guest.clone(), at_door);
+        let awaits = Note::Awaits { guest: name.clone(), welcome: destination::welcome(self, &guest, true) };
+        self.tell_sources(from, &awaits);
+        let at_door = AtDoor { door: at_door, from: arguments.from.clone(), awaits };
+        self.armed.borrow_mut().insert(name.clone(), at_door);
         let daemon = self.clone();
         tokio::task::spawn_local(async move {
             destination::run(daemon.clone(), Armed { entry, arguments, guest, door }).await;
@@ -108,7 +115,43 @@ impl Daemon {
     }
 
     pub fn disarm(&self, guest: &str) {
-        self.armed.borrow_mut().remove(guest);
+        if let Some(AtDoor { from, .. }) = self.armed.borrow_mut().remove(guest) {
+            self.tell_sources(from.as_deref(), &Note::AwaitsNoMore { guest: guest.to_owned() });
+        }
+    }
+
+    /// To those who may send a guest that is awaited from `from`, or from anybody.
+    fn tell_sources(&self, from: Option<&str>, note: &Note) {
+        let sources = self.config.peers.iter().filter(|peer| peer.may_be_received_from());
+        for peer in sources.filter(|peer| from.is_none_or(|from| from == peer.name)) {
+            awaited::tell(&self.node, &peer.name, note);
+        }
+    }
+
+    /// Until the node ends.
+    pub async fn read_notes(self: Rc<Self>, mut notes: Receiver<(PeerName, Vec<u8>)>) {
+        while let Some((peer, note)) = notes.recv().await {
+            self.noted(peer, &note);
+        }
+    }
+
+    fn noted(&self, peer: PeerName, note: &[u8]) {
+        let known = self.config.peer(peer.as_str());
+        match protocol::decode(note) {
+            Ok(Note::Awaits { guest, welcome })
+                if known.is_some_and(Peer::may_be_sent_to) && check_name(&guest).is_ok() =>
+            {
+                self.awaited.awaits(peer, guest, welcome);
+            }
+            Ok(Note::AwaitsNoMore { guest }) => self.awaited.no_more(&peer, &guest),
+            Ok(Note::WhoIsAwaited) if known.is_some_and(Peer::may_be_received_from) => {
+                let armed = self.armed.borrow();
+                let its =
+                    armed.values().filter(|at| at.from.as_deref().is_none_or(|from| from == peer.as_str()));
+                its.for_each(|at| awaited::tell(&self.node, peer.as_str(), &at.awaits));
+            }
+            other => tracing::debug!(%peer, ?other, "a note that means nothing here"),
+        }
     }
 
     /// Whether a migration is under way here as its destination.
@@ -145,7 +188,7 @@ impl Daemon {
                 refuse(incoming, Refusal::Protocol, "the guest's name is none".into());
             }
             Ok(Hello::Migrate(hello)) => {
-                let door = self.armed.borrow().get(&hello.guest).cloned();
+                let door = self.armed.borrow().get(&hello.guest).map(|at| at.door.clone());
                 let Some(door) = door else {
                     let text = format!("no QEMU here awaits a guest named \"{}\"", hello.guest);
                     return refuse(incoming, Refusal::NotAwaited, text);
@@ -174,6 +217,14 @@ impl Daemon {
     }
 }
 
+/// Where sources of an awaited guest come in.
+struct AtDoor {
+    door: Sender<Arrival>,
+    /// From this peer alone.
+    from: Option<String>,
+    awaits: Note,
+}
+
 /// See [`Daemon::receives`].
 pub struct Receives {
     daemon: Rc<Daemon>,
@@ -194,12 +245,20 @@ pub struct Knock {
 }
 
 /// From the transport's threads to the daemon's.
-pub struct Door(pub UnboundedSender<Knock>);
+pub struct Door {
+    pub knocks: UnboundedSender<Knock>,
+    /// Bounded: of more than can wait the rest is thrown away.
+    pub notes: Sender<(PeerName, Vec<u8>)>,
+}
 
 impl Acceptor for Door {
     fn open(&self, peer: &PeerName, hello: Vec<u8>, incoming: Incoming) {
         // A daemon that is ending refuses by dropping it.
-        let _ = self.0.send(Knock { peer: peer.clone(), hello, incoming });
+        let _ = self.knocks.send(Knock { peer: peer.clone(), hello, incoming });
+    }
+
+    fn note(&self, peer: &PeerName, note: Vec<u8>) {
+        let _ = self.notes.try_send((peer.clone(), note));
     }
 }
 

@@ -13,6 +13,7 @@
 //! | [`protocol`] | what two daemons say to each other about a guest |
 //! | [`estimate`], [`report`] | how a move would go, and what came of what was foretold |
 //! | [`standing`] | links that are there before a guest is to be moved |
+//! | [`awaited`] | what the other side has said it awaits |
 //! | [`pages`] | QEMU's blocks in the engine's page numbers |
 //! | [`heap`] | where memory for pages comes from |
 //! | [`outcome`] | how a migration ended: exit code, where the guest runs, what to do |
@@ -21,6 +22,7 @@
 #![deny(unsafe_code)]
 
 pub mod api;
+pub mod awaited;
 pub mod cli;
 pub mod config;
 pub mod daemon;

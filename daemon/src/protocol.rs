@@ -12,6 +12,9 @@
 //!   ◀──────────────────────────────── Times   how its arrival was spent, if it runs
 //!   ◀────────────────────────────── Verdict   after the guest runs (or never will)
 //!
+//!   ◀──────────── Note::Awaits, AwaitsNoMore   before all that, of no session: `awaited`
+//!   Note::WhoIsAwaited ────────────────────▶
+//!
 //!   Hello::Ask (any later link) ───────────▶
 //!   ◀──────────────────── Verdict | Pending | Unknown      as the answer's payload
 //! ```
@@ -62,6 +65,28 @@ pub struct GuestFacts {
     pub version: (u32, u32, u32),
     pub machine: String,
     pub ram_bytes: u64,
+}
+
+impl GuestFacts {
+    /// A QEMU with the one can take the guest of another with the other. The version is for people.
+    pub fn fits(&self, other: &GuestFacts) -> bool {
+        self.machine == other.machine && self.ram_bytes == other.ram_bytes
+    }
+}
+
+/// Said outside of any session. Nobody relies on it.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum Note {
+    /// A QEMU here awaits this guest, and this will be answered; `sends_ack` if it is asked for.
+    Awaits {
+        guest: String,
+        welcome: Welcome,
+    },
+    AwaitsNoMore {
+        guest: String,
+    },
+    /// What of this peer's guests is awaited there?
+    WhoIsAwaited,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
@@ -231,6 +256,10 @@ mod tests {
             sends_ack: true,
             dictionary_slots: 4096,
         };
+        let awaits = Note::Awaits { guest: "web".into(), welcome: welcome.clone() };
+        assert_bytes(awaits, &[&[0, 3], b"web", &[2], &ID, &FACTS, &[1, 251, 0, 16]]);
+        assert_bytes(Note::AwaitsNoMore { guest: "web".into() }, &[&[1, 3], b"web"]);
+        assert_bytes(Note::WhoIsAwaited, &[&[2]]);
         assert_bytes(welcome, &[&[2], &ID, &FACTS, &[1, 251, 0, 16]]);
 
         let ask = Ask { protocol: PROTOCOL, migration: Id([8; 16]), incarnation: Id(ID) };

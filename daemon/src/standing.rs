@@ -4,7 +4,9 @@
 //! what the path carries. A guest that is to be moved waits for all of them; a link that stands has them behind it. Lanes that go by rate
 //! (`bbr`) keep what they know for as long as they live, so one warm-up does.
 
+use crate::awaited;
 use crate::daemon::Daemon;
+use crate::protocol::Note;
 use hikyaku_transport::{Link, LinkError, Lost, PublicKey};
 use serde::Deserialize;
 use std::rc::Rc;
@@ -54,6 +56,7 @@ async fn keep(daemon: Rc<Daemon>, peer: String, yields: bool) {
         match daemon.link_to(&peer).await {
             Ok(link) => {
                 tracing::info!(%peer, "the link stands");
+                awaited::tell(&daemon.node, &peer, &Note::WhoIsAwaited);
                 (pause, told) = (PAUSES[0], None);
                 if daemon.config.link.standing == Standing::Warm
                     && warmed.is_none_or(|at| at.elapsed() > WARM_AGAIN_AFTER)

@@ -4,21 +4,22 @@
 
 use hikyaku_daemon::api::wire::Request;
 use hikyaku_daemon::pages::{Item, ItemReader, PagesError};
-use hikyaku_daemon::protocol::{self, Answer, Hello, ToDestination, ToSource, Welcome};
+use hikyaku_daemon::protocol::{self, Answer, Hello, Note, ToDestination, ToSource, Welcome};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
     let Some((&choice, bytes)) = data.split_first() else { return };
-    match choice % 8 {
+    match choice % 9 {
         0 => message::<Hello>(bytes),
         1 => message::<Welcome>(bytes),
         2 => message::<Answer>(bytes),
         3 => message::<ToDestination>(bytes),
         4 => message::<ToSource>(bytes),
-        5 => drop(serde_json::from_slice::<Request>(bytes)),
+        5 => message::<Note>(bytes),
+        6 => drop(serde_json::from_slice::<Request>(bytes)),
         _ => {
             let whole = items(bytes, bytes.len().max(1));
-            assert_eq!(items(bytes, usize::from(choice / 8) + 1), whole);
+            assert_eq!(items(bytes, usize::from(choice / 9) + 1), whole);
         }
     }
 });

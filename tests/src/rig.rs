@@ -245,11 +245,16 @@ impl Rig {
         }
         let qemu = Qemu::await_migration_with(&spec, "defer", process)
             .unwrap_or_else(|e| panic!("destination: {e}"));
+        self.destination = Some(qemu);
+        self.receive(flags);
+    }
+
+    /// The destination's daemon is told of the QEMU that awaits the guest.
+    pub fn receive(&mut self, flags: &[&str]) {
         let mut arguments = words(&["receive", GUEST, "--from", self.here, "--detach", "--qmp"]);
-        arguments.push(qemu.qmp_path().into());
+        arguments.push(self.destination().qmp_path().into());
         arguments.extend(words(flags));
         self.destination_site().hikyaku(arguments, COMMAND_LIMIT).expect_code(0);
-        self.destination = Some(qemu);
     }
 
     /// `hikyaku migrate`, to its end.

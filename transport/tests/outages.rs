@@ -201,7 +201,7 @@ over_both! {
         let (_tx, sender, rx, receiver) = pair.open().await;
         drop((rx, receiver));
         let there = pair.destination.addresses()[0];
-        let Pair { source: _source, destination, host, source_key, destination_key } = pair;
+        let Pair { source: _source, destination, host, source_key, destination_key, .. } = pair;
         host.sessions.update(Vec::clear);
         drop((destination, host));
         meddler.cut();

@@ -16,7 +16,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc::unbounded_channel;
+use tokio::sync::mpsc::{channel, unbounded_channel};
 use tracing_subscriber::EnvFilter;
 
 #[global_allocator]
@@ -83,11 +83,13 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     node.timeouts.handshake = config.link.connect_timeout;
     node.timeouts.dead_after = config.link.dead_after;
     node.timeouts.link = config.link.timeout;
+    node.limits.early_bytes = config.memory.credit.min(EARLY_BYTES_MOST);
     let workers = Workers::start().map_err(|e| anyhow::anyhow!("starting the encoding threads: {e}"))?;
 
     runtime::block_on(uring, async move {
         let (at_door, knocks) = unbounded_channel();
-        let node = Node::start(node, Arc::new(Door(at_door)))?;
+        let (noting, notes) = channel(NOTES);
+        let node = Node::start(node, Arc::new(Door { knocks: at_door, notes: noting }))?;
         node.set_limit(config.link.limit_bytes_per_s);
         for address in node.addresses() {
             tracing::info!(%address, "peers reach this daemon here");
@@ -97,6 +99,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             server::bind(&api).map_err(|e| anyhow::anyhow!("the API socket {}: {e}", api.display()))?;
         let daemon = Daemon::new(config, node, records, workers);
         tokio::task::spawn_local(daemon.clone().answer_the_door(knocks));
+        tokio::task::spawn_local(daemon.clone().read_notes(notes));
         restart::take_up(&daemon)?;
         standing::begin(&daemon, &own);
         tokio::task::spawn_local(server::serve(listener, daemon.clone()));
@@ -108,6 +111,11 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         Ok(())
     })?
 }
+
+/// Of peers' notes, what may wait to be read.
+const NOTES: usize = 64;
+/// What each peer may send of guests that are not taken yet: about a round trip of 200 ms at 1 Gbit/s.
+const EARLY_BYTES_MOST: u64 = 32 << 20;
 
 fn peer(peer: &hikyaku_daemon::config::Peer) -> Peer {
     Peer {

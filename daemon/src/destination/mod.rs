@@ -133,6 +133,17 @@ fn check(daemon: &Daemon, armed: &Armed, arrival: &Arrival) -> Result<(), (Refus
     }
 }
 
+/// What a source is told whose guest is taken. `holds_ack`: it waits for this QEMU's SWITCHOVER_ACK, if there will be one.
+pub fn welcome(daemon: &Daemon, guest: &WaitingGuest, holds_ack: bool) -> Welcome {
+    Welcome {
+        protocol: PROTOCOL,
+        incarnation: daemon.records.incarnation(),
+        qemu: guest.facts.clone(),
+        sends_ack: holds_ack && guest.knows_ack,
+        dictionary_slots: daemon.config.memory.dictionary_slots(),
+    }
+}
+
 struct Reception {
     daemon: Rc<Daemon>,
     entry: Arc<Entry>,
@@ -175,12 +186,12 @@ impl Reception {
         let id = Id(incoming.id().0);
         // From here on whoever asks about it is told to ask again.
         let receives = daemon.receives(id);
-        let sends_ack = hello.holds_ack && guest.knows_ack;
         let fail = |incoming: Incoming, error: DestinationError| {
             incoming.refuse(Refusal::QemuFailed as u16, &error.to_string());
             (entry.clone(), error)
         };
-        let ours = match guest.begin(sends_ack).await {
+        let welcome = welcome(daemon, &guest, hello.holds_ack);
+        let ours = match guest.begin(welcome.sends_ack).await {
             Ok(ours) => ours,
             Err(error) => return Err(fail(incoming, error.into())),
         };
@@ -194,13 +205,6 @@ impl Reception {
         };
         let (events, mailbox) = SourceEvents::new(inbox.clone());
         let (out, from_apply) = unbounded_channel();
-        let welcome = Welcome {
-            protocol: PROTOCOL,
-            incarnation: daemon.records.incarnation(),
-            qemu: guest.facts.clone(),
-            sends_ack,
-            dictionary_slots: daemon.config.memory.dictionary_slots(),
-        };
         let memory = &daemon.config.memory;
         let session = protocol::encode(&welcome)
             .map_err(DestinationError::from)

@@ -27,8 +27,8 @@ impl Migration {
         // `used_up`: an older QEMU waits for its next grant.
         let (mut wanted, mut used_up, mut syncs) = (false, false, 0);
         // While the link is down nothing is decided: the guest runs on, and QEMU is read as long as there is room.
-        while !(wanted && self.may_stop && self.down.is_none()) {
-            if self.stream_ended() && self.down.is_none() {
+        while !(wanted && self.may_stop && self.answer.is_had() && self.down.is_none()) {
+            if self.stream_ended() && self.down.is_none() && self.answer.is_had() {
                 // Whoever stopped the guest wants it stopped: a QEMU whose guest stands waits for nobody.
                 self.runs = false;
                 return Ok(());
@@ -37,6 +37,10 @@ impl Migration {
             tokio::select! {
                 biased;
                 () = self.entry.cancelled() => return Err(SourceError::Cancelled),
+                welcome = self.answer.next(&self.welcome) => {
+                    self.answered(welcome?);
+                    continue;
+                }
                 message = self.mailbox.next() => {
                     self.handle_peer(message)?;
                     if was_down && self.down.is_none() {

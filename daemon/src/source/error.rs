@@ -31,6 +31,9 @@ pub enum SourceError {
     Lost(#[from] Lost),
     #[error("the link was lost while the guest stood, before it was let go: {0}")]
     LostWhileStopped(String),
+    /// It is begun again, and the destination asked before anything goes.
+    #[error("the destination did not answer as it said it would: {0}")]
+    Unforeseen(String),
     #[error("the destination gave up: {text}")]
     Closed { code: u16, text: String },
     #[error("the destination speaks another language: {0}")]

@@ -11,6 +11,7 @@
 //! Until GO has left the guest is ours: whatever fails, `give_back` leaves it as it was. After that only the
 //! destination's verdict counts; while it cannot be had, [`doubt`] goes on asking.
 
+mod answer;
 mod copy;
 mod deadline;
 pub mod doubt;
@@ -43,18 +44,16 @@ use crate::mailbox::{FromPeer, Mailbox};
 use crate::outage;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::Phase;
-use crate::protocol::{
-    self, ArrivalTimes, Hello, Migrate, PROTOCOL, Refusal, Relay, ToSource, Verdict, Welcome,
-};
+use crate::protocol::{self, ArrivalTimes, Migrate, PROTOCOL, Refusal, Relay, ToSource, Verdict, Welcome};
 use crate::records::{self, Record};
 use crate::registry::Entry;
 use crate::report::{self, Report};
+use answer::{Answer, Opened};
 use deadline::Deadline;
-use events::PeerEvents;
 use guest::{Hold, SourceGuest};
 use hikyaku_engine::AbortReason;
 use hikyaku_engine::precopy::Terms;
-use hikyaku_transport::{Ebb, Lost, OpenError, SessionId, TxSession};
+use hikyaku_transport::{Ebb, Lost, TxSession};
 use intake::Intake;
 use pump::{FromPump, Pump, ToPump};
 use std::rc::Rc;
@@ -64,10 +63,21 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 /// Moves the guest, to the end, whatever that is; tells the registry.
 pub async fn run(daemon: Rc<Daemon>, entry: Arc<Entry>, arguments: MigrateArguments) {
-    match Migration::prepare(&daemon, &entry, arguments).await {
-        Ok(migration) => migration.run().await,
-        Err(error) => entry.finish(Phase::Failed, error.outcome(Whereabouts::Untouched)),
+    for may_foresee in [true, false] {
+        match Migration::prepare(&daemon, &entry, arguments.clone(), may_foresee).await {
+            Ok(migration) => match migration.run().await {
+                Ended::ForGood => return,
+                Ended::ToBeBegunAgain => {}
+            },
+            Err(error) => return entry.finish(Phase::Failed, error.outcome(Whereabouts::Untouched)),
+        }
     }
+}
+
+enum Ended {
+    ForGood,
+    /// The guest is as it was.
+    ToBeBegunAgain,
 }
 
 struct Migration {
@@ -78,6 +88,7 @@ struct Migration {
     session: TxSession,
     sharing: sharing::Follower,
     welcome: Welcome,
+    answer: Answer,
     inbox: Arc<Inbox<ToPump>>,
     from_pump: UnboundedReceiver<FromPump>,
     mailbox: Mailbox,
@@ -118,11 +129,13 @@ struct Migration {
 }
 
 impl Migration {
-    /// Asks everybody; begins QEMU's migration last. On `Err` the guest was not stopped.
+    /// Asks everybody; begins QEMU's migration last. On `Err` the guest was not stopped. `may_foresee`: a destination that has said what
+    /// it awaits is asked, and not waited for.
     async fn prepare(
         daemon: &Rc<Daemon>,
         entry: &Arc<Entry>,
         arguments: MigrateArguments,
+        may_foresee: bool,
     ) -> Result<Migration, SourceError> {
         let config = &daemon.config;
         if config.peer(&arguments.to).is_none() {
@@ -137,36 +150,26 @@ impl Migration {
             .await
             .map_err(SourceError::Qmp)?;
             let inbox = Arc::new(Inbox::new().map_err(SourceError::Resources)?);
-            let hello = Hello::Migrate(Migrate {
+            let hello = Migrate {
                 protocol: PROTOCOL,
                 guest: arguments.guest.clone(),
                 incarnation: daemon.records.incarnation(),
                 qemu: guest.facts.clone(),
                 relay: if arguments.raw { Relay::Raw } else { Relay::Native },
                 holds_ack: guest.hold == Hold::Ack,
-            });
-            let (id, hello) = (SessionId(entry.id.0), protocol::encode(&hello)?);
-            let mut again = false;
-            let (mailbox, (session, welcome)) = loop {
-                let link = daemon.link_to(&arguments.to).await?;
-                let (events, mailbox) = PeerEvents::new(inbox.clone());
-                match link.open_sharing(id, hello.clone(), Arc::new(events), sharing::share(entry)).await {
-                    // A link that stood for long may be one to a daemon that is gone, which shows when it is used.
-                    Err(OpenError::Lost(lost)) if !again => {
-                        tracing::info!(peer = %arguments.to, %lost, "asked for again, by a new link");
-                        again = true;
-                    }
-                    opened => break (mailbox, opened?),
-                }
             };
-            Ok::<_, SourceError>((guest, inbox, mailbox, session, protocol::decode::<Welcome>(&welcome)?))
+            let (to, name) = (&arguments.to, &arguments.guest);
+            let foreseen = daemon.awaited.take(to, name, &guest.facts).filter(|_| may_foresee);
+            let opened = answer::ask(daemon, entry, to, hello, foreseen, &inbox).await?;
+            Ok::<_, SourceError>((guest, inbox, opened))
         };
         // Up to here nothing needs to be undone: dropping it all is enough.
-        let (guest, inbox, mailbox, session, welcome) = tokio::select! {
+        let (guest, inbox, opened) = tokio::select! {
             asked = asked => asked?,
             () = entry.cancelled() => return Err(SourceError::Cancelled),
         };
 
+        let Opened { mailbox, session, welcome, answer } = opened;
         let estimate = daemon.estimates.borrow_mut().take(&arguments.guest, &arguments.to);
         let terms = daemon.experience.borrow().terms(&arguments.to, guest.facts.ram_bytes);
         let mut engine = options::engine(config, &daemon.workers, &arguments, guest.hold)
@@ -207,8 +210,9 @@ impl Migration {
             guest: Rc::new(guest),
             session,
             sharing,
-            may_stop: !welcome.sends_ack,
+            may_stop: answer.is_had() && !welcome.sends_ack,
             welcome,
+            answer,
             inbox,
             from_pump,
             mailbox,
@@ -231,12 +235,40 @@ impl Migration {
         })
     }
 
-    async fn run(mut self) {
-        self.entry.advance(Phase::Copying);
+    async fn run(mut self) -> Ended {
+        if self.answer.is_had() {
+            self.entry.advance(Phase::Copying);
+        }
         match self.until_let_go().await {
             Ok(()) => self.after_let_go().await,
-            Err(error) => self.give_back(error).await,
+            Err(error) => match self.unanswered(error).await {
+                error @ SourceError::Unforeseen(_) => {
+                    tracing::info!(id = %self.entry.id.short(), %error, "begun again");
+                    self.undo(Refusal::Other, &error).await;
+                    return Ended::ToBeBegunAgain;
+                }
+                error => self.give_back(error).await,
+            },
         }
+        Ended::ForGood
+    }
+
+    /// A session that nobody answers, or that is refused, is gone without a word: mailbox and pump may see it first.
+    async fn unanswered(&mut self, error: SourceError) -> SourceError {
+        match &error {
+            SourceError::Pump(_) | SourceError::Closed { .. } if !self.answer.is_had() => {
+                let answer = tokio::time::timeout(ANSWER_SOON, self.answer.next(&self.welcome));
+                answer.await.ok().and_then(Result::err).unwrap_or(error)
+            }
+            _ => error,
+        }
+    }
+
+    /// The destination takes the guest, as it said it would.
+    fn answered(&mut self, welcome: Welcome) {
+        self.may_stop |= !welcome.sends_ack;
+        self.welcome = welcome;
+        self.entry.advance(Phase::Copying);
     }
 
     /// Everything that can be undone. On `Ok` the guest is stopped, Ceded is durable, and GO is on its way.
@@ -322,12 +354,17 @@ impl Migration {
         {
             error = why.into();
         }
-        self.end_pump().await;
-        let guest = self.return_guest().await;
-        self.session.close(code as u16, &error.to_string());
+        let guest = self.undo(code, &error).await;
         // Ceded was durable, but GO was not taken and never left.
         let phase = if self.entry.phase() == Phase::Ceded { Phase::Resumed } else { Phase::Failed };
         self.entry.finish(phase, error.outcome(guest));
+    }
+
+    async fn undo(&mut self, code: Refusal, error: &SourceError) -> Whereabouts {
+        self.end_pump().await;
+        let guest = self.return_guest().await;
+        self.session.close(code as u16, &error.to_string());
+        guest
     }
 
     /// Makes the guest what it was before the migration, as long as that takes. QEMU's socket has been closed.
@@ -490,6 +527,9 @@ impl Migration {
         self.raw || self.arguments.switchover == Switchover::Safe
     }
 }
+
+/// From a session's end until its answer is known, on two threads of this daemon.
+const ANSWER_SOON: Duration = Duration::from_millis(500);
 
 /// Between two attempts to continue a guest whose QEMU does not answer.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
