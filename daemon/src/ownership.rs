@@ -18,7 +18,7 @@ use std::fmt;
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
     // At the source.
-    /// QEMU and the peer are being asked; the guest is not touched.
+    /// QEMU and the peer are being asked; the guest is not touched, but that its pages may go ahead of the answer.
     Preparing,
     /// The guest runs; its pages travel.
     Copying,
