@@ -2,8 +2,10 @@
 #![allow(unsafe_code)]
 
 use nix::sys::socket::{setsockopt, sockopt};
+use nix::time::ClockId;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 /// Bytes that wait in a socket's receive queue.
 pub fn readable_bytes(fd: BorrowedFd<'_>) -> io::Result<u64> {
@@ -11,6 +13,11 @@ pub fn readable_bytes(fd: BorrowedFd<'_>) -> io::Result<u64> {
     // SAFETY: FIONREAD writes one int to the address given, which is `waiting`'s; the descriptor is open while borrowed.
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut waiting) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(waiting.max(0) as u64) }
+}
+
+/// What this thread has had of the processor. Zero, where that cannot be told.
+pub fn thread_time() -> Duration {
+    ClockId::CLOCK_THREAD_CPUTIME_ID.now().map_or(Duration::ZERO, Duration::from)
 }
 
 /// What a socket to a QEMU may hold: several times what the kernel's default lets it, so that neither side has to be woken for each

@@ -307,9 +307,10 @@ impl Running {
                 Action::Encode(job) => {
                     let inbox = self.pump.inbox.clone();
                     self.pump.workers.run(move |scratch| {
-                        let begun = Instant::now();
-                        let encoded = job.run(scratch);
-                        inbox.push(ToPump::Encoded(encoded.took(begun.elapsed())));
+                        let (begun, spent) = (Instant::now(), crate::sys::thread_time());
+                        let encoded = job.run(scratch).took(begun.elapsed());
+                        let spent = crate::sys::thread_time().saturating_sub(spent);
+                        inbox.push(ToPump::Encoded(encoded.spent(spent)));
                     });
                 }
                 Action::Send(chunk) => self.pump.tx.send(Chunk {

@@ -13,13 +13,13 @@ use crate::types::{ChunkSeq, PAGE_BYTES, PageBytes, PageId, Time};
 impl Source {
     /// The result of an [`crate::Action::Encode`].
     pub fn encoded(&mut self, _now: Time, encoded: Encoded) {
-        let Encoded { chunk, raw_bytes, most_bytes, pages, cost, took } = encoded;
+        let Encoded { chunk, raw_bytes, most_bytes, pages, cost, took, spent } = encoded;
         self.window.job_done(most_bytes);
         match pages {
             Some(work) => {
                 self.encoding_pages -= work.pages.len();
                 self.learn(chunk.payload.len(), raw_bytes, &cost);
-                self.speed.learn(raw_bytes, &cost, took);
+                self.speed.learn(raw_bytes, &cost, took, spent);
                 self.take_back(&chunk, work);
             }
             None => self.encoding_stream_bytes -= raw_bytes,

@@ -96,6 +96,7 @@ pub struct Encoded {
     pub(super) pages: Option<PagesWork>,
     pub(super) cost: Cost,
     pub(super) took: Option<Duration>,
+    pub(super) spent: Option<Duration>,
 }
 
 /// What became of the bytes of a chunk.
@@ -152,7 +153,7 @@ impl EncodeJob {
             }
         };
         let chunk = Chunk { seq: self.seq, after: self.after, payload };
-        Encoded { chunk, raw_bytes, most_bytes, pages, cost, took: None }
+        Encoded { chunk, raw_bytes, most_bytes, pages, cost, took: None, spent: None }
     }
 }
 
@@ -160,6 +161,11 @@ impl Encoded {
     /// How long [`EncodeJob::run`] took, by the clock: the choice of methods learns from it.
     pub fn took(self, took: Duration) -> Encoded {
         Encoded { took: Some(took), ..self }
+    }
+
+    /// What of the processor it took: a worker does not always have one to itself.
+    pub fn spent(self, spent: Duration) -> Encoded {
+        Encoded { spent: Some(spent), ..self }
     }
 
     /// Of what the job carried, bytes that went through the compressor, for a caller that models what it costs.

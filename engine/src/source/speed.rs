@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::codec::Method;
-use crate::codec::choice::{Chooser, Wire};
+use crate::codec::choice::{Chooser, Took, Wire};
 use crate::source::job::Cost;
 use crate::source::window::Window;
 
@@ -31,7 +31,13 @@ impl Speed {
     }
 
     /// A chunk of `raw_bytes` of pages has come back.
-    pub(super) fn learn(&mut self, raw_bytes: usize, cost: &Cost, took: Option<Duration>) {
+    pub(super) fn learn(
+        &mut self,
+        raw_bytes: usize,
+        cost: &Cost,
+        took: Option<Duration>,
+        spent: Option<Duration>,
+    ) {
         let Some(took) = took.filter(|took| !took.is_zero()) else { return };
         if raw_bytes > 0 {
             let newest = raw_bytes as f64 / took.as_secs_f64();
@@ -42,8 +48,10 @@ impl Speed {
         if let Some(method) = cost.method
             && cost.body_bytes * 4 >= raw_bytes * 3
         {
-            let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-            self.chooser.record(method, cost.body_bytes, cost.packed_bytes, took_ns);
+            let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+            let took =
+                Took { ns: ns(took), spent_ns: ns(spent.filter(|spent| !spent.is_zero()).unwrap_or(took)) };
+            self.chooser.record(method, cost.body_bytes, cost.packed_bytes, took);
         }
     }
 
