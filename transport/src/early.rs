@@ -14,10 +14,12 @@ use crate::session::charge;
 /// A chunk's number, what is to be applied before it, and its payload.
 pub type Chunk = (u64, u64, Vec<u8>);
 
+/// By number: a chunk may come twice, when the connection dies that it came on.
+type Came = BTreeMap<u64, (u64, Vec<u8>)>;
+
 #[derive(Default)]
 pub struct Early {
-    /// By session and number: a chunk may come twice, when the connection dies that it came on.
-    waiting: BTreeMap<(u32, u64), (u64, Vec<u8>)>,
+    waiting: BTreeMap<u32, Came>,
     charged: u64,
 }
 
@@ -25,37 +27,47 @@ impl Early {
     /// Keeps a chunk. `Err`: that was more than `most`.
     pub fn keep(&mut self, session: u32, (seq, after, payload): Chunk, most: u64) -> Result<(), String> {
         let cost = charge(payload.len());
-        let Entry::Vacant(place) = self.waiting.entry((session, seq)) else { return Ok(()) };
-        if self.charged + cost > most {
-            return Err(format!("session {session}: more was sent ahead of the answer than was agreed"));
-        }
+        let fits = self.charged + cost <= most;
+        let too_much =
+            || Err(format!("session {session}: more was sent ahead of the answer than was agreed"));
+        let came = match self.waiting.entry(session) {
+            Entry::Occupied(came) => came.into_mut(),
+            Entry::Vacant(_) if !fits => return too_much(),
+            Entry::Vacant(place) => place.insert(Came::new()),
+        };
+        match came.entry(seq) {
+            Entry::Occupied(_) => return Ok(()),
+            Entry::Vacant(_) if !fits => return too_much(),
+            Entry::Vacant(place) => place.insert((after, payload)),
+        };
         self.charged += cost;
-        place.insert((after, payload));
         Ok(())
     }
 
     /// What came of a session that is accepted now, in order.
     pub fn take(&mut self, session: u32) -> Vec<Chunk> {
-        let later = self.waiting.split_off(&(session, 0));
-        let (its, others) = later.into_iter().partition::<Vec<_>, _>(|((of, _), _)| *of == session);
-        self.waiting.extend(others);
-        let its: Vec<Chunk> =
-            its.into_iter().map(|((_, seq), (after, payload))| (seq, after, payload)).collect();
-        self.charged -= its.iter().map(|(_, _, payload)| charge(payload.len())).sum::<u64>();
-        its
+        let came = self.waiting.remove(&session).unwrap_or_default();
+        self.charged -= cost(&came);
+        came.into_iter().map(|(seq, (after, payload))| (seq, after, payload)).collect()
     }
 
-    /// Only these sessions may still be accepted.
-    pub fn retain(&mut self, may_come: impl Fn(u32) -> bool) {
-        let charged = &mut self.charged;
-        self.waiting.retain(|(session, _), (_, payload)| {
-            let stays = may_come(*session);
-            if !stays {
-                *charged -= charge(payload.len());
-            }
-            stays
-        });
+    /// Of the sessions up to `highest` only these may still be accepted. It takes no longer than there are such, and what is forgotten: a
+    /// peer says when it is called.
+    pub fn forget(&mut self, highest: u32, but: impl Fn(u32) -> bool) {
+        let gone: Vec<u32> = self
+            .waiting
+            .range(..=highest)
+            .map(|(session, _)| *session)
+            .filter(|session| !but(*session))
+            .collect();
+        for session in gone {
+            self.take(session);
+        }
     }
+}
+
+fn cost(came: &Came) -> u64 {
+    came.values().map(|(_, payload)| charge(payload.len())).sum()
 }
 
 #[cfg(test)]
@@ -78,8 +90,9 @@ mod tests {
         assert_eq!(came, [(1, 0, vec![2; 36]), (3, 2, vec![2; 36])]);
         assert_eq!(early.take(2), []);
         assert!(keep(&mut early, 7, 1) && keep(&mut early, 9, 1) && !keep(&mut early, 9, 2));
-        early.retain(|session| session != 7);
+        early.forget(8, |session| session != 7);
         assert!(keep(&mut early, 9, 2) && !keep(&mut early, 9, 3));
+        early.forget(8, |_| true);
         assert_eq!(early.take(1).len() + early.take(9).len(), 4);
         assert_eq!(early.charged, 0);
     }

@@ -114,8 +114,7 @@ impl Received {
     }
 
     fn forget_early(&mut self) {
-        let (highest, asked) = (self.highest, &self.asked);
-        self.early.retain(|session| session > highest || asked.contains(&session));
+        self.early.forget(self.highest, |session| self.asked.contains(&session));
     }
 }
 
