@@ -15,16 +15,16 @@
 //! It is asked every few chunks, so that the effect of the last change can be seen.
 //!
 //! The steps lie on a *ladder*: the methods that no mixture of two others beats at once in size and time. Between two of them there are three
-//! mixtures, of one chunk in four, two and three. To go from the densest to none at all and back, as the wire runs dry and fills, takes a quarter more
-//! bytes for the same time than to stay in between.
+//! mixtures: one, two or three chunks in four go by the denser. To go from zstd -1 to none at all and back, as the wire runs dry and fills, takes a
+//! quarter more bytes of text than zstd -2 does in the same time (by [`ChooserConfig::first_guess`]).
 //!
 //! ```text
-//!  size                                     LZ4 is not on the ladder here: part of the chunks stored
-//!    1 ┤ ● stored                           and the rest by zstd is both faster and denser.
-//!      │   ·  ·                             Of other contents it is.
-//!      │      ·  ● LZ4
-//!      │         ● zstd -(-2)
-//!      │             · · · ● zstd -(-1) · ● …
+//!  size
+//!    1 ┤ ● stored
+//!      │   ·
+//!      │      ·       ● LZ4         not on the ladder of text; of other contents it is
+//!      │         ● zstd -2
+//!      │             · · · ● zstd -1 · · · ● 1 …
 //!      └──────────────────────────────────▶ time
 //! ```
 //!
