@@ -30,7 +30,7 @@ pub struct Emulation {
     pub piece: Duration,
     /// A thread that has handled packets sleeps at least this long, so that 10 Gbit/s is not 150,000 wake-ups per
     /// second, each of which costs whoever shares the machine. Packets are late by twice this at most; the clock of the bottleneck does not
-    /// drift by it. Where a way is longer than 200 times this it is a 200th of the way, up to 150 µs.
+    /// drift by it. Where a way is longer than 200 times this it is a 200th of the way, up to 500 µs.
     pub granularity: Duration,
     /// Memory for the packets under way in one direction; beyond it they are dropped as if by the queue. 512 MiB is
     /// three times what `jgn-10g` holds with a full queue.
@@ -56,7 +56,7 @@ impl Default for Emulation {
 
 /// See [`Emulation::granularity`].
 const GRANULES_PER_WAY: u32 = 200;
-const GRANULARITY_MOST: Duration = Duration::from_micros(150);
+const GRANULARITY_MOST: Duration = Duration::from_micros(500);
 
 /// What became of the MTU-sized packets of a packet that entered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

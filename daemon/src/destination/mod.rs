@@ -14,6 +14,7 @@ mod events;
 mod guest;
 mod restart;
 mod sink;
+mod way_back;
 
 pub use answer::answer;
 pub use error::DestinationError;
@@ -41,10 +42,9 @@ use hikyaku_transport::{Incoming, PeerName, RxSession};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::io::AsyncReadExt;
-use tokio::net::UnixStream;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::JoinHandle;
+use way_back::WayBack;
 
 /// A source at the door, with what it said.
 pub struct Arrival {
@@ -153,7 +153,7 @@ struct Reception {
     peer: PeerName,
     peer_incarnation: Id,
     session: RxSession,
-    socket: UnixStream,
+    way_back: WayBack,
     inbox: Arc<Inbox<ToApply>>,
     from_apply: UnboundedReceiver<FromApply>,
     mailbox: Mailbox,
@@ -196,10 +196,9 @@ impl Reception {
             Err(error) => return Err(fail(incoming, error.into())),
         };
         let parts = ours.try_clone().and_then(|write| {
-            ours.set_nonblocking(true)?;
-            Ok((UnixStream::from_std(ours)?, write, Arc::new(Inbox::new()?)))
+            Ok((WayBack::new(ours)?, write, Arc::new(Inbox::new()?)))
         });
-        let (socket, write, inbox) = match parts {
+        let (way_back, write, inbox) = match parts {
             Ok(parts) => parts,
             Err(error) => return Err(fail(incoming, DestinationError::Resources(error))),
         };
@@ -235,7 +234,7 @@ impl Reception {
             peer,
             peer_incarnation: hello.incarnation,
             session,
-            socket,
+            way_back,
             inbox,
             from_apply,
             mailbox,
@@ -290,7 +289,7 @@ impl Reception {
                     Some(FromApply::Ended(Err(error))) => return Err(self.why_it_ended(error).await),
                     Some(FromApply::Ended(Ok(()))) | None => return Err(DestinationError::Ended),
                 },
-                read = self.socket.read(&mut buffer), if !loaded => {
+                read = self.way_back.read(&mut buffer), if !loaded => {
                     let over = match read {
                         Ok(0) | Err(_) => true,
                         Ok(n) => self.return_path(&buffer[..n])?,
@@ -410,9 +409,7 @@ impl Reception {
             Record { guest: self.arguments.guest.clone(), qmp: self.arguments.qmp.clone(), ..refused };
         self.inbox.push(ToApply::End);
         // The apply thread may be waiting for QEMU to take more.
-        if let Ok(socket) = self.socket.into_std() {
-            let _ = socket.shutdown(std::net::Shutdown::Both);
-        }
+        self.way_back.shutdown();
         while let Err(error) = self.daemon.records.write(&refused).await {
             tracing::error!(%error, "the refusal cannot be recorded, so it is not said");
             if !let_go {
