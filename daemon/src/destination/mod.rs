@@ -195,9 +195,8 @@ impl Reception {
             Ok(ours) => ours,
             Err(error) => return Err(fail(incoming, error.into())),
         };
-        let parts = ours.try_clone().and_then(|write| {
-            Ok((WayBack::new(ours)?, write, Arc::new(Inbox::new()?)))
-        });
+        let parts =
+            ours.try_clone().and_then(|write| Ok((WayBack::new(ours)?, write, Arc::new(Inbox::new()?))));
         let (way_back, write, inbox) = match parts {
             Ok(parts) => parts,
             Err(error) => return Err(fail(incoming, DestinationError::Resources(error))),
