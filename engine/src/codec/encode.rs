@@ -201,19 +201,19 @@ impl Zstd {
 /// which its level 3 makes more of text than its level 1 does. `cargo lab bench pipeline` shows what they cost and save.
 fn parameters(level: i8) -> [CParameter; 8] {
     // With a target length zstd's fastest search goes ahead in steps of it, and would leave literals as they are.
-    let (strategy, hash_log, chain_log, min_match, target_length) = match level {
-        ..=-2 => (Strategy::ZSTD_fast, 13, 14, 7, 8),
-        -1 => (Strategy::ZSTD_fast, 13, 14, 7, 2),
-        0 | 1 => (Strategy::ZSTD_fast, 14, 14, 5, 0),
-        2 => (Strategy::ZSTD_dfast, 15, 14, 5, 0),
-        3.. => (Strategy::ZSTD_greedy, 15, 15, 5, 0),
+    let (strategy, hash_log, chain_log, search_log, min_match, target_length) = match level {
+        ..=-2 => (Strategy::ZSTD_fast, 13, 14, 1, 7, 8),
+        -1 => (Strategy::ZSTD_fast, 13, 14, 1, 7, 2),
+        0 | 1 => (Strategy::ZSTD_fast, 14, 14, 1, 5, 0),
+        2 => (Strategy::ZSTD_dfast, 15, 14, 1, 5, 0),
+        3.. => (Strategy::ZSTD_lazy, 15, 15, 2, 5, 0),
     };
     [
         CParameter::Strategy(strategy),
         CParameter::WindowLog(WINDOW_LOG),
         CParameter::HashLog(hash_log),
         CParameter::ChainLog(chain_log),
-        CParameter::SearchLog(1),
+        CParameter::SearchLog(search_log),
         CParameter::MinMatch(min_match),
         CParameter::TargetLength(target_length),
         CParameter::LiteralCompressionMode(ParamSwitch::Enable),

@@ -40,12 +40,13 @@
 //! | `sample` | whether it is worth trying to compress a page |
 //! | `choice` | which method a chunk is compressed with |
 //! | `xbzrle` | deltas |
-//! | `page_pack` | a page, made smaller to be kept |
+//! | `page_pack`, `marks` | a page, made smaller to be kept; what tells where it changed, kept instead |
 
 pub mod choice;
 mod columns;
 mod decode;
 mod encode;
+pub mod marks;
 pub mod page_pack;
 mod sample;
 pub mod xbzrle;

@@ -77,6 +77,27 @@ pub fn encode(base: &PageBytes, page: &PageBytes, limit: usize, out: &mut Vec<u8
     Encoding::Delta(delta.out.len() - delta.start)
 }
 
+/// The same, if all that is known of the base is in which parts the page differs: a bit for each of as many equal ones, the page's first part's
+/// the lowest.
+pub fn encode_parts(mut differing: u32, page: &PageBytes, limit: usize, out: &mut Vec<u8>) -> Encoding {
+    const PART_BYTES: usize = PAGE_BYTES / u32::BITS as usize;
+    let mut delta = Delta { start: out.len(), limit: limit.min(PAGE_BYTES), at: 0, out };
+    if differing == 0 {
+        return Encoding::Same;
+    }
+    while differing != 0 {
+        let first = differing.trailing_zeros();
+        let parts = (differing >> first).trailing_ones();
+        // Carries through the lowest run of ones, and so clears it.
+        differing &= differing.wrapping_add(1 << first);
+        let from = first as usize * PART_BYTES;
+        if !delta.put(from..from + parts as usize * PART_BYTES, page) {
+            return Encoding::TooLong;
+        }
+    }
+    Encoding::Delta(delta.out.len() - delta.start)
+}
+
 /// Checks that QEMU's decoder takes `delta`, whatever the base.
 pub fn check(delta: &[u8]) -> Result<(), BadDelta> {
     walk(delta, |_, _| ())

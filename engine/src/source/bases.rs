@@ -1,24 +1,31 @@
 //! What was last sent of pages, for deltas: bounded, and what pays is kept.
 //!
-//! | tier | which pages | kept | dropped |
-//! |---|---|---|---|
-//! | hot | came again after they were sent, or while they waited | as they are while there is room, then packed by a worker | last, the longest unused first |
-//! | cold | sent once | as they are, while there is room to spare | first, the oldest first |
+//! | tier | which pages | kept |
+//! |---|---|---|
+//! | cold | sent once | as they are, while there is room to spare |
+//! | hot | came again after they were sent, or while they waited | as they are while there is room to spare, then packed by a worker |
+//! | marked | all others | by their [`Marks`] alone |
 //!
-//! A cold page costs nothing to keep: its buffer is the one it was sent from. Which of them will come again is not known; when one does,
-//! it moves to the hot tier. A page whose deltas do not pay is not kept (`PageMeta::no_delta`).
+//! A cold page costs nothing to keep: its buffer is the one it was sent from. Which of them will come again is not known; when one does, it
+//! moves to the hot tier. Where room is wanted, the oldest cold page is marked, then, for a hot one, the oldest hot page; and when nothing is left to be
+//! marked, the oldest marks go. Marks make a longer delta, but a page without a base goes whole. A page whose deltas do not pay is
+//! not kept (`PageMeta::goes_without_base`).
 //!
-//! A base is always the bytes that were *sent*, never what RAM held. An entry taken for a job is out of the store until the
+//! A base is always of the bytes that were *sent*, never what RAM held. An entry taken for a job is out of the store until the
 //! job comes back; a page without one goes whole.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
+use crate::codec::marks::{Marker, Marks};
+use crate::codec::page_pack::unpack;
 use crate::source::pool::{BOX_OVERHEAD_BYTES, Pool};
 use crate::types::{ChunkSeq, PAGE_BYTES, PageBytes, PageId};
 
 /// Memory of one entry beside its content: itself, and its place in the index.
 const ENTRY_COST_BYTES: usize = size_of::<Entry>() + BOX_OVERHEAD_BYTES + 32;
-/// Of the budget, in 1/1000, what is filled before hot pages are packed and cold ones refused.
+const MARKED_COST_BYTES: usize = Marks::BYTES + ENTRY_COST_BYTES;
+/// Of the budget, in 1/1000, what is filled before hot pages are packed and cold ones marked.
 const PRESSURE_PERMILLE: usize = 750;
 
 /// What was last sent of a page.
@@ -33,9 +40,15 @@ pub(super) enum Content {
     Plain(Box<PageBytes>),
     /// By [`crate::codec::page_pack`].
     Packed(Box<[u8]>),
+    Marked(Box<Marks>),
 }
 
 impl Content {
+    /// Whether it is all of the page.
+    pub(super) fn is_whole(&self) -> bool {
+        !matches!(self, Content::Marked(_))
+    }
+
     pub(super) fn discard(self, pool: &mut Pool) {
         if let Content::Plain(bytes) = self {
             pool.give_back(bytes);
@@ -46,14 +59,13 @@ impl Content {
         match self {
             Content::Plain(_) => PAGE_BYTES,
             Content::Packed(bytes) => bytes.len(),
+            Content::Marked(_) => Marks::BYTES,
         }
     }
 
-    fn packed_bytes(&self) -> usize {
-        match self {
-            Content::Plain(_) => 0,
-            Content::Packed(bytes) => bytes.len(),
-        }
+    /// What is not the pool's.
+    fn own_bytes(&self) -> usize {
+        if let Content::Plain(_) = self { 0 } else { self.len() }
     }
 }
 
@@ -63,12 +75,14 @@ pub(super) enum Keep {
     No,
     Plain,
     Packed,
+    Marked,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tier {
     Cold,
     Hot,
+    Marked,
 }
 
 #[derive(Debug)]
@@ -95,12 +109,13 @@ const EMPTY: Ends = Ends { oldest: NONE, newest: NONE };
 pub(super) struct Bases {
     budget_bytes: usize,
     used_bytes: usize,
-    /// Of them, contents that are packed.
-    packed_bytes: usize,
+    /// Of them, contents that are not in the pool's buffers.
+    own_bytes: usize,
     index: HashMap<PageId, u32>,
     entries: Vec<Entry>,
     free: u32,
-    tiers: [Ends; 2],
+    tiers: [Ends; 3],
+    marker: Arc<Marker>,
 }
 
 impl Bases {
@@ -108,11 +123,12 @@ impl Bases {
         Bases {
             budget_bytes,
             used_bytes: 0,
-            packed_bytes: 0,
+            own_bytes: 0,
             index: HashMap::new(),
             entries: Vec::new(),
             free: NONE,
-            tiers: [EMPTY; 2],
+            tiers: [EMPTY; 3],
+            marker: Arc::new(Marker::any()),
         }
     }
 
@@ -122,23 +138,34 @@ impl Bases {
             Keep::Plain
         } else if hot && self.budget_bytes > 0 {
             Keep::Packed
+        } else if self.used_bytes + MARKED_COST_BYTES <= self.budget_bytes
+            || self.oldest(Tier::Cold).is_some()
+        {
+            Keep::Marked
         } else {
             Keep::No
         }
     }
 
+    /// What all marks here are made by.
+    pub(super) fn marker(&self) -> &Arc<Marker> {
+        &self.marker
+    }
+
     pub(super) fn take(&mut self, page: PageId) -> Option<Base> {
-        let at = self.index.remove(&page)?;
+        let at = *self.index.get(&page)?;
         self.remove(at)
     }
 
     /// The page has come again: its base, if there is one, is worth keeping.
     pub(super) fn came_again(&mut self, page: PageId) {
         if let Some(&at) = self.index.get(&page)
-            && self.entries.get(at as usize).is_some_and(|entry| entry.tier == Tier::Cold)
+            && let Some(tier @ (Tier::Cold | Tier::Marked)) =
+                self.entries.get(at as usize).map(|entry| entry.tier)
         {
             self.unlink(at);
-            self.append(at, Tier::Hot);
+            // Of what is marked, the newest.
+            self.append(at, if tier == Tier::Cold { Tier::Hot } else { tier });
         }
     }
 
@@ -146,19 +173,33 @@ impl Bases {
     pub(super) fn put(&mut self, page: PageId, base: Base, hot: bool, pool: &mut Pool) {
         // What was kept of it is not what the peer has any more.
         self.forget(page, pool);
-        let cost = base.content.len() + ENTRY_COST_BYTES;
-        while self.used_bytes + cost > self.budget_bytes {
-            let cold = self.tiers[Tier::Cold as usize].oldest;
-            let victim = match cold {
-                NONE if hot => self.tiers[Tier::Hot as usize].oldest,
-                cold => cold,
+        let mut base = base;
+        while self.used_bytes + base.content.len() + ENTRY_COST_BYTES > self.budget_bytes {
+            let whole = if hot {
+                self.oldest(Tier::Cold).or(self.oldest(Tier::Hot))
+            } else {
+                self.oldest(Tier::Cold)
             };
-            let Some(entry) = self.entries.get(victim as usize) else { return base.content.discard(pool) };
-            self.forget(entry.page, pool);
+            if let Some(at) = whole {
+                self.mark(at, pool);
+            } else if base.content.len() > Marks::BYTES {
+                let Some(marked) = self.marked(base, pool) else { return };
+                base = marked;
+            } else if hot && let Some(at) = self.oldest(Tier::Marked) {
+                self.remove(at).into_iter().for_each(|base| base.content.discard(pool));
+            } else {
+                return base.content.discard(pool);
+            }
         }
+        let tier = match base.content {
+            Content::Marked(_) => Tier::Marked,
+            _ if hot => Tier::Hot,
+            _ => Tier::Cold,
+        };
+        let cost = base.content.len() + ENTRY_COST_BYTES;
         self.used_bytes += cost;
-        self.packed_bytes += base.content.packed_bytes();
-        let entry = Entry { page, tier: Tier::Cold, older: NONE, newer: NONE, base: Some(base) };
+        self.own_bytes += base.content.own_bytes();
+        let entry = Entry { page, tier, older: NONE, newer: NONE, base: Some(base) };
         let at = match self.entries.get_mut(self.free as usize) {
             Some(free) => std::mem::replace(&mut self.free, std::mem::replace(free, entry).newer),
             None => {
@@ -166,7 +207,7 @@ impl Bases {
                 self.entries.len() as u32 - 1
             }
         };
-        self.append(at, if hot { Tier::Hot } else { Tier::Cold });
+        self.append(at, tier);
         self.index.insert(page, at);
     }
 
@@ -179,7 +220,7 @@ impl Bases {
 
     /// Memory beyond the page buffers, which are the pool's.
     pub(super) fn memory_bytes(&self) -> usize {
-        self.packed_bytes
+        self.own_bytes
             + self.index.capacity() * (size_of::<(PageId, u32)>() + 1)
             + self.entries.capacity() * size_of::<Entry>()
     }
@@ -190,14 +231,59 @@ impl Bases {
         self.used_bytes
     }
 
+    fn oldest(&self, tier: Tier) -> Option<u32> {
+        Some(self.tiers[tier as usize].oldest).filter(|at| *at != NONE)
+    }
+
+    /// Of a base that is here whole, keeps marks alone.
+    fn mark(&mut self, at: u32, pool: &mut Pool) {
+        let Some(base) = self.remove_content(at) else { return };
+        match self.marked(base, pool) {
+            Some(base) => {
+                self.used_bytes += base.content.len();
+                self.own_bytes += base.content.own_bytes();
+                self.unlink(at);
+                self.append(at, Tier::Marked);
+                self.entries[at as usize].base = Some(base);
+            }
+            None => self.remove_entry(at),
+        }
+    }
+
+    /// None: what was kept is damaged.
+    fn marked(&self, base: Base, pool: &mut Pool) -> Option<Base> {
+        let marks = match &base.content {
+            Content::Plain(bytes) => self.marker.marks(bytes),
+            Content::Packed(packed) if packed.len() > Marks::BYTES => {
+                let mut bytes = [0; PAGE_BYTES];
+                unpack(packed, &mut bytes).ok()?;
+                self.marker.marks(&bytes)
+            }
+            Content::Packed(_) | Content::Marked(_) => return Some(base),
+        };
+        base.content.discard(pool);
+        Some(Base { seq: base.seq, content: Content::Marked(Box::new(marks)) })
+    }
+
     fn remove(&mut self, at: u32) -> Option<Base> {
-        self.unlink(at);
-        let entry = self.entries.get_mut(at as usize)?;
-        let base = entry.base.take()?;
-        entry.newer = std::mem::replace(&mut self.free, at);
-        self.used_bytes -= base.content.len() + ENTRY_COST_BYTES;
-        self.packed_bytes -= base.content.packed_bytes();
+        let base = self.remove_content(at)?;
+        self.remove_entry(at);
         Some(base)
+    }
+
+    fn remove_content(&mut self, at: u32) -> Option<Base> {
+        let base = self.entries.get_mut(at as usize)?.base.take()?;
+        self.used_bytes -= base.content.len();
+        self.own_bytes -= base.content.own_bytes();
+        Some(base)
+    }
+
+    fn remove_entry(&mut self, at: u32) {
+        self.unlink(at);
+        let Some(entry) = self.entries.get_mut(at as usize) else { return };
+        self.index.remove(&entry.page);
+        entry.newer = std::mem::replace(&mut self.free, at);
+        self.used_bytes -= ENTRY_COST_BYTES;
     }
 
     fn append(&mut self, at: u32, tier: Tier) {
@@ -238,33 +324,82 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::codec::page_pack::PagePacker;
 
     fn plain(byte: u8, pool: &mut Pool) -> Content {
         Content::Plain(pool.copy_of(&[byte; PAGE_BYTES]))
     }
 
+    /// Which of the first pages are kept whole, and which by their marks.
+    fn kept(bases: &Bases) -> (Vec<u32>, Vec<u32>) {
+        let of = |whole: bool| {
+            let those = (0..20).filter(|page| {
+                let entry = bases.index.get(&PageId(*page)).map(|at| &bases.entries[*at as usize]);
+                entry
+                    .and_then(|entry| entry.base.as_ref())
+                    .is_some_and(|base| base.content.is_whole() == whole)
+            });
+            those.collect()
+        };
+        (of(true), of(false))
+    }
+
     #[test]
-    fn cold_pages_go_before_hot_ones() {
+    fn cold_pages_are_marked_before_hot_ones_and_marks_go_last() {
         let mut pool = Pool::new(0);
-        let mut bases = Bases::new(4 * (PAGE_BYTES + ENTRY_COST_BYTES));
-        for page in 0..4 {
-            let base = Base { seq: ChunkSeq(1), content: plain(page as u8, &mut pool) };
-            bases.put(PageId(page), base, page == 0, &mut pool);
-        }
+        let mut bases = Bases::new(4 * (PAGE_BYTES + ENTRY_COST_BYTES) + 4 * MARKED_COST_BYTES);
+        let put = |bases: &mut Bases, pool: &mut Pool, page: u32, hot: bool| {
+            let base = Base { seq: ChunkSeq(page + 1), content: plain(page as u8, pool) };
+            bases.put(PageId(page), base, hot, pool);
+        };
+        (0..4).for_each(|page| put(&mut bases, &mut pool, page, page == 0));
         bases.came_again(PageId(2));
-        for page in 4..6 {
-            let base = Base { seq: ChunkSeq(2), content: plain(page as u8, &mut pool) };
-            bases.put(PageId(page), base, true, &mut pool);
+        put(&mut bases, &mut pool, 4, true);
+        assert_eq!(kept(&bases), (vec![0, 2, 3, 4], vec![1]), "the oldest cold one");
+        put(&mut bases, &mut pool, 5, true);
+        assert_eq!(kept(&bases), (vec![0, 2, 4, 5], vec![1, 3]));
+        // Only hot ones are left whole: a cold one is worth less, a hot one replaces the oldest.
+        put(&mut bases, &mut pool, 7, false);
+        put(&mut bases, &mut pool, 8, true);
+        assert_eq!(kept(&bases), (vec![2, 4, 5, 8], vec![0, 1, 3, 7]));
+        let base = bases.take(PageId(7)).unwrap();
+        let Content::Marked(marks) = &base.content else { panic!("{base:?}") };
+        assert_eq!((base.seq, &**marks), (ChunkSeq(8), &bases.marker.marks(&[7; PAGE_BYTES])));
+        assert!(bases.take(PageId(8)).is_some_and(|base| base.content.is_whole()));
+
+        // With room for marks alone the oldest go for a hot one, and a cold one goes itself.
+        let mut bases = Bases::new(3 * MARKED_COST_BYTES);
+        (0..3).for_each(|page| put(&mut bases, &mut pool, page, false));
+        put(&mut bases, &mut pool, 3, false);
+        bases.came_again(PageId(0));
+        put(&mut bases, &mut pool, 4, true);
+        assert_eq!(kept(&bases), (vec![], vec![0, 2, 4]));
+    }
+
+    #[test]
+    fn what_is_packed_smaller_than_its_marks_stays_so_and_what_is_damaged_goes() {
+        let mut pool = Pool::new(0);
+        let mut x = 1u64;
+        let half: PageBytes = std::array::from_fn(|at| {
+            x = x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            if at < PAGE_BYTES / 2 { (x >> 56) as u8 } else { 0 }
+        });
+        let packed = |page| Content::Packed(PagePacker::default().pack(page).unwrap().into());
+        let (small, large) = (packed(&[5; PAGE_BYTES]), packed(&half));
+        let damaged = || Content::Packed(vec![0xff; 1000].into());
+        assert!(small.len() < Marks::BYTES && large.len() > 1000 + Marks::BYTES);
+        let mut bases = Bases::new(small.len() + large.len() + 3 * ENTRY_COST_BYTES);
+        for (page, content) in [small, large, damaged()].into_iter().enumerate() {
+            bases.put(PageId(page as u32), Base { seq: ChunkSeq(1), content }, true, &mut pool);
         }
-        let kept: Vec<u32> = (0..6).filter(|page| bases.index.contains_key(&PageId(*page))).collect();
-        assert_eq!(kept, [0, 2, 4, 5], "of the cold ones none is left");
-        // Only hot ones are left: a cold one is worth less, a hot one replaces the oldest.
-        let base = Base { seq: ChunkSeq(3), content: plain(7, &mut pool) };
-        bases.put(PageId(7), base, false, &mut pool);
-        assert!(bases.take(PageId(7)).is_none());
-        let base = Base { seq: ChunkSeq(3), content: plain(8, &mut pool) };
-        bases.put(PageId(8), base, true, &mut pool);
-        assert!(bases.take(PageId(0)).is_none() && bases.take(PageId(8)).is_some());
+        assert_eq!(kept(&bases), (vec![0, 2], vec![1]));
+        let content = Content::Packed(
+            vec![0xff; bases.budget_bytes - bases.used_bytes() - ENTRY_COST_BYTES + 1].into(),
+        );
+        bases.put(PageId(3), Base { seq: ChunkSeq(1), content }, true, &mut pool);
+        assert_eq!(kept(&bases), (vec![0, 3], vec![1]));
+        let marks = bases.marker.marks(&half);
+        assert!(matches!(bases.take(PageId(1)).unwrap().content, Content::Marked(of) if *of == marks));
     }
 
     proptest! {
@@ -291,6 +426,7 @@ mod tests {
                     }
                     2 => bases.came_again(id),
                     3 => {
+                        let len = if len % 3 == 0 { len } else { len / 16 };
                         let content = Content::Packed(vec![0; len].into());
                         bases.put(id, Base { seq: ChunkSeq(seq), content }, hot, &mut pool);
                         model.insert(page, seq);
@@ -309,7 +445,7 @@ mod tests {
                     base.content.discard(&mut pool);
                 }
             }
-            prop_assert_eq!((bases.used_bytes, bases.packed_bytes), (0, 0));
+            prop_assert_eq!((bases.used_bytes, bases.own_bytes), (0, 0));
         }
     }
 }

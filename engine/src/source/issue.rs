@@ -96,6 +96,7 @@ impl Source {
     fn pages_job(&mut self) -> Option<EncodeJob> {
         let seq = self.next_seq()?;
         let mut work = self.spare_work.pop().unwrap_or_default();
+        work.marker = self.bases.as_ref().map(|bases| bases.marker().clone());
         let max_runs = self.config.chunk_zero_runs.clamp(1, usize::from(u16::MAX));
         self.table.zeros.take_runs(max_runs, &mut work.zero_runs);
         for &(first, run) in &work.zero_runs {
@@ -175,7 +176,7 @@ impl Source {
             store,
             again,
             keep,
-            packed: None,
+            kept: None,
             carried: Carried::Whole,
         });
     }
@@ -216,7 +217,7 @@ impl Source {
 
     /// Takes the pages' memory back, as bases or for the pool.
     fn take_back(&mut self, chunk: &Chunk, mut work: PagesWork) {
-        for PageWork { page, bytes, base, again, keep, packed, carried, .. } in work.pages.drain(..) {
+        for PageWork { page, bytes, base, again, keep, kept, carried, .. } in work.pages.drain(..) {
             self.encoding_again -= usize::from(again);
             match carried {
                 Carried::Same => self.counts.unchanged += 1,
@@ -228,14 +229,15 @@ impl Source {
             // A newer version was issued meanwhile, without a base: this one is no base any more.
             let newest = meta.sent == chunk.seq;
             let hot = meta.heat.any(self.epoch);
-            if base.is_some() && matches!(carried, Carried::Whole | Carried::Plain) {
+            let whole = base.as_ref().is_some_and(|base| base.content.is_whole());
+            if whole && matches!(carried, Carried::Whole | Carried::Plain) {
                 meta.delta_did_not_pay();
             }
-            let (bytes, base) = match (carried, packed) {
+            let (bytes, base) = match (carried, kept) {
                 (Carried::Same, _) => (Some(bytes), base),
-                (_, Some(packed)) => {
+                (_, Some(content)) => {
                     base.into_iter().for_each(|base| base.content.discard(&mut self.pool));
-                    (Some(bytes), Some(Base { seq: chunk.seq, content: Content::Packed(packed) }))
+                    (Some(bytes), Some(Base { seq: chunk.seq, content }))
                 }
                 (_, None) => {
                     base.into_iter().for_each(|base| base.content.discard(&mut self.pool));

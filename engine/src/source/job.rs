@@ -1,7 +1,9 @@
 //! The work of encoding one chunk, apart from the state machine so that any thread may do it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::codec::marks::Marker;
 use crate::codec::page_pack::{PagePacker, unpack};
 use crate::codec::xbzrle::{self, Encoding};
 use crate::codec::{Encoder, HEADER_BYTES, Kind, Method, PagesBody, looks_compressible};
@@ -34,6 +36,8 @@ pub(super) struct PagesWork {
     /// Page, the chunk that stored its content, the slot of the dictionary.
     pub refs: Vec<(PageId, ChunkSeq, u16)>,
     pub pages: Vec<PageWork>,
+    /// Of the bases' marks.
+    pub marker: Option<Arc<Marker>>,
 }
 
 #[derive(Debug)]
@@ -47,8 +51,8 @@ pub(super) struct PageWork {
     /// It was sent before.
     pub again: bool,
     pub keep: Keep,
-    /// Its packed form, for the base store; filled in by the worker where that is wanted and pays.
-    pub packed: Option<Box<[u8]>>,
+    /// What is kept of it in the place of itself; filled in by the worker where that is wanted and pays.
+    pub kept: Option<Content>,
     /// Filled in by the worker.
     pub carried: Carried,
 }
@@ -200,9 +204,10 @@ impl EncodeScratch {
         work.zero_runs.sort_unstable();
         work.refs.sort_unstable();
         work.pages.sort_unstable_by_key(|page| page.page);
+        let marker = work.marker.as_deref();
         for page in &mut work.pages {
-            page.carried = self.choose(page, method);
-            page.packed = self.pack(page);
+            page.carried = self.choose(page, marker, method);
+            page.kept = self.kept(page, marker);
         }
         let of = |carried: Carried| {
             let those = work.pages.iter().filter(move |page| page.carried == carried);
@@ -246,9 +251,9 @@ impl EncodeScratch {
     }
 
     /// The cheapest form of one page.
-    fn choose(&mut self, work: &PageWork, method: Method) -> Carried {
+    fn choose(&mut self, work: &PageWork, marker: Option<&Marker>, method: Method) -> Carried {
         if let Some(base) = &work.base
-            && let Some(carried) = self.delta(work, base)
+            && let Some(carried) = self.delta(work, base, marker)
         {
             return carried;
         }
@@ -260,15 +265,17 @@ impl EncodeScratch {
     }
 
     /// None: a delta does not pay.
-    fn delta(&mut self, work: &PageWork, base: &Base) -> Option<Carried> {
-        let bytes = match &base.content {
-            Content::Plain(bytes) => bytes,
+    fn delta(&mut self, work: &PageWork, base: &Base, marker: Option<&Marker>) -> Option<Carried> {
+        let out = &mut self.delta_bytes;
+        let encoding = match &base.content {
+            Content::Plain(bytes) => xbzrle::encode(bytes, &work.bytes, MAX_DELTA_BYTES, out),
             Content::Packed(packed) => {
                 unpack(packed, &mut self.base).ok()?;
-                &self.base
+                xbzrle::encode(&self.base, &work.bytes, MAX_DELTA_BYTES, out)
             }
+            Content::Marked(marks) => marker?.delta(marks, &work.bytes, MAX_DELTA_BYTES, out),
         };
-        match xbzrle::encode(bytes, &work.bytes, MAX_DELTA_BYTES, &mut self.delta_bytes) {
+        match encoding {
             Encoding::Same => Some(Carried::Same),
             Encoding::TooLong => None,
             Encoding::Delta(len) => {
@@ -278,12 +285,13 @@ impl EncodeScratch {
         }
     }
 
-    /// The page's new content for the base store, if it is to be kept packed and that pays.
-    fn pack(&mut self, work: &PageWork) -> Option<Box<[u8]>> {
-        if work.keep != Keep::Packed || matches!(work.carried, Carried::Plain | Carried::Same) {
-            return None;
+    /// The page's new content for the base store, if it is to be kept otherwise than as it is and that pays.
+    fn kept(&mut self, work: &PageWork, marker: Option<&Marker>) -> Option<Content> {
+        match (work.keep, work.carried) {
+            (_, Carried::Same) | (Keep::No | Keep::Plain, _) | (Keep::Packed, Carried::Plain) => None,
+            (Keep::Packed, _) => Some(Content::Packed(self.packer.pack(&work.bytes)?.into())),
+            (Keep::Marked, _) => Some(Content::Marked(Box::new(marker?.marks(&work.bytes)))),
         }
-        self.packer.pack(&work.bytes).map(Box::from)
     }
 }
 

@@ -118,7 +118,7 @@ proptest! {
         writes in writes(),
         seed in any::<u64>(),
         delta in prop_oneof![Just(Delta::Off), Just(Delta::Always { base_budget_bytes: 1 << 20 }),
-            Just(Delta::Always { base_budget_bytes: 30_000 })],
+            Just(Delta::Always { base_budget_bytes: 30_000 }), Just(Delta::Always { base_budget_bytes: 3_000 })],
     ) {
         let (chunks, ram, opaque) = migrate(&writes, delta);
         let mut rng = Rng(seed);
