@@ -7,10 +7,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use serde_json::Value;
 
 use crate::backed::Backed;
-use crate::compare::{self, Cell, Figures, Ours};
+use crate::compare::{self, Cell, Ours, Told, foretold_s};
 use crate::guest::locate::QemuBinary;
 use crate::site::Programs;
 use crate::transport::load_average;
@@ -40,11 +39,6 @@ pub struct GapArgs {
 /// Beyond half a round trip: the median's, and how much further the worst may be.
 const MOST: Duration = Duration::from_millis(80);
 const WORST: Duration = Duration::from_millis(60);
-/// What was foretold is right within this share, or this time.
-const FORETOLD_WITHIN: f64 = 0.3;
-const FORETOLD_WITHIN_MS: f64 = 20.0;
-/// In so many of all moves.
-const FORETOLD_OFTEN: f64 = 0.9;
 const LIMIT: Duration = Duration::from_secs(60);
 
 pub fn run(args: &GapArgs) -> anyhow::Result<ExitCode> {
@@ -77,8 +71,7 @@ pub fn run(args: &GapArgs) -> anyhow::Result<ExitCode> {
             " ms",
         ));
     }
-    let what = "stops that took what was foretold, within 30 % or 20 ms";
-    verdicts.push(Verdict::new(what, told.share(), Bound::AtLeast(FORETOLD_OFTEN), ""));
+    verdicts.extend(told.verdict());
     println!();
     verdicts.iter().for_each(|verdict| println!("{verdict}"));
     let failed = verdicts.iter().filter(|verdict| !verdict.passed()).count();
@@ -92,8 +85,7 @@ fn gaps(cell: &Cell, ours: &Ours, args: &GapArgs, told: &mut Told) -> anyhow::Re
     for nth in 1..=args.repeats {
         let figures = compare::measure_ours(cell, args.mem, ours, LIMIT)?;
         let gap_ms = figures.gap_s.unwrap_or(LIMIT.as_secs_f64()) * 1e3;
-        let foretold_ms = foretold_ms(&figures);
-        let words = foretold_ms.map_or("nothing".to_owned(), |ms| format!("{ms:.0} ms"));
+        let words = foretold_s(&figures).map_or("nothing".to_owned(), |s| format!("{:.0} ms", s * 1e3));
         println!(
             "  {nth} gap {gap_ms:.0} ms, foretold {words}; queue up to {:.0} ms, total {:.2} s, bad {}, {}",
             figures.queue_s * 1e3,
@@ -101,46 +93,8 @@ fn gaps(cell: &Cell, ours: &Ours, args: &GapArgs, told: &mut Told) -> anyhow::Re
             figures.bad_pages,
             figures.congestion
         );
-        told.count(foretold_ms, gap_ms);
+        told.count(&figures);
         gaps.add(if figures.bad_pages == 0 { gap_ms } else { f64::INFINITY });
     }
     Ok(gaps)
-}
-
-fn foretold_ms(figures: &Figures) -> Option<f64> {
-    let said: &Value = figures.said.as_ref()?;
-    said["data"]["report"]["predicted"]["total_ms"].as_f64()
-}
-
-/// How often a stop took what was foretold.
-#[derive(Debug, Default)]
-struct Told {
-    moves: u32,
-    right: u32,
-}
-
-impl Told {
-    fn count(&mut self, foretold_ms: Option<f64>, gap_ms: f64) {
-        self.moves += 1;
-        let off_ms = foretold_ms.map_or(f64::INFINITY, |foretold_ms| (foretold_ms - gap_ms).abs());
-        self.right += u32::from(off_ms <= FORETOLD_WITHIN_MS.max(FORETOLD_WITHIN * gap_ms));
-    }
-
-    fn share(&self) -> f64 {
-        f64::from(self.right) / f64::from(self.moves)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_foretold_is_right_within_a_share_or_a_time() {
-        let mut told = Told::default();
-        [(Some(80.0), 100.0), (Some(30.0), 50.0), (Some(260.0), 200.0), (Some(110.0), 200.0), (None, 100.0)]
-            .into_iter()
-            .for_each(|(foretold, gap)| told.count(foretold, gap));
-        assert_eq!((told.right, told.moves), (3, 5));
-    }
 }

@@ -1,4 +1,4 @@
-//! What is asked of hikyaku beside its peers. Ratios are of medians; smaller is better but for the guest's writes.
+//! What is asked of hikyaku: beside its peers, where any is there, and alone. Ratios are of medians; smaller is better but for the guest's writes.
 //!
 //! The peer that counts in a cell is the one with the least total among [`JUDGED`]; gap and writes are compared with the same one,
 //! so that nobody is asked to beat one peer's total and another's gap at once.
@@ -6,6 +6,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::foretold::Told;
 use super::peer::OURS;
 use super::record::{CellRecord, PeerRecord};
 use crate::verdict::{Bound, Verdict};
@@ -16,6 +17,10 @@ const TOTAL: f64 = 0.75;
 const TOTAL_MEAN: f64 = 0.6;
 const GAP: f64 = 0.5;
 const WRITES: f64 = 0.9;
+/// Score, where the wire is the limit and where two processors are; of guests that one need not wait for.
+const SCORES: [(&str, f64); 4] = [("cloudnet", 1.15), ("jgn", 1.5), ("us", 1.5), ("eu", 1.5)];
+const SCORED: [&str; 3] = ["idle", "oltp@5", "build@5"];
+const SCORED_MIB: u32 = 512;
 /// Where no peer converges.
 const TOTAL_OF_LIMIT: f64 = 0.5;
 const GAP_ALONE_S: f64 = 1.0;
@@ -61,6 +66,19 @@ impl fmt::Display for Beside {
 /// A verdict for each thing that is asked: of every cell, and of all together.
 pub fn judge(records: &[CellRecord], limit: Duration) -> Vec<Verdict> {
     let mut verdicts = Vec::new();
+    if records.iter().any(|record| JUDGED.iter().any(|name| record.peer(name).is_some())) {
+        verdicts.extend(beside_peers(records, limit));
+    }
+    verdicts.extend(records.iter().filter_map(score));
+    let mut told = Told::default();
+    adaptive(records).flat_map(PeerRecord::figures).for_each(|figures| told.count(figures));
+    verdicts.extend(told.verdict());
+    verdicts.extend(ours_is_whole(records));
+    verdicts
+}
+
+fn beside_peers(records: &[CellRecord], limit: Duration) -> Vec<Verdict> {
+    let mut verdicts = Vec::new();
     let mut totals = Vec::new();
     for record in records {
         match record.peer(OURS).and_then(|ours| Some((ours, Beside::best(ours, record)?))) {
@@ -78,8 +96,20 @@ pub fn judge(records: &[CellRecord], limit: Duration) -> Vec<Verdict> {
     }
     let what = format!("geometric mean over {} cells of total by that of the best peer", records.len());
     verdicts.push(Verdict::new(what, geometric_mean(&totals), Bound::AtMost(TOTAL_MEAN), ""));
-    verdicts.extend(ours_is_whole(records));
     verdicts
+}
+
+/// `None`: nothing is asked there.
+fn score(record: &CellRecord) -> Option<Verdict> {
+    let (_, most) = SCORES.into_iter().find(|(link, _)| *link == record.link)?;
+    let asked = SCORED.contains(&record.load.as_str()) && record.mem_mib == SCORED_MIB;
+    let scores = record.peer(OURS).filter(|_| asked)?.scores();
+    Some(Verdict::new(format!("{}: score", record.name), scores.median(), Bound::AtMost(most), ""))
+}
+
+/// Who foretells: ours, with the policy that it has unless another is asked for.
+fn adaptive(records: &[CellRecord]) -> impl Iterator<Item = &PeerRecord> {
+    records.iter().filter_map(|record| record.peer(OURS))
 }
 
 fn in_cell(name: &str, ours: &PeerRecord, beside: &Beside, limit: Duration) -> Vec<Verdict> {
@@ -157,12 +187,37 @@ mod tests {
                 "PASS  us seq@20: gap by that of qemu, the best peer by total: 0.25, at most 0.50 asked",
                 "PASS  us seq@20: the guest's writes per second by those with qemu: 0.92, at least 0.90 asked",
                 "PASS  geometric mean over 1 cells of total by that of the best peer: 0.50, at most 0.60 asked",
+                "PASS  stops that took what was foretold, within 30 % or 20 ms, of 1: 1.00, at least 0.90 asked",
                 "PASS  bad pages in all runs of hikyaku: 0.00, at most 0.00 asked",
                 "PASS  runs of hikyaku that failed or left two guests: 0.00, at most 0.00 asked",
             ]
         );
         let bad = lines(&[record(Some((8.0, 0.3)), Some((10.0, 0.4)), (4000.0, 5000.0))]);
         assert_eq!(bad.iter().filter(|line| line.starts_with("FAIL")).count(), 4, "{bad:#?}");
+    }
+
+    #[test]
+    fn alone_ours_is_judged_by_its_score_where_one_is_asked_for() {
+        let of = |link: &str, load: &str, mem_mib: u32, score: f64| {
+            let ours = peer(OURS, [Ok(figures(Some((score, 0.1)), 4600.0))]);
+            let (link, load) = (link.to_owned(), load.to_owned());
+            CellRecord { name: format!("{link} {load}"), link, load, mem_mib, ..cell([ours]) }
+        };
+        let records = [
+            of("cloudnet", "build@5", 512, 1.2),
+            of("eu", "oltp@5", 512, 1.2),
+            of("eu", "rand@20", 512, 9.0),
+            of("us", "idle", 64, 9.0),
+        ];
+        let lines = lines(&records);
+        assert_eq!(
+            lines[..2],
+            [
+                "FAIL  cloudnet build@5: score: 1.20, at most 1.15 asked",
+                "PASS  eu oltp@5: score: 1.20, at most 1.50 asked"
+            ]
+        );
+        assert_eq!(lines.len(), 2 + 3, "{lines:#?}");
     }
 
     #[test]

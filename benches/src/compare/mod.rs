@@ -18,10 +18,12 @@
 //! | `run` | one run, from new hosts to the last check of memory |
 //! | `record` | what a run came to, and all runs of a peer in a cell |
 //! | `report` | lines and tables |
-//! | `criteria` | what is asked of us beside the peers |
+//! | `criteria` | what is asked of us, beside the peers and alone |
+//! | `foretold` | whether a stop took what was foretold |
 //! | `progress` | signs of life |
 
 mod criteria;
+mod foretold;
 mod matrix;
 mod ours;
 mod peer;
@@ -45,6 +47,7 @@ use crate::guest::locate::QemuBinary;
 use crate::link::parse_duration;
 use crate::site::Programs;
 use crate::transport::load_average;
+pub use foretold::{Told, foretold_s};
 pub use matrix::{Cell, cells};
 pub use ours::Ours;
 use peer::Peer;
@@ -60,7 +63,8 @@ pub struct CompareArgs {
     /// What the guest does: NAME[@MB/s]
     #[arg(long, value_delimiter = ',', default_values = matrix::LOADS)]
     load: Vec<String>,
-    /// Whom hikyaku, which is always there, is compared with; hikyaku:POLICY for another of its policies
+    /// Whom hikyaku, which is always there, is compared with; hikyaku:POLICY for another of its policies,
+    /// none for nobody
     #[arg(long, value_delimiter = ',', default_values = peer::PEERS)]
     peer: Vec<String>,
     /// Runs of everything; medians count
@@ -96,14 +100,14 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
 
     // Two guests, what moves them, and what the kernel takes from elsewhere meanwhile.
     let _backed = Backed::hold((args.mem as usize) << 23);
-    let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get());
     println!(
-        "a guest of {} MiB; {} cells, {} peers, {} repeats; a move has {:?}; {cpus} CPUs, load {}",
+        "a guest of {} MiB; {} cells, {} peers, {} repeats; a move has {:?}; {} CPUs, load {}",
         args.mem,
         cells.len(),
         peers.len(),
         args.repeats,
         args.limit,
+        report::cpus(),
         load_average()
     );
     println!(

@@ -65,11 +65,14 @@ pub enum Whereabouts {
     Here,
 }
 
+/// As a peer: nobody.
+const NONE: &str = "none";
+
 /// Ours first, then those that are asked for; each once.
 pub fn with_ours(asked: &[String]) -> Vec<String> {
     let mut names = vec![OURS.to_owned()];
     for name in asked {
-        if !names.contains(name) {
+        if name != NONE && !names.contains(name) {
             names.push(name.clone());
         }
     }

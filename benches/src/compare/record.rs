@@ -85,6 +85,8 @@ impl Run {
 #[derive(Debug, Clone)]
 pub struct CellRecord {
     pub name: String,
+    pub link: String,
+    pub load: String,
     pub mem_mib: u32,
     /// In the order of the table.
     pub peers: Vec<PeerRecord>,
@@ -92,7 +94,13 @@ pub struct CellRecord {
 
 impl CellRecord {
     pub fn new<'a>(cell: &Cell, mem_mib: u32, peers: impl Iterator<Item = &'a str>) -> CellRecord {
-        CellRecord { name: cell.to_string(), mem_mib, peers: peers.map(PeerRecord::new).collect() }
+        CellRecord {
+            name: cell.to_string(),
+            link: cell.link().to_owned(),
+            load: cell.load_name().to_owned(),
+            mem_mib,
+            peers: peers.map(PeerRecord::new).collect(),
+        }
     }
 
     pub fn take(&mut self, run: Run) {
@@ -200,7 +208,9 @@ pub mod tests {
             score: arrival.map(|(total_s, _)| total_s),
             daemon_cpu_s: None,
             congestion: "cubic".into(),
-            said: None,
+            said: arrival.map(|(_, gap_s)| {
+                serde_json::json!({ "data": { "report": { "predicted": { "total_ms": gap_s * 1e3 } } } })
+            }),
         }
     }
 
@@ -219,7 +229,13 @@ pub mod tests {
     }
 
     pub fn cell(peers: impl IntoIterator<Item = PeerRecord>) -> CellRecord {
-        CellRecord { name: "us seq@20".into(), mem_mib: 512, peers: peers.into_iter().collect() }
+        CellRecord {
+            name: "us seq@20".into(),
+            link: "us".into(),
+            load: "seq@20".into(),
+            mem_mib: 512,
+            peers: peers.into_iter().collect(),
+        }
     }
 
     #[test]

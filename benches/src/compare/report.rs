@@ -36,10 +36,15 @@ fn described(figures: &Figures) -> String {
         text += ", TWO GUESTS RAN";
     }
     if let Some([from, to]) = figures.daemon_cpu_s {
-        let _ = write!(text, ", daemons {from:.1} + {to:.1} s CPU");
+        let share = (from + to) / (figures.total_s * cpus() as f64) * 100.0;
+        let _ = write!(text, ", daemons {from:.1} + {to:.1} s CPU ({share:.0} % of all there is)");
     }
     let _ = write!(text, ", {}", figures.congestion);
     text
+}
+
+pub fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, |cpus| cpus.get())
 }
 
 /// One cell: a row for each peer, and ours beside the best of them.
