@@ -11,6 +11,7 @@ use clap::Args;
 use crate::backed::Backed;
 use crate::compare::{self, Cell, Ours, Told, foretold_s};
 use crate::guest::locate::QemuBinary;
+use crate::link::Queue;
 use crate::site::Programs;
 use crate::transport::load_average;
 use crate::verdict::{Bound, Repeats, Verdict};
@@ -29,7 +30,7 @@ pub struct GapArgs {
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(32..=16384))]
     mem: u32,
     /// Congestion control of the lanes; `auto` keeps them off the queue
-    #[arg(long, default_value = "cubic")]
+    #[arg(long, default_value = FILLS_QUEUES)]
     congestion: String,
     /// Exit with 1 unless every criterion is met
     #[arg(long)]
@@ -39,6 +40,10 @@ pub struct GapArgs {
 /// Beyond half a round trip: the median's, and how much further the worst may be.
 const MOST: Duration = Duration::from_millis(80);
 const WORST: Duration = Duration::from_millis(60);
+/// The congestion control that does.
+const FILLS_QUEUES: &str = "cubic";
+/// How full the bottleneck's queue has to be at some time, or the stop had nothing to stand in.
+const QUEUE_FILLED: f64 = 0.8;
 const LIMIT: Duration = Duration::from_secs(60);
 
 pub fn run(args: &GapArgs) -> anyhow::Result<ExitCode> {
@@ -59,7 +64,7 @@ pub fn run(args: &GapArgs) -> anyhow::Result<ExitCode> {
     let mut verdicts = Vec::new();
     for cell in &cells {
         println!("\n{cell} over {}", cell.profile());
-        let gaps = gaps(cell, &ours, args, &mut told)?;
+        let (gaps, queues) = gaps(cell, &ours, args, &mut told)?;
         let most_ms = (cell.profile().rtt / 2 + MOST).as_secs_f64() * 1e3;
         let worst_ms = most_ms + WORST.as_secs_f64() * 1e3;
         let what = format!("{cell}: gap of {} moves, median", args.repeats);
@@ -70,6 +75,11 @@ pub fn run(args: &GapArgs) -> anyhow::Result<ExitCode> {
             Bound::AtMost(worst_ms),
             " ms",
         ));
+        if let (FILLS_QUEUES, Queue::Time(queue)) = (args.congestion.as_str(), cell.profile().queue) {
+            let what = format!("{cell}: what stood in the bottleneck's queue, at most, median");
+            let asked = Bound::AtLeast(queue.as_secs_f64() * 1e3 * QUEUE_FILLED);
+            verdicts.push(Verdict::new(what, queues.median(), asked, " ms"));
+        }
     }
     verdicts.extend(told.verdict());
     println!();
@@ -79,9 +89,9 @@ pub fn run(args: &GapArgs) -> anyhow::Result<ExitCode> {
     Ok(if args.require && failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// In milliseconds; a guest that did not arrive is silent for as long as it may.
-fn gaps(cell: &Cell, ours: &Ours, args: &GapArgs, told: &mut Told) -> anyhow::Result<Repeats> {
-    let mut gaps = Repeats::default();
+/// Gaps and the longest queues, in milliseconds; a guest that did not arrive is silent for as long as it may.
+fn gaps(cell: &Cell, ours: &Ours, args: &GapArgs, told: &mut Told) -> anyhow::Result<(Repeats, Repeats)> {
+    let (mut gaps, mut queues) = (Repeats::default(), Repeats::default());
     for nth in 1..=args.repeats {
         let figures = compare::measure_ours(cell, args.mem, ours, LIMIT)?;
         let gap_ms = figures.gap_s.unwrap_or(LIMIT.as_secs_f64()) * 1e3;
@@ -94,7 +104,8 @@ fn gaps(cell: &Cell, ours: &Ours, args: &GapArgs, told: &mut Told) -> anyhow::Re
             figures.congestion
         );
         told.count(&figures);
+        queues.add(figures.queue_s * 1e3);
         gaps.add(if figures.bad_pages == 0 { gap_ms } else { f64::INFINITY });
     }
-    Ok(gaps)
+    Ok((gaps, queues))
 }

@@ -68,7 +68,7 @@ fn a_guest_is_moved_by_us_and_by_a_peer_and_both_are_judged() {
     let said = String::from_utf8_lossy(&output.stdout);
     let criteria: Vec<_> =
         said.lines().filter(|line| line.starts_with("PASS") || line.starts_with("FAIL")).collect();
-    assert_eq!(criteria.len(), 6);
+    assert_eq!(criteria.len(), 7);
     assert!(criteria.iter().all(|line| !line.contains("not measured")), "{criteria:?}");
     assert!(criteria.iter().any(|line| line.starts_with("PASS  bad pages in all runs of hikyaku: 0")));
 }

@@ -1,7 +1,8 @@
 //! How long the guest would stand still if it were stopped now.
 //!
-//! `D = pause + forward delay + max(residual_encoded / goodput, residual_raw / encode speed) + ramp + state + resume`
+//! `D = pause + forward delay + max(residual_encoded / goodput, residual_raw / encode speed) + state + resume`
 //!
+//! There is no term for windows that are not open: the lanes have carried the guest until now, and goodput is what they carry.
 //! The forward delay is half the least round trip plus all of the queueing (`rtt - min_rtt`): what fills a queue at the
 //! bottleneck is ours, on the way out. What is in flight is paid for by that delay; only what exceeds one
 //! round trip's worth of goodput counts as residual.
@@ -23,9 +24,6 @@ pub struct Terms {
     pub resume: Duration,
     /// Raw bytes that all workers together encode per second. Default 600 MB/s: LZ4 on one core.
     pub encode_bytes_per_s: u64,
-    /// What the lanes lose because their congestion windows are not open. Default 0: they carried the pages until
-    /// now.
-    pub ramp: Duration,
 }
 
 impl Default for Terms {
@@ -35,7 +33,6 @@ impl Default for Terms {
             state: Duration::from_millis(20),
             resume: Duration::from_millis(10),
             encode_bytes_per_s: 600_000_000,
-            ramp: Duration::ZERO,
         }
     }
 }
@@ -64,7 +61,7 @@ impl Prediction {
             let encode = time_ns(residual.raw_bytes, terms.encode_bytes_per_s);
             wire.max(encode)
         };
-        let fixed = terms.pause + terms.state + terms.resume + terms.ramp;
+        let fixed = terms.pause + terms.state + terms.resume;
         let fixed_ns = u64::try_from(fixed.as_nanos()).unwrap_or(u64::MAX);
         let total_ns = fixed_ns.saturating_add(forward_ns).saturating_add(residual_ns);
         Prediction { total_ns, forward_ns, residual_ns }
