@@ -7,8 +7,9 @@
 //! | marked | all others | by their [`Marks`] alone |
 //!
 //! A cold page costs nothing to keep: its buffer is the one it was sent from. Which of them will come again is not known; when one does, it
-//! moves to the hot tier. Where room is wanted, the oldest cold page is marked, then, for a hot one, the oldest hot page; and when nothing is left to be
-//! marked, the oldest marks go. Marks make a longer delta, but a page without a base goes whole. A page whose deltas do not pay is
+//! moves to the hot tier. Where room is wanted, the oldest cold page is marked, then, for a hot one, the oldest hot page, if it has not come again for longer than
+//! that one took to: else a guest that goes round in more pages than there is room for would never find one of them whole. When nothing is left to be
+//! marked, the oldest marks go, by the same rule. Marks make a longer delta, but a page without a base goes whole. A page whose deltas do not pay is
 //! not kept (`PageMeta::goes_without_base`).
 //!
 //! A base is always of the bytes that were *sent*, never what RAM held. An entry taken for a job is out of the store until the
@@ -78,6 +79,16 @@ pub(super) enum Keep {
     Marked,
 }
 
+/// How a page is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Used {
+    Once,
+    /// It came again; the time before, this chunk took it, if that is known.
+    Again {
+        before: ChunkSeq,
+    },
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tier {
     Cold,
@@ -111,6 +122,8 @@ pub(super) struct Bases {
     used_bytes: usize,
     /// Of them, contents that are not in the pool's buffers.
     own_bytes: usize,
+    /// Entries that are out for a job: room for the marks of each is held.
+    taken: usize,
     index: HashMap<PageId, u32>,
     entries: Vec<Entry>,
     free: u32,
@@ -124,6 +137,7 @@ impl Bases {
             budget_bytes,
             used_bytes: 0,
             own_bytes: 0,
+            taken: 0,
             index: HashMap::new(),
             entries: Vec::new(),
             free: NONE,
@@ -152,9 +166,17 @@ impl Bases {
         &self.marker
     }
 
+    /// Takes a base out for a job, until [`Bases::back`].
     pub(super) fn take(&mut self, page: PageId) -> Option<Base> {
         let at = *self.index.get(&page)?;
-        self.remove(at)
+        let base = self.remove(at)?;
+        self.taken += 1;
+        Some(base)
+    }
+
+    /// A job is done with a base: what becomes of it, or of what came in its place, is put now or never.
+    pub(super) fn back(&mut self) {
+        self.taken = self.taken.saturating_sub(1);
     }
 
     /// The page has come again: its base, if there is one, is worth keeping.
@@ -170,22 +192,28 @@ impl Bases {
     }
 
     /// Keeps `base`, if there is room or something worth less.
-    pub(super) fn put(&mut self, page: PageId, base: Base, hot: bool, pool: &mut Pool) {
+    pub(super) fn put(&mut self, page: PageId, base: Base, used: Used, pool: &mut Pool) {
         // What was kept of it is not what the peer has any more.
         self.forget(page, pool);
         let mut base = base;
-        while self.used_bytes + base.content.len() + ENTRY_COST_BYTES > self.budget_bytes {
-            let whole = if hot {
-                self.oldest(Tier::Cold).or(self.oldest(Tier::Hot))
-            } else {
-                self.oldest(Tier::Cold)
-            };
+        let (hot, before) = match used {
+            Used::Once => (false, ChunkSeq::NONE),
+            Used::Again { before } => (true, before),
+        };
+        let unknown = before == ChunkSeq::NONE;
+        // Else whole pages would take the room of those that are on their way, which then come back to none.
+        let taken = self.taken * MARKED_COST_BYTES;
+        while self.used_bytes + taken + base.content.len() + ENTRY_COST_BYTES > self.budget_bytes {
+            let rarer = |at: &u32| self.seq(*at) < before;
+            let whole = self.oldest(Tier::Cold).or(self.oldest(Tier::Hot).filter(rarer));
             if let Some(at) = whole {
                 self.mark(at, pool);
             } else if base.content.len() > Marks::BYTES {
                 let Some(marked) = self.marked(base, pool) else { return };
                 base = marked;
-            } else if hot && let Some(at) = self.oldest(Tier::Marked) {
+            } else if hot
+                && let Some(at) = self.oldest(Tier::Marked).filter(|at| unknown || self.seq(*at) < before)
+            {
                 self.remove(at).into_iter().for_each(|base| base.content.discard(pool));
             } else {
                 return base.content.discard(pool);
@@ -213,8 +241,8 @@ impl Bases {
 
     /// Forgets the page's base.
     pub(super) fn forget(&mut self, page: PageId, pool: &mut Pool) {
-        if let Some(base) = self.take(page) {
-            base.content.discard(pool);
+        if let Some(&at) = self.index.get(&page) {
+            self.remove(at).into_iter().for_each(|base| base.content.discard(pool));
         }
     }
 
@@ -229,6 +257,13 @@ impl Bases {
     #[cfg(test)]
     pub(super) fn used_bytes(&self) -> usize {
         self.used_bytes
+    }
+
+    fn seq(&self, at: u32) -> ChunkSeq {
+        self.entries
+            .get(at as usize)
+            .and_then(|entry| entry.base.as_ref())
+            .map_or(ChunkSeq::NONE, |base| base.seq)
     }
 
     fn oldest(&self, tier: Tier) -> Option<u32> {
@@ -330,6 +365,11 @@ mod tests {
         Content::Plain(pool.copy_of(&[byte; PAGE_BYTES]))
     }
 
+    /// Rarely, if again.
+    fn used(hot: bool) -> Used {
+        if hot { Used::Again { before: ChunkSeq(u32::MAX) } } else { Used::Once }
+    }
+
     /// Which of the first pages are kept whole, and which by their marks.
     fn kept(bases: &Bases) -> (Vec<u32>, Vec<u32>) {
         let of = |whole: bool| {
@@ -350,7 +390,7 @@ mod tests {
         let mut bases = Bases::new(4 * (PAGE_BYTES + ENTRY_COST_BYTES) + 4 * MARKED_COST_BYTES);
         let put = |bases: &mut Bases, pool: &mut Pool, page: u32, hot: bool| {
             let base = Base { seq: ChunkSeq(page + 1), content: plain(page as u8, pool) };
-            bases.put(PageId(page), base, hot, pool);
+            bases.put(PageId(page), base, used(hot), pool);
         };
         (0..4).for_each(|page| put(&mut bases, &mut pool, page, page == 0));
         bases.came_again(PageId(2));
@@ -390,13 +430,13 @@ mod tests {
         assert!(small.len() < Marks::BYTES && large.len() > 1000 + Marks::BYTES);
         let mut bases = Bases::new(small.len() + large.len() + 3 * ENTRY_COST_BYTES);
         for (page, content) in [small, large, damaged()].into_iter().enumerate() {
-            bases.put(PageId(page as u32), Base { seq: ChunkSeq(1), content }, true, &mut pool);
+            bases.put(PageId(page as u32), Base { seq: ChunkSeq(1), content }, used(true), &mut pool);
         }
         assert_eq!(kept(&bases), (vec![0, 2], vec![1]));
         let content = Content::Packed(
             vec![0xff; bases.budget_bytes - bases.used_bytes() - ENTRY_COST_BYTES + 1].into(),
         );
-        bases.put(PageId(3), Base { seq: ChunkSeq(1), content }, true, &mut pool);
+        bases.put(PageId(3), Base { seq: ChunkSeq(1), content }, used(true), &mut pool);
         assert_eq!(kept(&bases), (vec![0, 3], vec![1]));
         let marks = bases.marker.marks(&half);
         assert!(matches!(bases.take(PageId(1)).unwrap().content, Content::Marked(of) if *of == marks));
@@ -406,34 +446,42 @@ mod tests {
         #[test]
         fn the_budget_holds_and_what_is_taken_is_what_was_put(
             budget in 0..(20 * 4200usize),
-            steps in prop::collection::vec((0..30u32, 0..5u8, any::<bool>(), 1..4000usize), 0..200),
+            steps in prop::collection::vec((0..30u32, 0..5u8, any::<Option<u32>>(), 1..4000usize), 0..200),
         ) {
             let mut pool = Pool::new(0);
             let mut bases = Bases::new(budget);
             let mut model: HashMap<u32, u32> = HashMap::new();
+            let mut taken = 0;
             for (seq, (page, what, hot, len)) in steps.into_iter().enumerate() {
                 let (id, seq) = (PageId(page), seq as u32);
+                let before = |before| Used::Again { before: ChunkSeq(before % 200) };
+                let used = hot.map_or(Used::Once, before);
                 match what {
                     0 => {
                         if let Some(base) = bases.take(id) {
                             prop_assert_eq!(Some(base.seq.0), model.remove(&page));
                             base.content.discard(&mut pool);
+                            taken += 1;
                         }
                     }
                     1 => {
                         bases.forget(id, &mut pool);
                         model.remove(&page);
                     }
+                    2 if taken > 0 => {
+                        bases.back();
+                        taken -= 1;
+                    }
                     2 => bases.came_again(id),
                     3 => {
                         let len = if len % 3 == 0 { len } else { len / 16 };
                         let content = Content::Packed(vec![0; len].into());
-                        bases.put(id, Base { seq: ChunkSeq(seq), content }, hot, &mut pool);
+                        bases.put(id, Base { seq: ChunkSeq(seq), content }, used, &mut pool);
                         model.insert(page, seq);
                     }
                     _ => {
                         let content = plain(page as u8, &mut pool);
-                        bases.put(id, Base { seq: ChunkSeq(seq), content }, hot, &mut pool);
+                        bases.put(id, Base { seq: ChunkSeq(seq), content }, used, &mut pool);
                         model.insert(page, seq);
                     }
                 }
@@ -446,6 +494,7 @@ mod tests {
                 }
             }
             prop_assert_eq!((bases.used_bytes, bases.own_bytes), (0, 0));
+            prop_assert!(bases.taken >= taken);
         }
     }
 }

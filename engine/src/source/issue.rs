@@ -2,7 +2,7 @@
 
 use crate::codec::{Kind, is_zero};
 use crate::precopy::AbortReason;
-use crate::source::bases::{Base, Content, Keep};
+use crate::source::bases::{Base, Content, Keep, Used};
 use crate::source::dictionary::Verdict;
 use crate::source::job::{Carried, Cost, EncodeJob, Encoded, PageWork, PagesWork, Work};
 use crate::source::staging::NO_SLOT;
@@ -147,10 +147,13 @@ impl Source {
         meta.set_sent_zero(false);
         let hot = meta.heat.any(self.epoch);
         let without_base = meta.goes_without_base();
-        let mut base = self.bases.as_mut().and_then(|bases| bases.take(page));
-        if without_base {
-            base.take().into_iter().for_each(|base| base.content.discard(&mut self.pool));
-        }
+        let base = match &mut self.bases {
+            Some(bases) if without_base => {
+                bases.forget(page, &mut self.pool);
+                None
+            }
+            bases => bases.as_mut().and_then(|bases| bases.take(page)),
+        };
         let mut store = None;
         if base.is_none() {
             let applied = self.window.acked_through();
@@ -159,7 +162,7 @@ impl Source {
                     work.refs.push((page, stored_in, slot));
                     self.counts.pages_sent += 1;
                     self.counts.refs_sent += 1;
-                    return self.keep(page, Base { seq, content: Content::Plain(bytes) }, hot);
+                    return self.keep(page, Base { seq, content: Content::Plain(bytes) }, used(hot, None));
                 }
                 Verdict::Store { slot } => store = Some(slot),
                 Verdict::Unknown => {}
@@ -181,9 +184,9 @@ impl Source {
         });
     }
 
-    fn keep(&mut self, page: PageId, base: Base, hot: bool) {
+    fn keep(&mut self, page: PageId, base: Base, used: Used) {
         match &mut self.bases {
-            Some(bases) => bases.put(page, base, hot, &mut self.pool),
+            Some(bases) => bases.put(page, base, used, &mut self.pool),
             None => base.content.discard(&mut self.pool),
         }
     }
@@ -225,10 +228,14 @@ impl Source {
                 Carried::Whole | Carried::Plain => {}
             }
             self.counts.pages_sent += u64::from(carried != Carried::Same);
+            if let (Some(_), Some(bases)) = (&base, &mut self.bases) {
+                bases.back();
+            }
             let Some(meta) = self.table.get_mut(page) else { continue };
             // A newer version was issued meanwhile, without a base: this one is no base any more.
             let newest = meta.sent == chunk.seq;
             let hot = meta.heat.any(self.epoch);
+            let before = base.as_ref().map(|base| base.seq);
             let whole = base.as_ref().is_some_and(|base| base.content.is_whole());
             if whole && matches!(carried, Carried::Whole | Carried::Plain) {
                 meta.delta_did_not_pay();
@@ -247,7 +254,7 @@ impl Source {
             bytes.into_iter().for_each(|bytes| self.pool.give_back(bytes));
             let Some(base) = base else { continue };
             if newest && keep != Keep::No {
-                self.keep(page, base, hot);
+                self.keep(page, base, used(hot, before));
             } else {
                 base.content.discard(&mut self.pool);
             }
@@ -277,4 +284,8 @@ impl Source {
             *ratio += weight * (again.0 as f64 / again.1 as f64 - *ratio);
         }
     }
+}
+
+fn used(hot: bool, before: Option<ChunkSeq>) -> Used {
+    if hot { Used::Again { before: before.unwrap_or(ChunkSeq::NONE) } } else { Used::Once }
 }

@@ -1,5 +1,6 @@
 //! The engine as its callers see it.
 
+mod base_store;
 mod dictionary;
 mod memory;
 mod model;
