@@ -28,6 +28,9 @@ pub struct PipelineArgs {
     /// Fail if intake and staging are slower than this on zero pages, in GB/s of guest memory
     #[arg(long)]
     require_zero: Option<f64>,
+    /// Fail if the difference of a page that is mostly equal to its base is found slower than this, in GB/s
+    #[arg(long)]
+    require_delta: Option<f64>,
 }
 
 pub fn run(args: &PipelineArgs) -> anyhow::Result<ExitCode> {
@@ -41,11 +44,13 @@ pub fn run(args: &PipelineArgs) -> anyhow::Result<ExitCode> {
     if !args.json {
         println!("{}", Figure::headline());
     }
-    let mut failed = false;
+    let mut slow = Vec::new();
     for (intake, least) in
         [(intake::pages(&meter, pages)?, args.require_pages), (intake::zero(&meter)?, args.require_zero)]
     {
-        failed |= least.is_some_and(|least| intake.whole.gb_per_s() < least);
+        if least.is_some_and(|least| intake.whole.gb_per_s() < least) {
+            slow.push("intake and staging");
+        }
         for figure in [intake.first, intake.later, intake.whole] {
             show(figure);
         }
@@ -55,9 +60,12 @@ pub fn run(args: &PipelineArgs) -> anyhow::Result<ExitCode> {
         let corpus = Corpus::new(content, pages);
         stages::all(&meter, &corpus, &mut show)?;
     }
-    codec::all(&meter, pages.min(CODEC_PAGES), &mut show)?;
-    if failed {
-        eprintln!("lab: intake and staging are slower than required");
+    let deltas = codec::all(&meter, pages.min(CODEC_PAGES), &mut show)?;
+    if args.require_delta.is_some_and(|least| deltas < least) {
+        slow.push("deltas");
+    }
+    if !slow.is_empty() {
+        eprintln!("lab: slower than required: {}", slow.join(", "));
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)

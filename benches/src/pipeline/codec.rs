@@ -3,6 +3,7 @@
 use std::hint::black_box;
 
 use anyhow::{anyhow, ensure};
+use hikyaku_engine::codec::marks::Marker;
 use hikyaku_engine::codec::page_pack::{PagePacker, unpack};
 use hikyaku_engine::codec::xbzrle::{self, Encoding};
 use hikyaku_engine::codec::{
@@ -19,14 +20,16 @@ const SEED: u64 = 7;
 /// Of a page, beside its header, by each write of the guests whose pages hardly change.
 const CHANGED_BYTES: usize = 64;
 
-pub fn all(meter: &Meter, pages: u32, show: &mut impl FnMut(Figure)) -> anyhow::Result<()> {
+/// The slowest of the deltas, in GB/s.
+pub fn all(meter: &Meter, pages: u32, show: &mut impl FnMut(Figure)) -> anyhow::Result<f64> {
     let text = create(Content::Text, pages);
     let random = create(Content::Random, pages);
     sampling(meter, &text, "text", true, show)?;
     sampling(meter, &random, "random", false, show)?;
-    deltas(meter, &text, show)?;
+    let slowest = deltas(meter, &text, show)?;
     methods(meter, &text, show)?;
-    packing(meter, &text, show)
+    packing(meter, &text, show)?;
+    Ok(slowest)
 }
 
 fn sampling(
@@ -45,7 +48,7 @@ fn sampling(
     Ok(())
 }
 
-fn deltas(meter: &Meter, pages: &[PageBytes], show: &mut impl FnMut(Figure)) -> anyhow::Result<()> {
+fn deltas(meter: &Meter, pages: &[PageBytes], show: &mut impl FnMut(Figure)) -> anyhow::Result<f64> {
     let mut rng = Rng::new(SEED, 1);
     let changed: Vec<PageBytes> = pages
         .iter()
@@ -56,6 +59,7 @@ fn deltas(meter: &Meter, pages: &[PageBytes], show: &mut impl FnMut(Figure)) -> 
             page_of(&words)
         })
         .collect();
+    let mut slowest = f64::INFINITY;
     for (stage, new) in [("delta, page unchanged", pages), ("delta, 84 bytes changed", &changed)] {
         let mut delta_bytes = 0;
         let mut out = Vec::with_capacity(PAGE_BYTES);
@@ -71,9 +75,25 @@ fn deltas(meter: &Meter, pages: &[PageBytes], show: &mut impl FnMut(Figure)) -> 
             }
             Ok(())
         })?;
+        slowest = slowest.min(figure.gb_per_s());
         show(figure.note(format!("{} bytes each", delta_bytes / pages.len())));
     }
-    Ok(())
+    let marker = Marker::any();
+    let marks: Vec<_> = pages.iter().map(|page| marker.marks(page)).collect();
+    let mut delta_bytes = 0;
+    let mut out = Vec::with_capacity(PAGE_BYTES);
+    let figure = meter.run("delta from marks, 84 bytes changed", "text", bytes(pages), || {
+        delta_bytes = 0;
+        for (marks, page) in marks.iter().zip(&changed) {
+            out.clear();
+            if let Encoding::Delta(bytes) = marker.delta(marks, page, PAGE_BYTES, &mut out) {
+                delta_bytes += bytes;
+            }
+        }
+        Ok(())
+    })?;
+    show(figure.note(format!("{} bytes each", delta_bytes / pages.len())));
+    Ok(slowest)
 }
 
 fn methods(meter: &Meter, pages: &[PageBytes], show: &mut impl FnMut(Figure)) -> anyhow::Result<()> {
