@@ -235,7 +235,7 @@ impl Chooser {
         if self.chosen.is_multiple_of(self.config.probe_interval) && waits >= self.config.dry {
             let denser =
                 self.chosen.checked_div(self.config.probe_interval).is_some_and(|nth| nth.is_multiple_of(2));
-            return method(if denser { at + 1 } else { at.saturating_sub(1).max(LZ4) });
+            return method(if denser { (at + 1).min(METHODS - 1) } else { at.saturating_sub(1).max(LZ4) });
         }
         method(at)
     }
@@ -499,6 +499,14 @@ mod tests {
         let chosen: Vec<_> = (0..1280).map(|_| chooser.choose(&calm(1000, 2))).collect();
         let of = |wanted| chosen.iter().filter(|method| **method == wanted).count();
         assert_eq!((of(Method::Zstd(-2)), of(Method::Zstd(-1)), of(Method::Zstd(1))), (10, 1260, 10));
+    }
+
+    #[test]
+    fn beyond_the_densest_there_is_nothing_to_try() {
+        let mut chooser = Chooser::default();
+        let plenty = Wire { unsent_bytes: 1 << 20, idle_workers: 2, ..calm(10, 4) };
+        let chosen: Vec<_> = (0..4000).map(|_| chooser.choose(&plenty)).skip(2000).collect();
+        assert!(chosen.iter().all(|method| matches!(method, Method::Zstd(2..=3))), "{chosen:?}");
     }
 
     /// Guest memory per second that gets through: `workers` encode what `chooser` says, for a window of 20 ms, and the wire takes it.

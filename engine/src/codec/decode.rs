@@ -34,6 +34,8 @@ pub enum DecodeError {
     Delta { page: u32, why: BadDelta },
     #[error("whole page {index} is stored, of {wholes}")]
     Store { index: u16, wholes: usize },
+    #[error("{stores} stores of {wholes} whole pages")]
+    Stores { stores: usize, wholes: usize },
 }
 
 /// Working space of [`decode`], kept between chunks.
@@ -282,7 +284,11 @@ fn pages<'a>(counts: &Counts, body: &'a [u8], plain: &'a [PageBytes]) -> Result<
     for (page, _, delta) in pages.deltas() {
         xbzrle::check(delta).map_err(|why| DecodeError::Delta { page: page.0, why })?;
     }
-    let wholes = pages.whole_pages.len();
+    let (wholes, stores) = (pages.whole_pages.len(), pages.stored.len());
+    // Each is compared with what the slot holds: no more work than the chunk has bytes.
+    if stores > wholes {
+        return Err(DecodeError::Stores { stores, wholes });
+    }
     if let Some(index) = pages.stored.numbers().find(|index| usize::from(*index) >= wholes) {
         return Err(DecodeError::Store { index, wholes });
     }

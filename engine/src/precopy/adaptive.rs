@@ -91,6 +91,8 @@ pub struct Adaptive {
     /// The caller's deadline has come.
     late: bool,
     throttle: Option<Throttle>,
+    /// When it was last asked.
+    decided: Time,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -110,7 +112,7 @@ impl Adaptive {
             samples: VecDeque::new(),
             span_ns: 2 * ns(config.settle.max(config.patience * PATIENCE_MOST)),
         };
-        Adaptive { config, history, late: false, throttle: None }
+        Adaptive { config, history, late: false, throttle: None, decided: Time(0) }
     }
 
     fn may_switch(&self, view: &View) -> bool {
@@ -187,6 +189,7 @@ impl Policy for Adaptive {
     }
 
     fn decide(&mut self, view: &View) -> Decision {
+        self.decided = view.now;
         if view.whole_guest_seen {
             let may_switch = self.may_switch(view);
             self.history.push(view.now, view.prediction.total_ns);
@@ -202,8 +205,11 @@ impl Policy for Adaptive {
 
     fn resumed(&mut self, now: Time) {
         self.history.samples.clear();
+        // The time in which nothing could cross does not count; what was tried before does, or a link that comes and goes would keep
+        // the guest throttled for ever.
+        let away = Duration::from_nanos(now.since(self.decided));
         if let Some(throttle) = &mut self.throttle {
-            (throttle.asked, throttle.since, throttle.then) = (now, now, None);
+            (throttle.asked, throttle.since) = (throttle.asked.plus(away), throttle.since.plus(away));
         }
     }
 
@@ -245,12 +251,15 @@ impl History {
         }
     }
 
-    /// The least of the last period, and of the one before it.
+    /// The least of the last period, and of the one before it; of a caller that asks more rarely, what was before the last period.
     fn least_of_two(&self, now: Time, period_ns: u64) -> (Option<u64>, Option<u64>) {
         let mut least = [None, None];
         for (then, stop_ns) in self.samples.iter().rev() {
             let ago = now.since(*then) / period_ns.max(1);
-            let Some(of) = usize::try_from(ago).ok().and_then(|ago| least.get_mut(ago)) else { break };
+            if ago > 1 && least[1].is_some() {
+                break;
+            }
+            let of = &mut least[usize::from(ago > 0)];
             *of = Some(of.map_or(*stop_ns, |least: u64| least.min(*stop_ns)));
         }
         (least[0], least[1])
@@ -321,6 +330,38 @@ mod tests {
         };
         let (when, _) = run(AdaptiveConfig::default(), 5000, stop).unwrap();
         assert!((980..=1130).contains(&when), "switched at {when} ms");
+    }
+
+    #[test]
+    fn a_caller_that_asks_rarely_is_answered_too() {
+        for every_ms in [10, 40, 99, 110, 150, 300, 2000] {
+            let mut policy = Adaptive::new(AdaptiveConfig::default());
+            let mut asked = (0..60_000).step_by(every_ms);
+            let when = asked.find(|now_ms| policy.decide(&view(*now_ms, 200, true)) == Decision::SwitchOver);
+            assert!(
+                when.is_some_and(|when| when <= 2 * every_ms as u64 + 100),
+                "each {every_ms} ms: {when:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_link_that_comes_and_goes_does_not_keep_a_guest_throttled() {
+        let config = AdaptiveConfig {
+            on_deadline: OnDeadline::Throttle,
+            deadline: Duration::from_secs(1),
+            ..AdaptiveConfig::default()
+        };
+        let mut policy = Adaptive::new(config);
+        // Down for the last second of three.
+        let given_up = (0..600_000).step_by(10).find(|now_ms| {
+            if now_ms % 3000 == 0 {
+                policy.resumed(Time(now_ms * MS));
+            }
+            now_ms % 3000 < 2000 && matches!(policy.decide(&view(*now_ms, 3000, true)), Decision::Abort(_))
+        });
+        // As 16 seconds of steps without it.
+        assert!(given_up.is_some_and(|when| (22_000..=30_000).contains(&when)), "{given_up:?}");
     }
 
     #[test]

@@ -182,7 +182,7 @@ impl Receiver {
         if !self.come.mark(seq) {
             return Ok(());
         }
-        self.take(Held { seq, after, payload }, sink)?;
+        self.take(Held { seq, after, payload, looks: 0 }, sink)?;
         self.resume(sink)
     }
 
@@ -361,7 +361,7 @@ impl Receiver {
                 let stored_in = stored_in.0;
                 return Err(ReceiveError::NotStored { seq: seq.0, page: page.0, stored_in, slot });
             }
-            waits_for = Some(stored_in);
+            waits_for = waits_for.max(Some(stored_in));
         }
         for (page, base, delta) in pages.deltas() {
             let version = versions.get_mut(page).ok_or_else(|| outside(page))?;
@@ -378,7 +378,7 @@ impl Receiver {
             if !may_come {
                 return Err(ReceiveError::NoBase { seq: seq.0, page: page.0, base: base.0 });
             }
-            waits_for = Some(base);
+            waits_for = waits_for.max(Some(base));
         }
         Ok(waits_for.map_or(Outcome::Applied, |base| Outcome::Waits(Wait::One(base))))
     }

@@ -10,6 +10,8 @@ pub(super) struct Held {
     pub seq: ChunkSeq,
     pub after: ChunkSeq,
     pub payload: Vec<u8>,
+    /// How often it was looked at.
+    pub looks: u32,
 }
 
 /// What a chunk waits for.
@@ -24,6 +26,9 @@ pub(super) enum Wait {
 
 /// Memory of a parked chunk beside its payload: itself, and its place in a map.
 const HELD_OVERHEAD_BYTES: usize = size_of::<Held>() + 64;
+
+/// So often a chunk is looked at again for each that it waits for.
+const LOOKS: u32 = 4;
 
 /// See the module.
 #[derive(Debug)]
@@ -50,7 +55,8 @@ impl Parking {
         }
     }
 
-    /// Keeps a chunk; an error if the budget does not allow it.
+    /// Keeps a chunk; one that has waited for several others already, for all that came before the next of them: each look costs what it costs to
+    /// decode the chunk. An error if the budget does not allow it.
     pub(super) fn park(&mut self, mut held: Held, wait: Wait) -> Result<(), ()> {
         // A buffer made for the largest frame must not hold a small one for long.
         held.payload.shrink_to_fit();
@@ -60,7 +66,9 @@ impl Parking {
         }
         self.used_bytes += cost;
         self.parked += 1;
+        held.looks += 1;
         match wait {
+            Wait::One(seq) if held.looks > LOOKS => self.through.entry(seq).or_default().push(held),
             Wait::Through(seq) => self.through.entry(seq).or_default().push(held),
             Wait::One(seq) => self.one.entry(seq).or_default().push(held),
             Wait::Layout => self.layout.push(held),

@@ -16,6 +16,7 @@
 //! job comes back; a page without one goes whole.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 
 use crate::codec::marks::{Marker, Marks};
@@ -124,7 +125,8 @@ pub(super) struct Bases {
     own_bytes: usize,
     /// Entries that are out for a job: room for the marks of each is held.
     taken: usize,
-    index: HashMap<PageId, u32>,
+    /// By a function that is always the same: what is held is a figure that virtual time reproduces, and its keys are numbers.
+    index: HashMap<PageId, u32, BuildHasherDefault<DefaultHasher>>,
     entries: Vec<Entry>,
     free: u32,
     tiers: [Ends; 3],
@@ -138,7 +140,7 @@ impl Bases {
             used_bytes: 0,
             own_bytes: 0,
             taken: 0,
-            index: HashMap::new(),
+            index: HashMap::default(),
             entries: Vec::new(),
             free: NONE,
             tiers: [EMPTY; 3],
@@ -179,14 +181,12 @@ impl Bases {
         self.taken = self.taken.saturating_sub(1);
     }
 
-    /// The page has come again: its base, if there is one, is worth keeping.
+    /// The page has come again: its base, if there is one, is worth keeping, and will be wanted.
     pub(super) fn came_again(&mut self, page: PageId) {
         if let Some(&at) = self.index.get(&page)
-            && let Some(tier @ (Tier::Cold | Tier::Marked)) =
-                self.entries.get(at as usize).map(|entry| entry.tier)
+            && let Some(tier) = self.entries.get(at as usize).map(|entry| entry.tier)
         {
             self.unlink(at);
-            // Of what is marked, the newest.
             self.append(at, if tier == Tier::Cold { Tier::Hot } else { tier });
         }
     }
@@ -231,6 +231,10 @@ impl Bases {
         let at = match self.entries.get_mut(self.free as usize) {
             Some(free) => std::mem::replace(&mut self.free, std::mem::replace(free, entry).newer),
             None => {
+                if self.entries.len() == self.entries.capacity() {
+                    // Twice as many, as it would be by itself, is more than the budget has.
+                    self.entries.reserve_exact(self.entries.len() / 8 + 16);
+                }
                 self.entries.push(entry);
                 self.entries.len() as u32 - 1
             }

@@ -116,7 +116,6 @@ impl Source {
         let encoded_bytes = (content_bytes as u64)
             .saturating_add(stream_bytes)
             .saturating_add(self.window.unsent_bytes())
-            .saturating_add(self.ready_bytes as u64)
             .saturating_add(late_bytes);
         Residual { pages: content_pages + self.table.zeros.len() as u64, raw_bytes, encoded_bytes }
     }
