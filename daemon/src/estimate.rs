@@ -190,18 +190,22 @@ const ESTIMATES_HOLD: Duration = Duration::from_secs(3600);
 
 impl Estimates {
     pub fn remember(&mut self, guest: &str, peer: &str, estimate: &Estimate) {
-        self.take(guest, peer);
+        self.forget(guest, peer);
         self.made.push_back((guest.to_owned(), peer.to_owned(), Instant::now(), estimate.clone()));
         if self.made.len() > ESTIMATES_KEPT {
             self.made.pop_front();
         }
     }
 
-    /// The last one of this guest and this peer: it is of one move.
-    pub fn take(&mut self, guest: &str, peer: &str) -> Option<Estimate> {
-        let at = self.made.iter().position(|(g, p, ..)| g == guest && p == peer)?;
-        let (.., made, estimate) = self.made.remove(at)?;
-        (made.elapsed() < ESTIMATES_HOLD).then_some(estimate)
+    /// The last one of this guest and this peer.
+    pub fn last(&self, guest: &str, peer: &str) -> Option<Estimate> {
+        let (.., made, estimate) = self.made.iter().find(|(g, p, ..)| g == guest && p == peer)?;
+        (made.elapsed() < ESTIMATES_HOLD).then(|| estimate.clone())
+    }
+
+    /// The guest was moved there: the next one is another move.
+    pub fn forget(&mut self, guest: &str, peer: &str) {
+        self.made.retain(|(g, p, ..)| g != guest || p != peer);
     }
 }
 
@@ -286,9 +290,11 @@ mod tests {
     fn an_estimate_is_of_one_guest_one_peer_and_one_move() {
         let (mut estimates, made) = (Estimates::default(), estimate(&known()));
         estimates.remember("web", "osaka", &made);
-        assert_eq!(estimates.take("web", "kyoto"), None);
-        assert_eq!(estimates.take("web", "osaka"), Some(made.clone()));
-        assert_eq!(estimates.take("web", "osaka"), None);
+        assert_eq!(estimates.last("web", "kyoto"), None);
+        assert_eq!(estimates.last("web", "osaka"), Some(made.clone()));
+        assert_eq!(estimates.last("web", "osaka"), Some(made.clone()), "a move that fails is begun again");
+        estimates.forget("web", "osaka");
+        assert_eq!(estimates.last("web", "osaka"), None);
         for n in 0..1000 {
             estimates.remember(&format!("{n}"), "osaka", &made);
         }

@@ -67,6 +67,8 @@ pub struct GoodputMeter {
     starved_until: u64,
     rate: Option<f64>,
     rate_at: Option<Instant>,
+    /// A flight was seen that was not short of data.
+    full: bool,
 }
 
 /// What a chunk in flight remembers.
@@ -112,6 +114,7 @@ impl GoodputMeter {
         self.delivered_bytes += bytes;
         self.last_delivery = Some(now);
         self.newest_left = self.newest_left.max(Some(departure.left));
+        self.full |= !departure.starved && departure.begun.is_none();
         let first = departure.begun.map(|begun| {
             // What came since the first could have come, or left.
             let coming = now.saturating_duration_since(begun + rtt.unwrap_or_default());
@@ -142,6 +145,11 @@ impl GoodputMeter {
 
     pub fn bytes_per_s(&self) -> Option<u64> {
         self.rate.map(|rate| rate as u64)
+    }
+
+    /// Whether there was always too little to send: the path does as much, and nobody knows how much more.
+    pub fn is_least(&self) -> bool {
+        !self.full
     }
 
     /// Of one that has something under way: nothing, if nothing of it was acknowledged for long.
@@ -224,6 +232,14 @@ mod tests {
             let read = meter.bytes_per_s().unwrap() as f64 / 125e6;
             assert!((0.93..1.07).contains(&read), "{read} at {rtt_ms} ms");
         }
+    }
+
+    #[test]
+    fn who_never_had_enough_to_send_knows_the_least_alone() {
+        let rtt = Duration::from_millis(40);
+        let short = run(125e6, rtt, 2, 3.0, true);
+        assert!(short.is_least() && short.bytes_per_s().unwrap() < 20_000_000);
+        assert!(!run(125e6, rtt, 600, 3.0, false).is_least());
     }
 
     #[test]

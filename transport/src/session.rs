@@ -11,6 +11,7 @@ use crate::link::LinkCore;
 use crate::names::SessionId;
 use crate::rx_session::RxAccount;
 use crate::schedule::Priority;
+use crate::throttle::socket_bytes;
 
 /// How a session shares the link from its beginning.
 #[derive(Clone, Copy, Debug, Default)]
@@ -91,7 +92,7 @@ pub struct LinkStats {
     /// The smallest seen lately: the path with empty queues.
     pub min_rtt: Option<Duration>,
     /// Acknowledged payload, smoothed over 1 s or one round trip, and never more than the limits let through. At a
-    /// sender: of this session.
+    /// sender: of this session; as long as it never had enough to send to tell, what the last warm-up found.
     pub goodput_bytes_per_s: Option<u64>,
     /// What the last warm-up found that the path carries, bytes per second. `None`: nothing, or a limit holds.
     pub path_bytes_per_s: Option<u64>,
@@ -169,9 +170,11 @@ impl TxSession {
     pub fn stats(&self) -> LinkStats {
         let figures = self.figures();
         let link = self.0.link.stats();
+        let most = figures.limit_bytes_per_s.map_or(u64::MAX, socket_bytes);
+        let path = link.path_bytes_per_s.filter(|_| figures.goodput_is_least).map(|path| path.min(most));
         LinkStats {
             path_bytes_per_s: link.path_bytes_per_s.filter(|_| figures.limit_bytes_per_s.is_none()),
-            goodput_bytes_per_s: figures.goodput_bytes_per_s,
+            goodput_bytes_per_s: figures.goodput_bytes_per_s.map(|goodput| goodput.max(path.unwrap_or(0))),
             delivered_bytes: figures.delivered_bytes,
             limit_bytes_per_s: figures.limit_bytes_per_s,
             priority: figures.priority,

@@ -126,7 +126,10 @@ fn verdict(cell: &Cell, line: &Line) -> Verdict {
 
 impl SimArgs {
     fn plan(&self) -> anyhow::Result<Plan> {
-        ensure!((0.0..=1.0).contains(&self.loss_factor), "--loss-factor is a share of the rate");
+        ensure!(
+            (0.01..=1.0).contains(&self.loss_factor),
+            "--loss-factor is a share of the rate, from 0.01 to 1"
+        );
         let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         let (guests, links, policies, mems) = if self.matrix {
             (owned(&MATRIX_GUESTS), owned(&MATRIX_LINKS), owned(&precopy::NAMES), self.mem.clone())

@@ -116,8 +116,11 @@ pub fn report(status: &Status, json: bool) -> io::Result<()> {
         return writeln!(out, "{value}");
     }
     let Some(report) = &status.report else {
-        let why =
-            if status.role == Role::Source { "it was not moved from here" } else { "its source has it" };
+        let why = match status.role {
+            Role::Source if status.outcome.is_none() => "it is still being moved",
+            Role::Source => "it was not moved from here",
+            Role::Destination => "its source has it",
+        };
         return writeln!(out, "no report of {} ({}): {why}", status.guest, status.phase);
     };
     let total = Span(Duration::from_millis(report.total_ms));

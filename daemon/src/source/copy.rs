@@ -161,6 +161,8 @@ impl Migration {
             stop,
             downtime: options::downtime(&self.arguments),
             throttle: self.throttle,
+            may_throttle: !self.raw && options::is_adaptive(&self.arguments),
+            limited: self.session.stats().limit_bytes_per_s.is_some(),
         }
     }
 

@@ -5,6 +5,7 @@ use super::pump::PumpError;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::protocol::{ProtocolError, Refusal};
 use crate::records::RecordError;
+use crate::units::Span;
 use hikyaku_engine::AbortReason;
 use hikyaku_transport::{LinkError, Lost, MessageError, OpenError};
 use std::time::Duration;
@@ -48,7 +49,16 @@ pub enum SourceError {
         "not converging: after {} s{} stopping the guest would still take {}, {} ms are aimed at",
         .deadline.as_secs_f32(), slowed(.throttle), told(.stop), .downtime.as_millis()
     )]
-    NotConverged { deadline: Duration, stop: Option<Duration>, downtime: Duration, throttle: Option<u8> },
+    NotConverged {
+        deadline: Duration,
+        stop: Option<Duration>,
+        downtime: Duration,
+        throttle: Option<u8>,
+        /// It may be slowed down: not everybody who decides can.
+        may_throttle: bool,
+        /// A limit is what holds it back, or may be.
+        limited: bool,
+    },
     #[error("{0}")]
     Engine(AbortReason),
     #[error("the destination sent {0}, which is not its to send now")]
@@ -118,14 +128,10 @@ impl SourceError {
                     _ => (Ending::Failed, ""),
                 }
             }
-            SourceError::NotConverged { throttle: Some(_), .. } => (
-                Ending::NotConverged,
-                "Allow a longer stop (--downtime), take more of its time (--throttle-max), or force it (--on-deadline force)",
-            ),
-            SourceError::NotConverged { .. } => (
-                Ending::NotConverged,
-                "Allow a longer stop (--downtime) or more time (--deadline), slow it down (--on-deadline throttle), or force it (--on-deadline force)",
-            ),
+            SourceError::NotConverged { throttle, may_throttle, limited, .. } => {
+                let advice = converging(throttle.is_some(), *may_throttle, *limited);
+                return Outcome::new(Ending::NotConverged, guest, self.to_string()).advise(advice);
+            }
             SourceError::Qmp(GuestError::NoThrottle) => {
                 (Ending::Incompatible, "Choose another --on-deadline")
             }
@@ -142,11 +148,25 @@ impl SourceError {
     }
 }
 
+/// What makes a guest converge that did not.
+fn converging(throttled: bool, may_throttle: bool, limited: bool) -> String {
+    let mut ways = vec!["allow a longer stop (--downtime)", "more time (--deadline)"];
+    ways.extend(limited.then_some("more of the path (--limit, or hikyaku set while it runs)"));
+    ways.extend(match (throttled, may_throttle) {
+        (true, _) => Some("take more of its time (--throttle-max)"),
+        (false, true) => Some("slow it down (--on-deadline throttle)"),
+        (false, false) => None,
+    });
+    let mut advice = ways.join(", ");
+    advice.replace_range(..1, "A");
+    advice + ", or force it (--on-deadline force)"
+}
+
 fn slowed(throttle: &Option<u8>) -> String {
     throttle.map_or_else(String::new, |percent| format!(", and slowed down by {percent} % for some of them,"))
 }
 
 /// A stop that was foretold, or not.
 fn told(stop: &Option<Duration>) -> String {
-    stop.map_or_else(|| "an unknown time".into(), |stop| format!("{} ms", stop.as_millis()))
+    stop.map_or_else(|| "an unknown time".into(), |stop| Span(stop).to_string())
 }

@@ -33,6 +33,8 @@ const HELD_DOWNTIME_MS: u64 = 1;
 const SAMPLE_PAGES_PER_GIB: u32 = 4096;
 /// A migration that was cancelled closes its socket first, and is called cancelled some milliseconds later.
 const SAYS_WHY_WITHIN: Duration = Duration::from_millis(500);
+/// A QEMU that ends frees the guest's memory before its sockets are closed.
+const ENDS_WITHIN: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
@@ -40,7 +42,7 @@ pub enum GuestError {
     Qmp(#[from] QmpError),
     #[error("the QEMU on this QMP socket waits for an incoming migration; it holds no guest to move")]
     Waits,
-    #[error("the guest is {0} and cannot be moved now")]
+    #[error("{}", cannot_be_moved(.0))]
     State(String),
     #[error("this QEMU is already migrating the guest ({0})")]
     Migrating(String),
@@ -66,6 +68,16 @@ impl GuestError {
     /// QEMU is gone, or at least its control socket.
     pub fn is_gone(&self) -> bool {
         matches!(self, GuestError::Qmp(error) if error.is_closed())
+    }
+}
+
+fn cannot_be_moved(state: &str) -> String {
+    match state {
+        "postmigrate" => "this QEMU has given its guest away, or keeps it stopped since it tried to (postmigrate); hikyaku list \
+                          says whether it was moved from here"
+            .to_owned(),
+        "prelaunch" => "the guest has not been started (prelaunch): tell its QEMU to cont first".to_owned(),
+        state => format!("the guest is {state} and cannot be moved now"),
     }
 }
 
@@ -336,9 +348,20 @@ pub async fn continue_guest(socket: &Path, timeout: Duration) -> Result<(), Gues
     }
 }
 
-/// Whether `error` came of a QEMU that is no more, and not only of a connection that broke.
+/// Whether `error` came of a QEMU that is no more, and not only of a connection that broke. One that ends closes its connections first, and
+/// its listening socket when it has put everything else away.
 pub async fn has_ended(error: &GuestError, socket: &Path) -> bool {
-    error.is_gone() && nobody_listens(socket).await
+    if !error.is_gone() {
+        return false;
+    }
+    let until = tokio::time::Instant::now() + ENDS_WITHIN;
+    while !nobody_listens(socket).await {
+        if tokio::time::Instant::now() > until {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    true
 }
 
 async fn continue_held(socket: &Path, timeout: Duration) -> Result<(), GuestError> {
@@ -388,6 +411,22 @@ fn stood_before(state: &str, hold: Hold) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_qemu_that_still_puts_its_memory_away_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("qmp");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        // The connection goes at once, the socket 300 ms later.
+        let client = ClientConfig::default();
+        let server = std::thread::spawn(move || {
+            drop(listener.accept().unwrap());
+            std::thread::sleep(Duration::from_millis(300));
+        });
+        let error = Client::connect(&socket, client).await.map(drop).unwrap_err();
+        assert!(has_ended(&error.into(), &socket).await);
+        server.join().unwrap();
+    }
 
     #[tokio::test]
     async fn a_qemu_that_ended_is_told_from_one_that_cannot_be_asked() {

@@ -170,7 +170,7 @@ impl Migration {
         };
 
         let Opened { mailbox, session, welcome, answer } = opened;
-        let estimate = daemon.estimates.borrow_mut().take(&arguments.guest, &arguments.to);
+        let estimate = daemon.estimates.borrow().last(&arguments.guest, &arguments.to);
         let terms = daemon.experience.borrow().terms(&arguments.to, guest.facts.ram_bytes);
         let mut engine = options::engine(config, &daemon.workers, &arguments, guest.hold)
             .ok_or_else(|| SourceError::UnknownPolicy(arguments.policy.clone().unwrap_or_default()))?;
@@ -324,6 +324,8 @@ impl Migration {
             let ram_bytes = self.guest.facts.ram_bytes;
             self.daemon.experience.borrow_mut().learn(&self.arguments.to, ram_bytes, &stop);
         }
+        // It was of this move.
+        self.daemon.estimates.borrow_mut().forget(&self.arguments.guest, &self.arguments.to);
         let (estimate, predicted) = (self.estimate.take(), self.foretold.filter(|_| !self.raw));
         self.entry.set_report(Report { estimate, predicted, measured, ..Report::default() });
     }

@@ -17,6 +17,11 @@ const ADAPTIVE: &str = "adaptive";
 const THROTTLE_MAX_PERCENT: u8 = 80;
 
 /// The stop that is aimed at.
+/// Who decides is the policy that can slow a guest down.
+pub fn is_adaptive(arguments: &MigrateArguments) -> bool {
+    policy_name(arguments) == ADAPTIVE
+}
+
 pub fn downtime(arguments: &MigrateArguments) -> Duration {
     arguments.downtime_ms.map_or(AdaptiveConfig::default().downtime_target, Duration::from_millis)
 }
@@ -38,7 +43,7 @@ pub fn check(arguments: &MigrateArguments) -> Result<(), Outcome> {
     }
     match may_throttle(arguments) {
         // The others are what they were, and their authors had nothing of the kind.
-        true if policy_name(arguments) != ADAPTIVE => {
+        true if !is_adaptive(arguments) => {
             usage("only the policy \"adaptive\" slows a guest down (on_deadline throttle)".into())
         }
         true if arguments.raw => usage(

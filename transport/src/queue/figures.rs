@@ -12,6 +12,8 @@ pub struct Figures {
     pub in_flight_bytes: u64,
     pub credit_left: u64,
     pub goodput_bytes_per_s: Option<u64>,
+    /// There was always too little to send.
+    pub goodput_is_least: bool,
     pub delivered_bytes: u64,
     pub priority: Priority,
     /// On the wire: the least of the session's, the link's and the host's.
@@ -55,6 +57,7 @@ impl TxQueue {
             in_flight_bytes: account.in_flight_bytes,
             credit_left: account.credit - account.charged,
             goodput_bytes_per_s: goodput,
+            goodput_is_least: account.goodput.is_least(),
             delivered_bytes: account.goodput.delivered_bytes(),
             priority: state.schedule.priority(session),
             limit_bytes_per_s,
