@@ -421,6 +421,34 @@ mod tests {
     }
 
     #[test]
+    fn the_base_of_a_page_that_waits_is_not_the_first_to_be_marked() {
+        let mut pool = Pool::new(0);
+        let mut bases = Bases::new(5 * (PAGE_BYTES + ENTRY_COST_BYTES));
+        let mut put = |bases: &mut Bases, page: u32| {
+            let base = Base { seq: ChunkSeq(page + 1), content: plain(page as u8, &mut pool) };
+            bases.put(PageId(page), base, used(true), &mut pool);
+        };
+        (0..4).for_each(|page| put(&mut bases, page));
+        bases.came_again(PageId(0));
+        (4..6).for_each(|page| put(&mut bases, page));
+        assert_eq!(kept(&bases).0, [0, 3, 4, 5]);
+    }
+
+    #[test]
+    fn many_marks_take_no_more_memory_than_the_budget() {
+        let mut pool = Pool::new(0);
+        let pages = (1 << 15) + 1;
+        let mut bases = Bases::new(pages as usize * MARKED_COST_BYTES);
+        let marks = bases.marker.marks(&[1; PAGE_BYTES]);
+        for page in 0..pages + 100 {
+            let base = Base { seq: ChunkSeq(1), content: Content::Marked(Box::new(marks.clone())) };
+            bases.put(PageId(page), base, Used::Once, &mut pool);
+        }
+        let memory_bytes = bases.memory_bytes() + pages as usize * BOX_OVERHEAD_BYTES;
+        assert!(memory_bytes <= bases.budget_bytes, "{memory_bytes} of {}", bases.budget_bytes);
+    }
+
+    #[test]
     fn what_is_packed_smaller_than_its_marks_stays_so_and_what_is_damaged_goes() {
         let mut pool = Pool::new(0);
         let mut x = 1u64;
@@ -444,6 +472,28 @@ mod tests {
         assert_eq!(kept(&bases), (vec![0, 3], vec![1]));
         let marks = bases.marker.marks(&half);
         assert!(matches!(bases.take(PageId(1)).unwrap().content, Content::Marked(of) if *of == marks));
+    }
+
+    /// Lists, index and figures say the same.
+    fn audit(bases: &Bases) {
+        let mut listed = 0;
+        for tier in [Tier::Cold, Tier::Hot, Tier::Marked] {
+            let Ends { oldest, newest } = bases.tiers[tier as usize];
+            let (mut at, mut before) = (oldest, NONE);
+            while at != NONE {
+                let entry = &bases.entries[at as usize];
+                assert_eq!((entry.tier, entry.older, bases.index[&entry.page]), (tier, before, at));
+                listed += 1;
+                (before, at) = (at, entry.newer);
+            }
+            assert_eq!(newest, before);
+        }
+        assert_eq!(listed, bases.index.len());
+        let contents = bases.entries.iter().filter_map(|entry| entry.base.as_ref()).map(|base| &base.content);
+        let (used, own) = contents.fold((0, 0), |(used, own), content| {
+            (used + content.len() + ENTRY_COST_BYTES, own + content.own_bytes())
+        });
+        assert_eq!((bases.used_bytes, bases.own_bytes), (used, own));
     }
 
     proptest! {
@@ -490,6 +540,7 @@ mod tests {
                     }
                 }
                 prop_assert!(bases.used_bytes() <= budget);
+                audit(&bases);
             }
             for page in 0..30 {
                 if let Some(base) = bases.take(PageId(page)) {

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::model::Rng;
-use crate::payload::{Pair, first_byte, payload, stored_payload};
+use crate::payload::{Pair, first_byte, opaque, payload, stored_payload};
 use crate::receiver::shuffle;
+use hikyaku_engine::codec::DecodeError;
 use hikyaku_engine::{ChunkSeq, PAGE_BYTES, ReceiveError, ReceiverConfig};
 use proptest::prelude::*;
 
@@ -251,4 +252,32 @@ fn without_a_dictionary_nothing_may_be_stored_and_it_costs_nothing() {
     pair.chunk(1, 0, stored_payload(&[], &[(1, 1)], &[], &[], &[(0, 0)])).unwrap();
     let grown = pair.receiver.memory_bytes() - before;
     assert!((PAGE_BYTES..PAGE_BYTES + (40 << 10)).contains(&grown), "{grown} bytes for one slot");
+}
+
+#[test]
+fn a_small_chunk_cannot_ask_for_much_work() {
+    let mut pair = Pair::new(ReceiverConfig { dictionary_slots: SLOTS, ..ReceiverConfig::default() });
+    pair.chunk(1, 0, opaque(0, b"layout")).unwrap();
+    // One page, stored again and again.
+    let stores = [(0, 1); 2];
+    let refused = pair.chunk(2, 0, stored_payload(&[], &[(0, 7)], &[], &[], &stores));
+    let why = DecodeError::Stores { stores: 2, wholes: 1 };
+    assert_eq!(refused, Err(ReceiveError::Payload { seq: 2, why }));
+}
+
+#[test]
+fn what_waits_for_many_chunks_is_not_looked_at_for_each() {
+    let mut pair = Pair::new(ReceiverConfig::default());
+    pair.chunk(1, 0, opaque(0, b"layout")).unwrap();
+    // Ten pages that are what ten chunks store, which come in the order in which it has to wait for all of them.
+    let refs: Vec<_> = (0..10).map(|n| (n, 2 + n, n as u16)).collect();
+    for seq in 20..24 {
+        pair.chunk(seq, 0, stored_payload(&[], &[], &[], &refs, &[])).unwrap();
+    }
+    for n in (0..10).rev() {
+        assert_eq!(pair.receiver.parked_chunks(), 4);
+        pair.chunk(2 + n, 0, stored_payload(&[], &[(20, n as u8)], &[], &[], &[(0, n as u16)])).unwrap();
+    }
+    assert_eq!(pair.receiver.parked_chunks(), 0);
+    assert!((0..10).all(|n| pair.ram.pages[n] == [n as u8; PAGE_BYTES]));
 }

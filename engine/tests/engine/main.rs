@@ -2,6 +2,7 @@
 
 mod base_store;
 mod dictionary;
+mod interleaved;
 mod memory;
 mod model;
 mod payload;

@@ -305,3 +305,25 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_is_encoded_and_waits_for_its_turn_is_left_once() {
+    let mut rig = Rig::new(SourceConfig { chunk_bytes: PAGE_BYTES, ..SourceConfig::default() }, 16);
+    rig.link(link(0));
+    (0..4).for_each(|page| rig.page(page, &noise(page.into())));
+    let mut jobs = Vec::new();
+    while let Some(action) = rig.source.poll(Time(0)) {
+        if let Action::Encode(job) = action {
+            jobs.push(job);
+        }
+    }
+    assert_eq!(jobs.len(), 4);
+    let before = rig.source.progress().residual_bytes_encoded;
+    // All but the first come back.
+    for job in jobs.drain(1..) {
+        let encoded = job.run(&mut rig.scratch);
+        rig.source.encoded(Time(0), encoded);
+    }
+    let after = rig.source.progress().residual_bytes_encoded;
+    assert!(after <= before + 1000, "{before}, then {after}");
+}
