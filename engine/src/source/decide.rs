@@ -15,6 +15,8 @@ impl Source {
         let started = self.layout_at?;
         if self.phase != Phase::Live
             || self.undecided
+            // A guest that were let go now would stand for as long as the link does.
+            || self.window.stands(now)
             || self.raw.begun()
             || !(self.passes.ended_unasked || now >= self.next_decision)
         {

@@ -206,16 +206,11 @@ impl Source {
     }
 
     fn next_seq(&mut self) -> Option<ChunkSeq> {
-        match self.window.issued.0.checked_add(1) {
-            Some(seq) => {
-                self.window.issued = ChunkSeq(seq);
-                Some(ChunkSeq(seq))
-            }
-            None => {
-                self.fault = Some(AbortReason::SequenceExhausted);
-                None
-            }
+        let seq = self.window.issue(self.polled_at);
+        if seq.is_none() {
+            self.fault = Some(AbortReason::SequenceExhausted);
         }
+        seq
     }
 
     /// Takes the pages' memory back, as bases or for the pool.

@@ -466,8 +466,8 @@ impl Source {
     }
 
     /// The peer has applied all chunks up to `cumulative`, and `ranges` (both ends included).
-    pub fn acked(&mut self, _now: Time, cumulative: ChunkSeq, ranges: &[(ChunkSeq, ChunkSeq)]) {
-        self.window.acked(cumulative, ranges);
+    pub fn acked(&mut self, now: Time, cumulative: ChunkSeq, ranges: &[(ChunkSeq, ChunkSeq)]) {
+        self.window.acked(now, cumulative, ranges);
     }
 
     /// What the transport knows now.

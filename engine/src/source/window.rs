@@ -1,8 +1,10 @@
 //! How much may be under way: few chunks, so that superseding ends late, yet enough that no lane runs dry.
 
+use std::time::Duration;
+
 use crate::config::SourceConfig;
 use crate::source::job::chunk_most_bytes;
-use crate::types::{ChunkSeq, LinkStats};
+use crate::types::{ChunkSeq, LinkStats, Time};
 
 /// Chunks issued, and what the transport said last.
 #[derive(Debug)]
@@ -19,7 +21,13 @@ pub(super) struct Window {
     acked_through: ChunkSeq,
     /// Chunks beyond it that have been applied.
     acked_beyond: u64,
+    /// When the peer last said that it applied something; or when something was issued, and nothing was under way before.
+    moved_at: Time,
 }
+
+/// A link of which nothing comes back for so long stands.
+const STANDS_AFTER: Duration = Duration::from_secs(1);
+const STANDS_AFTER_ROUND_TRIPS: u64 = 8;
 
 /// When chunks are issued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +50,7 @@ impl Window {
             issued: ChunkSeq::NONE,
             acked_through: ChunkSeq::NONE,
             acked_beyond: 0,
+            moved_at: Time(0),
         }
     }
 
@@ -51,13 +60,33 @@ impl Window {
         self.unknown_bytes = held_bytes as u64;
     }
 
-    pub(super) fn acked(&mut self, cumulative: ChunkSeq, ranges: &[(ChunkSeq, ChunkSeq)]) {
+    /// The number of the next chunk; None: there are no more.
+    pub(super) fn issue(&mut self, now: Time) -> Option<ChunkSeq> {
+        if self.chunks_under_way() == 0 {
+            self.moved_at = now;
+        }
+        self.issued = ChunkSeq(self.issued.0.checked_add(1)?);
+        Some(self.issued)
+    }
+
+    /// Something is under way, and for longer than any path takes nothing of it has been applied: what is known of the link is not true of it now.
+    pub(super) fn stands(&self, now: Time) -> bool {
+        let patience_ns = u64::try_from(STANDS_AFTER.as_nanos()).unwrap_or(u64::MAX);
+        let patience_ns = patience_ns.max(self.link.rtt_ns.saturating_mul(STANDS_AFTER_ROUND_TRIPS));
+        self.chunks_under_way() > 0 && now.since(self.moved_at) > patience_ns
+    }
+
+    pub(super) fn acked(&mut self, now: Time, cumulative: ChunkSeq, ranges: &[(ChunkSeq, ChunkSeq)]) {
+        let before = (self.acked_through, self.acked_beyond);
         self.acked_through = self.acked_through.max(cumulative.min(self.issued));
         self.acked_beyond = ranges
             .iter()
             .map(|(first, last)| (first.previous().max(self.acked_through), last.min(&self.issued)))
             .map(|(before, last)| u64::from(last.0.saturating_sub(before.0)))
             .sum();
+        if before != (self.acked_through, self.acked_beyond) {
+            self.moved_at = now;
+        }
     }
 
     pub(super) fn job_issued(&mut self, most_bytes: usize) {

@@ -3,7 +3,8 @@
 use hikyaku_engine::codec::{DecodeScratch, Decoded, decode};
 use hikyaku_engine::precopy::{Adaptive, AdaptiveConfig};
 use hikyaku_engine::{
-    Action, Chunk, EncodeScratch, LinkStats, PAGE_BYTES, PageBytes, PageId, Source, SourceConfig, Time,
+    Action, Chunk, EncodeScratch, LinkStats, PAGE_BYTES, PageBytes, PageId, Source, SourceConfig, SyncInfo,
+    Time,
 };
 use proptest::prelude::*;
 
@@ -326,4 +327,40 @@ fn what_is_encoded_and_waits_for_its_turn_is_left_once() {
     }
     let after = rig.source.progress().residual_bytes_encoded;
     assert!(after <= before + 1000, "{before}, then {after}");
+}
+
+#[test]
+fn a_guest_is_not_stopped_while_nothing_comes_back() {
+    let mut rig = Rig::new(SourceConfig::default(), 64);
+    (0..64).for_each(|page| rig.page(page, &noise(page.into())));
+    // All of it was gone over, and nothing is dirty since.
+    rig.source.idle(Time(0));
+    rig.source.idle(Time(0));
+    rig.source.sync(Time(0), SyncInfo { count: Some(3), dirty_pages: Some(0) });
+    let stopped = |rig: &mut Rig, ms: u64| {
+        (0..ms / 10).find(|_| {
+            rig.after(10);
+            rig.link(link(0));
+            let mut switch = false;
+            while let Some(action) = rig.source.poll(Time(rig.now)) {
+                match action {
+                    Action::Encode(job) => {
+                        let encoded = job.run(&mut rig.scratch);
+                        rig.source.encoded(Time(rig.now), encoded);
+                    }
+                    Action::Switch => switch = true,
+                    _ => {}
+                }
+            }
+            switch
+        })
+    };
+    // By the figures next to nothing is left; but of what went, nothing was applied.
+    rig.source.outage(Time(0), true);
+    assert_eq!(stopped(&mut rig, 1500), None);
+    rig.source.outage(Time(rig.now), false);
+    assert_eq!(stopped(&mut rig, 10_000), None);
+    let last = rig.source.progress().chunks_issued;
+    rig.source.acked(Time(rig.now), last, &[]);
+    assert!(stopped(&mut rig, 500).is_some());
 }
