@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::codec::choice::ChooserConfig;
 use crate::types::PAGE_BYTES;
 
 /// The knobs of a [`crate::Source`].
@@ -27,6 +28,8 @@ pub struct SourceConfig {
     pub chunk_refs: usize,
     /// Threads that encode. Default 2: a small machine's cores.
     pub workers: usize,
+    /// How a chunk's method is chosen, and what is believed of the methods before any was used.
+    pub choice: ChooserConfig,
     /// Encode jobs under way at once. Default 4: two per worker on a small machine keep both busy.
     pub encode_jobs: usize,
     /// Encoded bytes that may wait for a lane, at least. Default 512 KiB: what eight lanes take at once before
@@ -87,6 +90,7 @@ impl Default for SourceConfig {
             chunk_zero_runs: 4096,
             chunk_refs: 4096,
             workers: 2,
+            choice: ChooserConfig::default(),
             encode_jobs: 4,
             window_bytes: 512 << 10,
             window: Duration::from_millis(20),

@@ -228,7 +228,7 @@ impl Source {
             pool: Pool::new(config.pool_bytes),
             bases: None,
             dictionary: Dictionary::new(0, 0),
-            speed: Speed::new(config.workers),
+            speed: Speed::new(config.workers, config.choice.clone()),
             limiter: Limiter::default(),
             encodings: policy.encodings(),
             epoch: Epoch::default(),

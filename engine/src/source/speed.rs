@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::codec::Method;
-use crate::codec::choice::{Chooser, Took, Wire};
+use crate::codec::choice::{Chooser, ChooserConfig, Took, Wire};
 use crate::source::job::Cost;
 use crate::source::window::Window;
 
@@ -26,8 +26,8 @@ pub(super) struct Speed {
 }
 
 impl Speed {
-    pub(super) fn new(workers: usize) -> Self {
-        Speed { chooser: Chooser::default(), workers: workers.max(1), raw_bytes_per_s: None }
+    pub(super) fn new(workers: usize, choice: ChooserConfig) -> Self {
+        Speed { chooser: Chooser::new(choice), workers: workers.max(1), raw_bytes_per_s: None }
     }
 
     /// A chunk of `raw_bytes` of pages has come back.
