@@ -169,7 +169,8 @@ impl Source {
             }
         }
         let keep = match &self.bases {
-            Some(bases) if !without_base => bases.keep(hot),
+            // With the guest stopped nothing comes again, and what is done for it is part of the stop.
+            Some(bases) if !without_base && self.phase != Phase::Stopped => bases.keep(hot),
             _ => Keep::No,
         };
         work.pages.push(PageWork {
