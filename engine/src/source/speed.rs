@@ -23,11 +23,18 @@ pub(super) struct Speed {
     workers: usize,
     /// Of one worker, all of a chunk's pages counted.
     raw_bytes_per_s: Option<f64>,
+    /// The same of chunks whose pages came again, most of them: differences are made faster than whole pages are compressed.
+    again_bytes_per_s: Option<f64>,
 }
 
 impl Speed {
     pub(super) fn new(workers: usize, choice: ChooserConfig) -> Self {
-        Speed { chooser: Chooser::new(choice), workers: workers.max(1), raw_bytes_per_s: None }
+        Speed {
+            chooser: Chooser::new(choice),
+            workers: workers.max(1),
+            raw_bytes_per_s: None,
+            again_bytes_per_s: None,
+        }
     }
 
     /// A chunk of `raw_bytes` of pages has come back.
@@ -41,7 +48,9 @@ impl Speed {
         let Some(took) = took.filter(|took| !took.is_zero()) else { return };
         if raw_bytes > 0 {
             let newest = raw_bytes as f64 / took.as_secs_f64();
-            let speed = self.raw_bytes_per_s.get_or_insert(newest);
+            let again = cost.again_raw_bytes * 2 > raw_bytes;
+            let speed = if again { &mut self.again_bytes_per_s } else { &mut self.raw_bytes_per_s };
+            let speed = speed.get_or_insert(newest);
             *speed += WEIGHT * (newest - *speed);
         }
         // Deltas and pages that are not compressed take time of their own: such a chunk tells nothing of its method.
@@ -55,9 +64,11 @@ impl Speed {
         }
     }
 
-    /// Raw bytes that all workers together encode per second. None: not known yet.
-    pub(super) fn raw_bytes_per_s(&self) -> Option<u64> {
-        self.raw_bytes_per_s.map(|speed| (speed * self.workers as f64) as u64)
+    /// Raw bytes that all workers together encode per second, where so much of them came again, of one. None: not known yet.
+    pub(super) fn raw_bytes_per_s(&self, again: f64) -> Option<u64> {
+        let fresh = self.raw_bytes_per_s.or(self.again_bytes_per_s)?;
+        let each_s = (1.0 - again) / fresh + again / self.again_bytes_per_s.unwrap_or(fresh);
+        Some((self.workers as f64 / each_s) as u64)
     }
 
     /// `opening`: the wire carries less than it will.
@@ -73,5 +84,24 @@ impl Speed {
             workers: self.workers,
             idle_workers: self.workers.saturating_sub(window.jobs),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_again_has_a_speed_of_its_own() {
+        let mut speed = Speed::new(2, ChooserConfig::default());
+        assert_eq!(speed.raw_bytes_per_s(0.0), None);
+        let mut learn = |again_raw_bytes, took_ms| {
+            let cost = Cost { again_raw_bytes, ..Cost::default() };
+            speed.learn(100_000, &cost, Some(Duration::from_millis(took_ms)), None);
+            [0.0, 0.5, 1.0].map(|again| speed.raw_bytes_per_s(again).unwrap() / 1_000_000)
+        };
+        assert_eq!(learn(0, 1), [200, 200, 200], "nothing is known of them yet");
+        assert_eq!(learn(100_000, 0), [200, 200, 200]);
+        assert_eq!(learn(51_000, 2), [200, 133, 100]);
     }
 }
