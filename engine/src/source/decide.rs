@@ -15,8 +15,6 @@ impl Source {
         let started = self.layout_at?;
         if self.phase != Phase::Live
             || self.undecided
-            // A guest that were let go now would stand for as long as the link does.
-            || self.window.stands(now)
             || self.raw.begun()
             || !(self.passes.ended_unasked || now >= self.next_decision)
         {
@@ -39,6 +37,8 @@ impl Source {
         self.next_decision = now.plus(self.config.policy_interval);
         match self.policy.decide(&view) {
             Decision::Continue => None,
+            // A guest that were let go now would stand for as long as the link does. Its deadline holds all the same.
+            Decision::SwitchOver if self.window.stands(now) => None,
             Decision::Throttle(share) if share == self.throttle => None,
             Decision::Throttle(share) => {
                 self.throttle = share;
