@@ -65,6 +65,7 @@ impl Scale {
         source.pool_bytes = divided(source.pool_bytes).max(few_chunks);
         // Nobody's workers are as slow as these; it would be long before that is believed.
         source.choice.first_guess.iter_mut().for_each(|(_, mb_per_s)| *mb_per_s /= by);
+        source.choice.opening_bytes_per_s /= u64::from(k);
         // A chunk takes `k` times as long to encode, and may be more than the window's time on the wire.
         source.window_bytes = source.window_bytes.max((source.chunk_bytes * source.encode_jobs) as u64);
         let budget_bytes = match source.delta {

@@ -10,9 +10,6 @@ use crate::source::window::Window;
 /// Weight of the newest chunk in the running speed: the last twenty or so count.
 const WEIGHT: f64 = 0.05;
 
-/// What a wire is taken to carry at least, once it is open: what is encoded ahead of it is not made denser at the cost of how much that is.
-const OPENING_BYTES_PER_S: u64 = 100_000_000;
-
 /// Less than this part of a second waits for the wire.
 const DRY_PARTS: u64 = 200;
 
@@ -20,6 +17,7 @@ const DRY_PARTS: u64 = 200;
 #[derive(Debug)]
 pub(super) struct Speed {
     chooser: Chooser,
+    opening_bytes_per_s: u64,
     workers: usize,
     /// Of one worker, all of a chunk's pages counted.
     raw_bytes_per_s: Option<f64>,
@@ -30,6 +28,7 @@ pub(super) struct Speed {
 impl Speed {
     pub(super) fn new(workers: usize, choice: ChooserConfig) -> Self {
         Speed {
+            opening_bytes_per_s: choice.opening_bytes_per_s,
             chooser: Chooser::new(choice),
             workers: workers.max(1),
             raw_bytes_per_s: None,
@@ -77,7 +76,7 @@ impl Speed {
         // A wire that has nothing to carry shows how fast chunks are encoded, and not what it could do.
         let dry = window.unsent_bytes() < goodput / DRY_PARTS;
         let path = if dry { window.link.path_bytes_per_s } else { 0 };
-        let opens = if opening { OPENING_BYTES_PER_S } else { 0 };
+        let opens = if opening { self.opening_bytes_per_s } else { 0 };
         self.chooser.choose(&Wire {
             goodput_bytes_per_s: goodput.max(path).max(opens),
             unsent_bytes: window.unsent_bytes(),
