@@ -27,7 +27,7 @@ pub struct GapArgs {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=99))]
     repeats: u32,
     /// The guest's memory in MiB
-    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(32..=16384))]
+    #[arg(long, default_value_t = 2048, value_parser = clap::value_parser!(u32).range(32..=16384))]
     mem: u32,
     /// Congestion control of the lanes; `auto` keeps them off the queue
     #[arg(long, default_value = FILLS_QUEUES)]
@@ -44,7 +44,7 @@ const WORST: Duration = Duration::from_millis(60);
 const FILLS_QUEUES: &str = "cubic";
 /// How full the bottleneck's queue has to be at some time, or the stop had nothing to stand in.
 const QUEUE_FILLED: f64 = 0.8;
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 
 pub fn run(args: &GapArgs) -> anyhow::Result<ExitCode> {
     let cells = compare::cells(&args.link, &args.load)?;
