@@ -57,7 +57,7 @@ impl Source {
         let again = (self.staged_again + self.encoding_again) as f64;
         let again = again / (self.staging.len() + self.encoding_pages).max(1) as f64;
         let encode_bytes_per_s =
-            self.speed.raw_bytes_per_s(again.min(1.0)).unwrap_or(self.terms.encode_bytes_per_s);
+            self.speed.stopped_bytes_per_s(again.min(1.0)).unwrap_or(self.terms.encode_bytes_per_s);
         Terms { encode_bytes_per_s, ..self.terms }
     }
 

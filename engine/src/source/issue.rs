@@ -71,7 +71,24 @@ impl Source {
         let opening_ns = self.config.ahead_round_trips * self.window.link.min_rtt_ns;
         let opens = self.layout_at.is_some_and(|begun| self.polled_at.since(begun) < opening_ns);
         // A policy that counts passes has its source at the rate of the link.
-        if opens && self.paces_passes() { Pace::Ahead } else { Pace::Late }
+        if opens && self.paces_passes() {
+            return Pace::Ahead;
+        }
+        self.lead_bytes().map_or(Pace::Late, |unsent_bytes| Pace::Early { unsent_bytes })
+    }
+
+    /// What may wait for the wire when the last pages are encoded. They all came before, and their differences take the workers longer than
+    /// the wire: a worker that waits until the wire is empty would still be at work when the guest is to be stopped. What comes once more meanwhile
+    /// has cost the wire little.
+    fn lead_bytes(&self) -> Option<u64> {
+        if self.staged_again == 0 || self.staged_again < self.staging.len() || self.bases.is_none() {
+            return None;
+        }
+        let raw_bytes = (self.staged_again * PAGE_BYTES) as f64;
+        let encoded_s = raw_bytes / self.speed.again_bytes_per_s()?.max(1) as f64;
+        let lead_bytes =
+            encoded_s * self.window.link.goodput_bytes_per_s as f64 - raw_bytes * self.ratio_again?;
+        (lead_bytes > 0.0).then_some(lead_bytes as u64)
     }
 
     /// A chunk full of pages, or some pages and a reason not to wait for more.
@@ -111,17 +128,31 @@ impl Source {
             }
             self.counts.pages_sent += u64::from(run);
         }
+        let sample = self.sample_is_due();
+        if sample {
+            self.sampled_at = Some(self.polled_at);
+        }
         // What costs the wire next to nothing ends a chunk late, but it does: a page may turn out to be zero, or a reference.
         while work.pages.len() < self.pages_per_chunk()
             && work.refs.len() < self.config.chunk_refs
             && work.zero_runs.len() < max_runs
         {
-            let Some((page, bytes)) = self.staging.pop() else { break };
+            let next = if sample { self.staging.pop_hottest() } else { self.staging.pop() };
+            let Some((page, bytes)) = next else { break };
             self.add(page, bytes, seq, &mut work);
         }
         self.encoding_pages += work.pages.len();
         self.encoding_again += work.pages.iter().filter(|page| page.again).count();
         Some(self.job(seq, self.last_opaque, Work::Pages(work)))
+    }
+
+    /// What comes again waits until all else has gone, and what it costs then makes most of the stop: some of it goes before its turn, or nobody
+    /// could foretell that.
+    fn sample_is_due(&self) -> bool {
+        self.phase == Phase::Live
+            && self.bases.is_some()
+            && self.staged_again >= self.pages_per_chunk()
+            && self.sampled_at.is_none_or(|last| self.polled_at.since(last) >= SAMPLE_INTERVAL_NS)
     }
 
     /// Puts a page that was staged into a chunk, in the cheapest form that can be told without an encoder.
@@ -276,11 +307,17 @@ impl Source {
         if again.1 > 0 {
             // Known first when pages begin to come again, which may be few: they count from the first on.
             let weight = if self.ratio_again.is_none() { 1.0 } else { weight(again.1) };
+            if again.1 * 2 >= self.config.chunk_bytes {
+                self.sampled_at = Some(self.polled_at);
+            }
             let ratio = self.ratio_again.get_or_insert(0.0);
             *ratio += weight * (again.0 as f64 / again.1 as f64 - *ratio);
         }
     }
 }
+
+/// For so long what is known of pages that come again is believed. A chunk of them in that time is a part in a thousand of a slow link.
+const SAMPLE_INTERVAL_NS: u64 = 400_000_000;
 
 fn used(hot: bool, before: Option<ChunkSeq>) -> Used {
     if hot { Used::Again { before: before.unwrap_or(ChunkSeq::NONE) } } else { Used::Once }

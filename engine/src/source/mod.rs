@@ -189,6 +189,8 @@ pub struct Source {
     /// Encoded by raw bytes of pages that are sent for the first time, and of others once there are any.
     ratio: f64,
     ratio_again: Option<f64>,
+    /// When it was last learned, or began to be.
+    sampled_at: Option<Time>,
     counts: Counts,
 }
 
@@ -258,6 +260,7 @@ impl Source {
             terms: Terms::default(),
             ratio: 1.0,
             ratio_again: None,
+            sampled_at: None,
             counts: Counts::default(),
             config,
             policy,

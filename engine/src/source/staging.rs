@@ -110,6 +110,13 @@ impl Staging {
         Some((page, self.release(slot)?))
     }
 
+    /// The page that has waited longest, of the hottest class there is.
+    pub(super) fn pop_hottest(&mut self) -> Option<(PageId, Box<PageBytes>)> {
+        let slot = self.queues.iter().rfind(|queue| queue.len > 0)?.oldest;
+        let page = self.slots.get(slot as usize)?.page;
+        Some((page, self.release(slot)?))
+    }
+
     fn release(&mut self, slot: u32) -> Option<Box<PageBytes>> {
         let bytes = self.slots.get_mut(slot as usize)?.bytes.take()?;
         self.unlink(slot);

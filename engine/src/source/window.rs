@@ -34,6 +34,8 @@ const STANDS_AFTER_ROUND_TRIPS: u64 = 8;
 pub(super) enum Pace {
     /// As late as the wire allows: what is not issued can be superseded.
     Late,
+    /// With so many bytes waiting, so that encoding is done when the wire is.
+    Early { unsent_bytes: u64 },
     /// Ahead of a wire that carries little yet.
     Ahead,
     /// As soon as can be.
@@ -138,6 +140,7 @@ impl Window {
         let encoding = (self.jobs_most_bytes as f64 * ratio) as u64;
         let target = match pace {
             Pace::Late => self.target_bytes(config),
+            Pace::Early { unsent_bytes } => self.target_bytes(config).max(unsent_bytes),
             Pace::Ahead => self.target_bytes(config).max(config.ahead_bytes),
             Pace::Hurry => return true,
         };

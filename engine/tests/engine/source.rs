@@ -330,6 +330,53 @@ fn what_is_encoded_and_waits_for_its_turn_is_left_once() {
 }
 
 #[test]
+fn what_comes_again_is_sampled_before_its_turn() {
+    const PER_CHUNK: u32 = 4;
+    let chunk_bytes = PER_CHUNK as usize * PAGE_BYTES;
+    let mut rig = Rig::new(SourceConfig { chunk_bytes, ..SourceConfig::default() }, 4096);
+    let again = 0..16;
+    again.clone().for_each(|page| rig.page(page, &noise(page.into())));
+    rig.link(link(0));
+    rig.act();
+    rig.acked();
+    rig.sent.clear();
+    // Nothing may leave, while these become hot, and many come for the first time.
+    rig.link(LinkStats { credit_bytes: 0, in_flight_bytes: 1, ..link(0) });
+    for round in 0..8 {
+        for page in again.clone() {
+            let mut content = noise(page.into());
+            content[0] = round;
+            rig.page(page, &content);
+        }
+    }
+    (1000..3000).for_each(|page| rig.page(page, &noise(page.into())));
+    // Of the pages of the next hundred chunks, those that went as deltas.
+    let mut next = |ms| {
+        rig.after(ms);
+        rig.link(link(0));
+        let mut jobs = 0;
+        while jobs < 100
+            && let Some(action) = rig.source.poll(Time(rig.now))
+        {
+            match action {
+                Action::Encode(job) => {
+                    jobs += 1;
+                    let encoded = job.run(&mut rig.scratch);
+                    rig.source.encoded(Time(rig.now), encoded);
+                }
+                Action::Send(chunk) => rig.sent.push(chunk),
+                _ => {}
+            }
+        }
+        rig.forms().into_iter().filter(|(_, form)| *form == Form::Delta).count()
+    };
+    assert_eq!(next(10), PER_CHUNK as usize);
+    // Believed for a while, and then looked at again.
+    assert_eq!(next(10), 0);
+    assert_eq!(next(500), PER_CHUNK as usize);
+}
+
+#[test]
 fn a_guest_is_not_stopped_while_nothing_comes_back() {
     let mut rig = Rig::new(SourceConfig::default(), 64);
     (0..64).for_each(|page| rig.page(page, &noise(page.into())));
