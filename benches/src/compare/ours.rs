@@ -27,6 +27,8 @@ pub struct Ours {
     name: String,
     policy: String,
     downtime: Duration,
+    /// Of the command, besides.
+    flags: Vec<String>,
     /// Besides what a daemon must be told, in its configuration file.
     configuration: String,
     programs: Programs,
@@ -38,6 +40,7 @@ impl Ours {
             name: name.to_owned(),
             policy: policy.to_owned(),
             downtime: DOWNTIME,
+            flags: Vec::new(),
             configuration: String::new(),
             programs,
         }
@@ -46,6 +49,11 @@ impl Ours {
     /// The stop that is asked for, if it is not everybody's.
     pub fn downtime(self, downtime: Duration) -> Ours {
         Ours { downtime, ..self }
+    }
+
+    /// What the command is told besides.
+    pub fn flags(self, flags: &[&str]) -> Ours {
+        Ours { flags: flags.iter().map(|flag| (*flag).to_owned()).collect(), ..self }
     }
 
     /// What both daemons are told besides.
@@ -62,8 +70,9 @@ impl Peer for Ours {
     fn set_up(&self, network: &Network) -> anyhow::Result<Box<dyn Carrier>> {
         let sites = Site::pair(network, HOSTS, &self.programs, &self.configuration)?;
         std::thread::sleep(THERE_BEFORE);
-        let flags =
-            vec!["--downtime".to_owned(), format!("{}ms", self.downtime.as_millis()), "--json".to_owned()];
+        let downtime = format!("{}ms", self.downtime.as_millis());
+        let mut flags = vec!["--downtime".to_owned(), downtime, "--json".to_owned()];
+        flags.extend(self.flags.iter().cloned());
         let manner = Manner { policy: self.policy.clone(), flags, ..Manner::default() };
         Ok(Box::new(Daemons { sites, manner }))
     }
@@ -76,9 +85,13 @@ struct Daemons {
 }
 
 impl Carrier for Daemons {
-    fn carry(&mut self, here: &mut Qemu, there: &mut Qemu, limit: Duration) -> anyhow::Result<Carried> {
+    fn prepare(&mut self, _here: &mut Qemu, there: &mut Qemu) -> anyhow::Result<()> {
         let [from, to] = &self.sites;
-        travel::await_guest(there, from, to)?;
+        travel::await_guest(there, from, to)
+    }
+
+    fn carry(&mut self, here: &mut Qemu, _there: &mut Qemu, limit: Duration) -> anyhow::Result<Carried> {
+        let [from, to] = &self.sites;
         let mut words = tempfile::tempfile()?;
         let mut command = travel::migrate(here, from, to, &self.manner);
         command.stdout(words.try_clone()?).stderr(words.try_clone()?);

@@ -32,7 +32,11 @@ pub trait Peer {
 }
 
 pub trait Carrier {
-    /// Moves the guest of `here` into `there`, which waits (`-incoming defer`). A move that is not over after `limit` is called
+    /// What has to be said before a guest can be moved into `there`, which waits (`-incoming defer`). It takes its time, and the guest is to be asked
+    /// to move at one age, whoever moves it.
+    fn prepare(&mut self, here: &mut Qemu, there: &mut Qemu) -> anyhow::Result<()>;
+
+    /// Moves the guest of `here` into `there`. A move that is not over after `limit` is called
     /// off. `Err`: it failed; where the guest is has to be looked up.
     fn carry(&mut self, here: &mut Qemu, there: &mut Qemu, limit: Duration) -> anyhow::Result<Carried>;
 

@@ -43,6 +43,7 @@ pub fn run(
     let during = |what: &str| format!("{cell} {}: {what}", peer.name());
     progress.during(&during("the guest fills its memory"), &network, || -> anyhow::Result<()> {
         let old_ms = here.wait_ready(BOOT_LIMIT)?.fill_ms + AGE_MS;
+        carrier.prepare(&mut here, &mut there)?;
         here.wait_heartbeat(AGE_LIMIT, "the age to move", |beat| beat.guest_ms >= old_ms)?;
         Ok(())
     })?;

@@ -95,10 +95,14 @@ struct Pair {
 }
 
 impl Carrier for Pair {
-    fn carry(&mut self, here: &mut Qemu, there: &mut Qemu, limit: Duration) -> anyhow::Result<Carried> {
+    fn prepare(&mut self, here: &mut Qemu, there: &mut Qemu) -> anyhow::Result<()> {
         self.stock.tell(here).context("at the source")?;
         self.stock.tell(there).context("at the destination")?;
         there.qmp("migrate-incoming", json!({ "uri": self.uri }))?;
+        Ok(())
+    }
+
+    fn carry(&mut self, here: &mut Qemu, there: &mut Qemu, limit: Duration) -> anyhow::Result<Carried> {
         let begun = Instant::now();
         here.qmp("migrate", json!({ "uri": self.uri }))?;
         while here.migration()? != "completed" {
