@@ -2,6 +2,7 @@
 //!
 //! Unknown keys are errors with their line. What is parsed here is never validated again.
 
+use crate::hooks::Hook;
 use crate::standing::Standing;
 use crate::units;
 use hikyaku_engine::PAGE_BYTES;
@@ -47,6 +48,8 @@ pub struct Config {
     pub link: Link,
     #[serde(default)]
     pub guest: Guest,
+    #[serde(default)]
+    pub hooks: Hooks,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -165,6 +168,25 @@ pub struct Guest {
     /// sync its dirty bitmap more often and the guest fault more. Default 50 ms.
     #[serde(deserialize_with = "duration")]
     pub sync_interval: Duration,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Hooks {
+    /// Programs named like what they are called for. Default `/etc/hikyaku/hooks.d`.
+    pub directory: PathBuf,
+    /// How long each may take. Default 10 s.
+    #[serde(deserialize_with = "duration")]
+    pub timeout: Duration,
+    /// At the destination: what has to be done before the guest may run. It stands meanwhile. Default: nothing.
+    pub hold: Vec<Hook>,
+}
+
+impl Default for Hooks {
+    fn default() -> Self {
+        let directory = PathBuf::from("/etc/hikyaku/hooks.d");
+        Hooks { directory, timeout: Duration::from_secs(10), hold: Vec::new() }
+    }
 }
 
 impl Memory {

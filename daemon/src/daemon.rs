@@ -150,6 +150,12 @@ impl Daemon {
                     armed.values().filter(|at| at.from.as_deref().is_none_or(|from| from == peer.as_str()));
                 its.for_each(|at| awaited::tell(&self.node, peer.as_str(), &at.awaits));
             }
+            Ok(Note::Over { migration }) => {
+                let records = self.records.clone();
+                tokio::task::spawn_local(async move {
+                    destination::over(&records, peer.as_str(), migration).await
+                });
+            }
             other => tracing::debug!(%peer, ?other, "a note that means nothing here"),
         }
     }

@@ -13,8 +13,10 @@
 //! | [`protocol`] | what two daemons say to each other about a guest |
 //! | [`estimate`], [`report`] | how a move would go, and what came of what was foretold |
 //! | [`standing`] | links that are there before a guest is to be moved |
+//! | [`fail`] | where tests make a daemon fail |
 //! | [`awaited`] | what the other side has said it awaits |
 //! | [`pages`] | QEMU's blocks in the engine's page numbers |
+//! | [`hooks`] | the operator's programs, called as a guest moves |
 //! | [`heap`] | where memory for pages comes from |
 //! | [`outcome`] | how a migration ended: exit code, where the guest runs, what to do |
 //!
@@ -28,7 +30,9 @@ pub mod config;
 pub mod daemon;
 pub mod destination;
 pub mod estimate;
+pub mod fail;
 pub mod heap;
+pub mod hooks;
 pub mod id;
 pub mod inbox;
 pub mod keyfile;
@@ -37,6 +41,7 @@ mod outage;
 pub mod outcome;
 pub mod ownership;
 pub mod pages;
+mod process;
 pub mod protocol;
 pub mod records;
 pub mod registry;

@@ -87,6 +87,10 @@ pub enum Note {
     },
     /// What of this peer's guests is awaited there?
     WhoIsAwaited,
+    /// The source has heard what became of this migration, durably, and will never ask.
+    Over {
+        migration: Id,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]

@@ -2,7 +2,9 @@
 //!
 //! It tells; it decides nothing. Each migration changes only its own [`Entry`].
 
-use crate::api::wire::{self, Event, EventKind, Numbers, Priority, Role, SCHEMA, Sharing, Status, StopTimes};
+use crate::api::wire::{
+    self, Event, EventKind, Numbers, Priority, Resolution, Role, SCHEMA, Sharing, Status, StopTimes,
+};
 use crate::id::Id;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::Phase;
@@ -30,6 +32,7 @@ pub struct Entry {
     begun: Instant,
     state: Mutex<State>,
     cancel: watch::Sender<bool>,
+    resolution: watch::Sender<Option<Resolution>>,
     /// And whether it is urgent just now.
     sharing: watch::Sender<(Sharing, bool)>,
     events: broadcast::Sender<Event>,
@@ -128,6 +131,7 @@ impl Registry {
             begun: Instant::now(),
             state: Mutex::new(state),
             cancel: watch::channel(false).0,
+            resolution: watch::channel(None).0,
             sharing: watch::channel(Default::default()).0,
             events: self.events.clone(),
         });
@@ -369,6 +373,31 @@ impl Entry {
         let _ = wish.wait_for(|wish| *wish).await;
     }
 
+    /// A person says where a guest is that is in doubt. `fenced`: and has made sure that the other host cannot run it.
+    pub fn resolve(&self, guest_is: Resolution, fenced: bool) -> Result<(), Outcome> {
+        let phase = self.phase();
+        if !matches!(phase, Phase::Ceded | Phase::Starting) {
+            let desc = format!("migration {} is not in doubt: it is {phase}", self.id.short());
+            return Err(Outcome::new(Ending::Usage, Whereabouts::AsItWas, desc));
+        }
+        if !fenced {
+            let desc = "nobody has said that the other host cannot run the guest, so nothing was done";
+            return Err(Outcome::new(Ending::Usage, Whereabouts::InDoubt, desc));
+        }
+        self.resolution.send_replace(Some(guest_is));
+        Ok(())
+    }
+
+    /// Returns when somebody has said so.
+    pub async fn resolved(&self) -> Resolution {
+        let mut told = self.resolution.subscribe();
+        // The sender lives in `self`.
+        match told.wait_for(Option::is_some).await.map(|told| *told) {
+            Ok(Some(resolution)) => resolution,
+            _ => std::future::pending().await,
+        }
+    }
+
     fn publish(&self, event: EventKind) {
         // Nobody listening is no error.
         let _ = self.events.send(Event { event, v: SCHEMA, data: self.status() });
@@ -434,6 +463,19 @@ mod tests {
         }
         assert!(entry.cancel().unwrap_err().desc.contains("too late"));
         assert!(!entry.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn only_what_is_in_doubt_is_resolved_and_only_by_who_has_fenced_the_other_host() {
+        let registry = Registry::default();
+        let entry = entered(&registry, "web").unwrap();
+        assert!(entry.resolve(Resolution::Here, true).unwrap_err().desc.contains("not in doubt"));
+        for phase in [Phase::Copying, Phase::Stopped, Phase::Ceded] {
+            entry.advance(phase);
+        }
+        assert_eq!(entry.resolve(Resolution::Here, false).unwrap_err().guest, Whereabouts::InDoubt);
+        entry.resolve(Resolution::There, true).unwrap();
+        assert_eq!(entry.resolved().await, Resolution::There);
     }
 
     #[test]

@@ -2,19 +2,20 @@
 //!
 //! | record | the guest | what is done |
 //! |---|---|---|
-//! | `Stopped` | stopped here by us, ours | continue it, if it ran; `Kept` |
+//! | `Stopped` | stopped here by us, ours | continue it, if it ran |
 //! | `Ceded` | stopped here; perhaps the destination's | ask the destination until it answers |
 //! | `Starting` | loaded here; perhaps running | see that it runs; `Arrived`, or `Refused` if it cannot |
 
 use crate::api::wire::Role;
 use crate::daemon::Daemon;
 use crate::destination::restart_starting;
+use crate::hooks::{self, Hook};
 use crate::outcome::{Ending, Outcome, Whereabouts};
-use crate::ownership;
+use crate::ownership::{self, Destination, Source};
 use crate::protocol::Verdict;
-use crate::records::{Phase, Record, RecordError};
+use crate::records::{Record, RecordError};
 use crate::registry::Entry;
-use crate::source::{GuestError, continue_guest, doubt};
+use crate::source::{GuestError, continue_guest, doubt, forget};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,23 +33,25 @@ pub fn take_up(daemon: &Rc<Daemon>) -> Result<(), RecordError> {
 }
 
 async fn finish(daemon: Rc<Daemon>, record: Record) {
-    match record.phase {
-        Phase::Stopped => {
+    match (Source::found(record.phase), Destination::found(record.phase)) {
+        (Some(Source::Returned), _) => {
             let entry = enter(&daemon, &record, Role::Source, ownership::Phase::Stopped);
             let guest = keep(&daemon, &entry, &record).await;
             let desc = "the daemon ended while the guest was stopped to be moved";
             entry.finish(ownership::Phase::Failed, Outcome::new(Ending::Failed, guest, desc));
+            hooks::call_beside(&daemon.config.hooks, Hook::AfterFailure, &entry, &record.qmp);
         }
-        Phase::Ceded => {
+        (Some(_), _) => {
             let entry = enter(&daemon, &record, Role::Source, ownership::Phase::Ceded);
             match doubt::ask(&daemon, &entry, &record).await {
                 Verdict::Refused { why } => {
                     let guest = keep(&daemon, &entry, &record).await;
                     let desc = format!("the destination did not take the guest: {why}");
                     entry.finish(ownership::Phase::Resumed, Outcome::new(Ending::Failed, guest, desc));
+                    hooks::call_beside(&daemon.config.hooks, Hook::AfterFailure, &entry, &record.qmp);
                 }
                 verdict => {
-                    write(&daemon, &record, Phase::Moved).await;
+                    forget(&daemon, record.id, &record.peer).await;
                     let guest = match verdict {
                         Verdict::Running => Whereabouts::RunsAtDestination,
                         _ => Whereabouts::StoppedAtDestination,
@@ -56,14 +59,15 @@ async fn finish(daemon: Rc<Daemon>, record: Record) {
                     let outcome = Outcome::new(Ending::Moved, guest, format!("moved to {}", record.peer))
                         .advise("The stopped copy here is of no use any more: quit its QEMU");
                     entry.finish(ownership::Phase::Moved, outcome);
+                    hooks::call_beside(&daemon.config.hooks, Hook::AfterSwitchover, &entry, &record.qmp);
                 }
             }
         }
-        Phase::Starting => {
+        (None, Some(_)) => {
             let entry = enter(&daemon, &record, Role::Destination, ownership::Phase::Starting);
             restart_starting(&daemon, &entry, &record).await;
         }
-        Phase::Moved | Phase::Kept | Phase::Arrived | Phase::Refused => {}
+        (None, None) => {}
     }
 }
 
@@ -77,18 +81,18 @@ async fn keep(daemon: &Daemon, entry: &Entry, record: &Record) -> Whereabouts {
     let mut said = String::new();
     loop {
         let error = match record.run {
-            true => continue_guest(&record.qmp, daemon.config.guest.qmp_timeout).await.err(),
+            true => continue_guest(&record.qmp, record.qemu, daemon.config.guest.qmp_timeout).await.err(),
             false => None,
         };
         match error {
             None => {
-                write(daemon, record, Phase::Kept).await;
+                forget(daemon, record.id, &record.peer).await;
                 return if record.run { Whereabouts::RunsAtSource } else { Whereabouts::StoppedAtSource };
             }
             Some(error @ (GuestError::Ended | GuestError::NotHeld(_))) => {
                 // Left as it is, the record would act on whatever QEMU answers on that socket one day.
                 tracing::error!(guest = %record.guest, %error, "there is no stopped guest to continue");
-                write(daemon, record, Phase::Kept).await;
+                forget(daemon, record.id, &record.peer).await;
                 return match error {
                     GuestError::Ended => Whereabouts::EndedAtSource,
                     _ => Whereabouts::Untouched,
@@ -106,11 +110,5 @@ async fn keep(daemon: &Daemon, entry: &Entry, record: &Record) -> Whereabouts {
             () = tokio::time::sleep(AGAIN) => {}
             () = entry.cancelled() => return Whereabouts::StuckAtSource,
         }
-    }
-}
-
-async fn write(daemon: &Daemon, record: &Record, phase: Phase) {
-    if let Err(error) = daemon.records.write(&Record { phase, ..record.clone() }).await {
-        tracing::error!(%error, "a restart of this daemon will look into this migration again");
     }
 }

@@ -71,6 +71,7 @@ async fn connection(stream: UnixStream, daemon: Rc<Daemon>) -> io::Result<()> {
             "migrate".into(),
             "receive".into(),
             "events".into(),
+            "resolve".into(),
             "set".into(),
             "link".into(),
             "check".into(),
@@ -126,6 +127,12 @@ async fn execute(daemon: &Rc<Daemon>, command: Command, uid: u32) -> Result<Valu
             tracing::info!(uid, which = %which.id, "asked to cancel");
             daemon.registry.find(&which.id)?.cancel()?;
             Ok(Value::Object(Default::default()))
+        }
+        Command::Resolve(arguments) => {
+            tracing::warn!(uid, which = %arguments.id, guest_is = ?arguments.guest_is, "told where a guest in doubt is");
+            let entry = daemon.registry.find(&arguments.id)?;
+            entry.resolve(arguments.guest_is, arguments.fenced)?;
+            Ok(json(&entry.status()))
         }
         Command::Set(arguments) => {
             tracing::info!(uid, which = %arguments.id, "asked to change how it shares the link");

@@ -44,6 +44,7 @@ pub enum Command {
     List,
     Status(Which),
     Cancel(Which),
+    Resolve(ResolveArguments),
     Set(SetArguments),
     Link(LinkArguments),
     Check(CheckArguments),
@@ -169,6 +170,26 @@ pub struct ReceiveArguments {
 pub struct Which {
     /// The id, or any unique beginning of it, or a guest's name.
     pub id: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResolveArguments {
+    /// As in [`Which`].
+    pub id: String,
+    pub guest_is: Resolution,
+    /// The other host cannot run the guest: somebody has made sure of it.
+    pub fenced: bool,
+}
+
+/// Where a guest that is in doubt goes on, as a person says who knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Resolution {
+    /// On the host that is told.
+    Here,
+    /// On the other one.
+    There,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -8,7 +8,7 @@ use hikyaku_daemon::daemon::{Daemon, Door};
 use hikyaku_daemon::heap::Heap;
 use hikyaku_daemon::records::Records;
 use hikyaku_daemon::workers::Workers;
-use hikyaku_daemon::{keyfile, restart, runtime, standing};
+use hikyaku_daemon::{fail, keyfile, restart, runtime, standing};
 use hikyaku_transport::{Congestion, Node, NodeConfig, Peer};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -49,6 +49,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {
+    fail::prepare().map_err(anyhow::Error::msg)?;
     hikyaku_transport::keep_freed_buffers();
     let config = Config::read(&arguments.config)?;
     let key = keyfile::read(&config.key)?;

@@ -13,14 +13,15 @@ mod follow;
 mod keys;
 mod link;
 mod progress;
+mod resolve;
 mod table;
 
 use crate::api::check::{CheckArguments, CheckReport};
 use crate::api::client::{Client, ClientError};
 use crate::api::link::LinkArguments;
 use crate::api::wire::{
-    Command, Delta, MigrateArguments, OnDeadline, Priority, ReceiveArguments, SetArguments, Started, Status,
-    Switchover, Which,
+    Command, Delta, MigrateArguments, OnDeadline, Priority, ReceiveArguments, Resolution, SetArguments,
+    Started, Status, Switchover, Which,
 };
 use crate::config::Config;
 use crate::id::Id;
@@ -121,6 +122,20 @@ enum Verb {
     Watch { id: String },
     /// End a migration; the guest stays where it is
     Cancel { id: String },
+    /// Say where a guest is that is in doubt, once the other host certainly cannot run it; the daemons would else go on asking
+    #[command(group(clap::ArgGroup::new("where").required(true)))]
+    Resolve {
+        id: String,
+        /// It goes on at this host.
+        #[arg(long, group = "where")]
+        here: bool,
+        /// It is the other host's.
+        #[arg(long, group = "where")]
+        there: bool,
+        /// The other host was switched off or cut from the guest's disks and networks; without this it is asked for.
+        #[arg(long)]
+        fenced: bool,
+    },
     /// Change how a running migration shares the link; at its source
     #[command(group(clap::ArgGroup::new("what").required(true).multiple(true)))]
     Set {
@@ -313,6 +328,9 @@ fn obey(cli: &Cli) -> Result<Ending, CliError> {
                 say!("cancelling; the guest stays where it is");
             }
             Ok(Ending::Moved)
+        }
+        Verb::Resolve { id, here, there: _, fenced } => {
+            resolve::resolve(cli, id, if *here { Resolution::Here } else { Resolution::There }, *fenced)
         }
         Verb::Set { id, limit, priority } => {
             let arguments = SetArguments {

@@ -1,5 +1,8 @@
 //! The answer to a source in doubt: what the records say, and nothing that they do not.
 
+use crate::fail;
+use crate::id::Id;
+use crate::ownership::{Known, known};
 use crate::protocol::{Answer, Ask, Verdict};
 use crate::records::{Phase, Record, RecordError, Records};
 
@@ -14,31 +17,47 @@ pub async fn answer(
     if ask.incarnation != records.incarnation() {
         return Ok(Answer::Unknown);
     }
-    let Some(record) = records.read(ask.migration)? else {
-        if under_way {
-            return Ok(Answer::Pending);
-        }
-        let why = "the guest was let go, but that never came here".to_owned();
-        records.write(&Record { why: why.clone(), ..Record::refused(ask.migration, peer) }).await?;
-        return Ok(Answer::Verdict(Verdict::Refused { why }));
-    };
-    // A record of another peer's migration, or of one that went the other way, says nothing about this one.
-    if record.peer != peer {
+    let record = records.read(ask.migration)?;
+    // A record of another peer's migration says nothing about this one.
+    if record.as_ref().is_some_and(|record| record.peer != peer) {
         return Ok(Answer::Unknown);
     }
-    Ok(match record.phase {
-        Phase::Starting => Answer::Pending,
-        Phase::Arrived if record.run => Answer::Verdict(Verdict::Running),
-        Phase::Arrived => Answer::Verdict(Verdict::Paused),
-        Phase::Refused => Answer::Verdict(Verdict::Refused { why: record.why }),
-        Phase::Stopped | Phase::Ceded | Phase::Moved | Phase::Kept => Answer::Unknown,
+    Ok(match known(record.as_ref().map(|record| (record.phase, record.run)), under_way) {
+        Known::Running => Answer::Verdict(Verdict::Running),
+        Known::Paused => Answer::Verdict(Verdict::Paused),
+        Known::Refused => {
+            Answer::Verdict(Verdict::Refused { why: record.map(|record| record.why).unwrap_or_default() })
+        }
+        Known::Pending => Answer::Pending,
+        Known::Nothing => Answer::Unknown,
+        Known::NeverCame => {
+            fail::point("destination.asked");
+            let why = "the guest was let go, but that never came here".to_owned();
+            records.write(&Record { why: why.clone(), ..Record::refused(ask.migration, peer) }).await?;
+            Answer::Verdict(Verdict::Refused { why })
+        }
     })
+}
+
+/// The source of this migration will not ask: nothing has to be known of it any more.
+pub async fn over(records: &Records, peer: &str, migration: Id) {
+    let forgotten = match records.read(migration) {
+        // What has not come to its end here is still wanted by us.
+        Ok(Some(record))
+            if record.peer == peer && matches!(record.phase, Phase::Arrived | Phase::Refused) =>
+        {
+            records.forget(migration).await
+        }
+        other => other.map(drop),
+    };
+    if let Err(error) = forgotten {
+        tracing::warn!(%error, %migration, "a record that nobody needs is kept");
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::Id;
     use crate::protocol::PROTOCOL;
 
     struct Bench {
@@ -91,6 +110,20 @@ mod tests {
         assert_eq!(bench.ask(paused, false).await, Answer::Verdict(Verdict::Paused));
         let starting = bench.record(Phase::Starting, true).await;
         assert_eq!(bench.ask(starting, false).await, Answer::Pending);
+    }
+
+    #[tokio::test]
+    async fn what_the_source_will_not_ask_for_is_forgotten_once_it_has_ended_here() {
+        let bench = Bench::new();
+        let (arrived, starting) =
+            (bench.record(Phase::Arrived, true).await, bench.record(Phase::Starting, true).await);
+        over(&bench.records, "kyoto", arrived).await;
+        assert_eq!(bench.ask(arrived, false).await, Answer::Verdict(Verdict::Running), "it is another's");
+        for id in [arrived, starting, Id::random()] {
+            over(&bench.records, "tokyo", id).await;
+        }
+        assert_eq!(bench.records.read(arrived).unwrap(), None);
+        assert!(bench.records.read(starting).unwrap().is_some());
     }
 
     #[tokio::test]

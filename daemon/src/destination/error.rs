@@ -2,7 +2,9 @@
 
 use super::apply::ApplyError;
 use super::guest::WaitingError;
+use crate::hooks::HookError;
 use crate::outcome::{Ending, Outcome, Whereabouts};
+use crate::ownership::Forbidden;
 use crate::protocol::{ProtocolError, Refusal};
 use crate::records::RecordError;
 use hikyaku_qemu::return_path::ReturnPathError;
@@ -31,6 +33,10 @@ pub enum DestinationError {
     #[error("{0}")]
     Record(#[from] RecordError),
     #[error("{0}")]
+    Hook(#[from] HookError),
+    #[error("{0}")]
+    Defect(#[from] Forbidden),
+    #[error("{0}")]
     ReturnPath(#[from] ReturnPathError),
     #[error("cancelled at the destination")]
     Cancelled,
@@ -39,11 +45,6 @@ pub enum DestinationError {
 }
 
 impl DestinationError {
-    /// The guest may run here, now or later: it must not be refused.
-    pub fn is_unclear(&self) -> bool {
-        matches!(self, DestinationError::Guest(WaitingError::Unclear(_)))
-    }
-
     /// The number the source gets.
     pub fn code(&self) -> Refusal {
         match self {

@@ -1,5 +1,6 @@
 //! The waiting QEMU at the destination, through QMP.
 
+use crate::process::ProcessId;
 use crate::protocol::GuestFacts;
 use crate::source::facts;
 use crate::sys::{QEMU_SOCKET_BYTES, hold_unread};
@@ -39,10 +40,18 @@ pub enum WaitingError {
     Unclear(String),
 }
 
+impl WaitingError {
+    /// The guest may run here, now or later: it must not be refused.
+    pub fn is_unclear(&self) -> bool {
+        matches!(self, WaitingError::Unclear(_))
+    }
+}
+
 #[derive(Debug)]
 pub struct WaitingGuest {
     qmp: Client,
     pub facts: GuestFacts,
+    pub process: Option<ProcessId>,
     /// It can send SWITCHOVER_ACK.
     pub knows_ack: bool,
 }
@@ -62,7 +71,8 @@ impl WaitingGuest {
         }
         let knows_ack = qmp.query_migrate_capabilities().await?.get("switchover-ack").is_some();
         let facts = facts(&qmp).await?;
-        Ok(WaitingGuest { qmp, facts, knows_ack })
+        let process = ProcessId::behind(&qmp);
+        Ok(WaitingGuest { qmp, facts, process, knows_ack })
     }
 
     /// Makes QEMU read its guest from the socket that is returned.

@@ -16,19 +16,21 @@ mod restart;
 mod sink;
 mod way_back;
 
-pub use answer::answer;
+pub use answer::{answer, over};
 pub use error::DestinationError;
 pub use guest::{WaitingError, WaitingGuest};
 pub use restart::restart_starting;
 
 use crate::api::wire::{Numbers, ReceiveArguments};
 use crate::daemon::{Daemon, Receives};
+use crate::fail;
+use crate::hooks::{self, Hook, HookError};
 use crate::id::Id;
 use crate::inbox::Inbox;
 use crate::mailbox::{FromPeer, Mailbox};
 use crate::outage;
 use crate::outcome::{Ending, Outcome, Whereabouts};
-use crate::ownership::Phase;
+use crate::ownership::{Destination, DestinationStep, Phase};
 use crate::protocol::{
     self, ArrivalTimes, Migrate, PROTOCOL, Refusal, ToDestination, ToSource, Verdict, Welcome,
 };
@@ -158,10 +160,14 @@ struct Reception {
     from_apply: UnboundedReceiver<FromApply>,
     mailbox: Mailbox,
     reader: Reader,
+    /// What may be done to the guest.
+    owner: Destination,
     /// The source has let go; whether the guest ran before.
     go: Option<bool>,
     /// Starting, on its way to the disk.
     starting: Option<JoinHandle<Result<(), RecordError>>>,
+    /// What has to be done before the guest may run.
+    hook: Option<JoinHandle<Result<(), HookError>>>,
     lost_after_go: bool,
     /// The source is not reached just now.
     down: bool,
@@ -190,6 +196,11 @@ impl Reception {
             incoming.refuse(Refusal::QemuFailed as u16, &error.to_string());
             (entry.clone(), error)
         };
+        if let Some(hook) = hooks::call(&daemon.config.hooks, Hook::BeforeCopy, &entry, &arguments.qmp)
+            && let Err(error) = hook.run().await
+        {
+            return Err(fail(incoming, error.into()));
+        }
         let welcome = welcome(daemon, &guest, hello.holds_ack);
         let ours = match guest.begin(welcome.sends_ack).await {
             Ok(ours) => ours,
@@ -238,8 +249,10 @@ impl Reception {
             from_apply,
             mailbox,
             reader: Reader::new(),
+            owner: Destination::Filling,
             go: None,
             starting: None,
+            hook: None,
             lost_after_go: false,
             down: false,
             complete: false,
@@ -252,13 +265,14 @@ impl Reception {
 
     async fn run(mut self) {
         self.entry.advance(Phase::Filling);
+        fail::point("destination.accepted");
         let taken = match self.fill().await {
             Ok(()) => self.start().await,
             Err(error) => Err(error),
         };
         match taken {
             Ok(verdict) => self.tell_arrived(verdict).await,
-            Err(error) if error.is_unclear() => self.find_out(error).await,
+            Err(error) if self.owner == Destination::Told => self.find_out(error).await,
             Err(error) => self.refuse(error).await,
         }
     }
@@ -279,6 +293,7 @@ impl Reception {
                 told = self.from_apply.recv() => match told {
                     Some(FromApply::Complete) => {
                         self.complete = true;
+                        fail::point("destination.complete");
                         self.load();
                         if self.go.is_some() {
                             self.begin_starting();
@@ -296,6 +311,7 @@ impl Reception {
                     if over {
                         self.guest.loaded(patience).await?;
                         loaded = true;
+                        fail::point("destination.loaded");
                         self.loaded = Some(Instant::now());
                         self.complete = true;
                         self.load();
@@ -331,16 +347,30 @@ impl Reception {
         if let Some(writing) = self.starting.take() {
             writing.await.map_err(|_| DestinationError::Ended)??;
         }
+        self.owner.step(DestinationStep::Durable)?;
+        if let Some(hook) = self.hook.take() {
+            hook.await.map_err(|_| DestinationError::Ended)??;
+        }
+        fail::point("destination.started");
         self.entry.advance(Phase::Starting);
         let run = self.go == Some(true) && !self.arguments.paused;
         if run {
-            self.guest.start(self.daemon.config.guest.qmp_timeout).await?;
+            self.owner.step(DestinationStep::Run)?;
+            if let Err(error) = self.guest.start(self.daemon.config.guest.qmp_timeout).await {
+                if !error.is_unclear() {
+                    self.owner.step(DestinationStep::Disobeyed)?;
+                }
+                return Err(error.into());
+            }
             self.ran = Some(Instant::now());
         }
+        self.owner.step(DestinationStep::Seen)?;
+        fail::point("destination.running");
         if let Err(error) = self.daemon.records.write(&self.record(records::Phase::Arrived, "")).await {
             // It runs. A restart finds Starting, sees it run, and says the same.
             tracing::error!(%error, "the arrival is not recorded");
         }
+        fail::point("destination.arrived");
         Ok(if run { Verdict::Running } else { Verdict::Paused })
     }
 
@@ -349,6 +379,13 @@ impl Reception {
         if self.starting.is_none() {
             let (records, record) = (self.daemon.records.clone(), self.record(records::Phase::Starting, ""));
             self.starting = Some(tokio::task::spawn_local(async move { records.write(&record).await }));
+            let (hooks, qmp) = (&self.daemon.config.hooks, &self.arguments.qmp);
+            if hooks.hold.contains(&Hook::BeforeSwitchover) {
+                let called = hooks::call(hooks, Hook::BeforeSwitchover, &self.entry, qmp);
+                self.hook = called.map(|hook| tokio::task::spawn_local(hook.run()));
+            } else {
+                hooks::call_beside(hooks, Hook::BeforeSwitchover, &self.entry, qmp);
+            }
         }
     }
 
@@ -365,8 +402,13 @@ impl Reception {
         say(&self.session, verdict);
         let desc = format!("arrived from {}", self.peer);
         self.entry.finish(Phase::Running, Outcome::new(Ending::Moved, guest, desc));
+        self.call_beside(Hook::AfterSwitchover);
         self.inbox.push(ToApply::End);
         part(self.session, &mut self.mailbox).await;
+    }
+
+    fn call_beside(&self, hook: Hook) {
+        hooks::call_beside(&self.daemon.config.hooks, hook, &self.entry, &self.arguments.qmp);
     }
 
     /// How its arrival was spent. None: it does not run.
@@ -396,32 +438,40 @@ impl Reception {
     }
 
     /// The guest is not taken, and never will be under this id: durable before it is said.
-    async fn refuse(self, error: DestinationError) {
+    async fn refuse(mut self, error: DestinationError) {
         let outcome = error.outcome(self.go.is_some());
-        if let Some(writing) = self.starting {
+        if let Err(defect) = self.owner.step(DestinationStep::Refuse) {
+            tracing::error!(%defect, %error, "the guest and its record are left as they are");
+            return;
+        }
+        if let Some(writing) = self.starting.take() {
             // The two must not overtake each other.
             let _ = writing.await;
         }
-        let let_go = self.go.is_some();
-        let refused = Record { why: outcome.desc.clone(), ..Record::refused(self.id, self.peer.as_str()) };
-        let refused =
-            Record { guest: self.arguments.guest.clone(), qmp: self.arguments.qmp.clone(), ..refused };
         self.inbox.push(ToApply::End);
         // The apply thread may be waiting for QEMU to take more.
         self.way_back.shutdown();
-        while let Err(error) = self.daemon.records.write(&refused).await {
-            tracing::error!(%error, "the refusal cannot be recorded, so it is not said");
-            if !let_go {
-                // Nobody waits for it; a source that asks is answered then.
-                break;
-            }
-            tokio::time::sleep(RECORD_INTERVAL).await;
-        }
-        if let_go {
-            say(&self.session, Verdict::Refused { why: outcome.desc.clone() });
+        if self.owner == Destination::Refusing {
+            self.refuse_durably(&outcome.desc).await;
         }
         self.session.close(error.code() as u16, &outcome.desc);
         self.entry.finish(Phase::Refused, outcome);
+        self.call_beside(Hook::AfterFailure);
+    }
+
+    /// What was let go is refused for good. One that was not is not ours to speak of; a source that asks all the same is answered then.
+    async fn refuse_durably(&mut self, why: &str) {
+        fail::point("destination.refusing");
+        let refused = self.record(records::Phase::Refused, why);
+        while let Err(error) = self.daemon.records.write(&refused).await {
+            tracing::error!(%error, "the refusal cannot be recorded, so it is not said");
+            tokio::time::sleep(RECORD_INTERVAL).await;
+        }
+        fail::point("destination.refused");
+        match self.owner.step(DestinationStep::RefusedDurable) {
+            Ok(()) => say(&self.session, Verdict::Refused { why: why.to_owned() }),
+            Err(defect) => tracing::error!(%defect, "the source will have to ask"),
+        }
     }
 
     fn handle_source(&mut self, from: Option<FromPeer>) -> Result<(), DestinationError> {
@@ -431,7 +481,9 @@ impl Reception {
                     _ if self.go.is_some() => tracing::warn!("a message after GO is of no account"),
                     ToDestination::Load { last_seq } => self.inbox.push(ToApply::Release { last_seq }),
                     ToDestination::Go { last_seq, run } => {
+                        self.owner.step(DestinationStep::Go)?;
                         self.go = Some(run);
+                        fail::point("destination.go");
                         self.inbox.push(ToApply::Release { last_seq });
                     }
                 }
@@ -524,6 +576,7 @@ impl Reception {
             peer: self.peer.as_str().to_owned(),
             run: self.go == Some(true) && !self.arguments.paused,
             peer_incarnation: self.peer_incarnation,
+            qemu: self.guest.process,
             why: why.to_owned(),
         }
     }

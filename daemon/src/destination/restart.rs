@@ -4,7 +4,9 @@
 //! Refusing is allowed only if the guest cannot have run here: QEMU itself says that it never loaded all of it. A QEMU that
 //! cannot be asked may have run the guest, and then the source's copy is stale: that is said, and asked again.
 
+use crate::api::wire::Resolution;
 use crate::daemon::Daemon;
+use crate::hooks::{self, Hook};
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership;
 use crate::protocol::Verdict;
@@ -30,8 +32,16 @@ enum Seen {
 pub async fn restart_starting(daemon: &Daemon, entry: &Entry, record: &Record) -> Verdict {
     let begun = tokio::time::Instant::now();
     let mut said = String::new();
+    // A person who has looked.
+    let mut told = None;
     let (phase, outcome, record) = loop {
-        let seen = see(daemon, record, begun.elapsed() > NEVER_LOADS_AFTER).await;
+        let seen = match told {
+            Some(Resolution::Here) => Ok(Seen::Arrived),
+            Some(Resolution::There) => {
+                Ok(Seen::NeverLoaded("whoever resolved it said that it is not here".into()))
+            }
+            None => see(daemon, record, begun.elapsed() > NEVER_LOADS_AFTER).await,
+        };
         match seen.unwrap_or_else(|error| Seen::Unclear(error.to_string())) {
             Seen::Arrived => {
                 let guest = if record.run {
@@ -46,8 +56,7 @@ pub async fn restart_starting(daemon: &Daemon, entry: &Entry, record: &Record) -
                     Record { phase: Phase::Arrived, ..record.clone() },
                 );
             }
-            Seen::NeverLoaded(error) => {
-                let why = format!("the destination's daemon ended while QEMU loaded the guest: {error}");
+            Seen::NeverLoaded(why) => {
                 let outcome = Outcome::new(Ending::Failed, Whereabouts::ReturnsToSource, why.clone());
                 break (
                     ownership::Phase::Refused,
@@ -60,13 +69,19 @@ pub async fn restart_starting(daemon: &Daemon, entry: &Entry, record: &Record) -
                 tracing::error!(guest = %record.guest, %why, "a guest that was being started cannot be seen");
                 entry.set_outcome(
                     Outcome::new(Ending::InDoubt, Whereabouts::StoppedAtDestination, desc)
-                        .advise("Look at its QEMU; the source's copy must not be started"),
+                        .advise(
+                            "Look at its QEMU; the source's copy must not be started. Who has made sure which of the two is the guest \
+                             says so with hikyaku resolve",
+                        ),
                 );
                 said = why;
             }
             Seen::Unclear(_) => {}
         }
-        tokio::time::sleep(INTERVAL).await;
+        tokio::select! {
+            () = tokio::time::sleep(INTERVAL) => {}
+            resolution = entry.resolved() => told = Some(resolution),
+        }
     };
     // Until it is durable the answer to the source stays Pending.
     while let Err(error) = daemon.records.write(&record).await {
@@ -74,11 +89,13 @@ pub async fn restart_starting(daemon: &Daemon, entry: &Entry, record: &Record) -
         tokio::time::sleep(NEVER_LOADS_AFTER).await;
     }
     let verdict = match record.phase {
-        Phase::Refused => Verdict::Refused { why: record.why },
+        Phase::Refused => Verdict::Refused { why: record.why.clone() },
         _ if record.run => Verdict::Running,
         _ => Verdict::Paused,
     };
     entry.finish(phase, outcome);
+    let hook = if phase == ownership::Phase::Running { Hook::AfterSwitchover } else { Hook::AfterFailure };
+    hooks::call_beside(&daemon.config.hooks, hook, entry, &record.qmp);
     verdict
 }
 
@@ -87,6 +104,11 @@ async fn see(daemon: &Daemon, record: &Record, late: bool) -> Result<Seen, QmpEr
     let qmp =
         Client::connect(&record.qmp, ClientConfig { command_timeout: timeout, ..ClientConfig::default() })
             .await?;
+    if record.qemu.is_some_and(|process| process.is_not_behind(&qmp)) {
+        return Ok(Seen::Unclear(
+            "another QEMU answers on its socket; the one that had the guest has ended".into(),
+        ));
+    }
     if qmp.query_status().await?.running {
         return Ok(Seen::Arrived);
     }
@@ -97,10 +119,12 @@ async fn see(daemon: &Daemon, record: &Record, late: bool) -> Result<Seen, QmpEr
             qmp.cont().await?;
             Ok(Seen::Unclear("it has been told to run".into()))
         }
-        Some("failed") => {
-            Ok(Seen::NeverLoaded(migration.error_desc.unwrap_or_else(|| "it does not say why".into())))
-        }
-        _ if late => Ok(Seen::NeverLoaded("QEMU still waits for it".into())),
+        Some("failed") => Ok(never_loaded(migration.error_desc.as_deref().unwrap_or("it does not say why"))),
+        _ if late => Ok(never_loaded("QEMU still waits for it")),
         other => Ok(Seen::Unclear(format!("QEMU's migration is {}", other.unwrap_or("none")))),
     }
+}
+
+fn never_loaded(why: &str) -> Seen {
+    Seen::NeverLoaded(format!("the destination's daemon ended while QEMU loaded the guest: {why}"))
 }

@@ -1,4 +1,4 @@
-//! Who owns the guest: the phases of a migration on each side, and which may follow which.
+//! Who owns the guest: what each side may do next ([`Source`], [`Destination`]), and what people are shown of it ([`Phase`]).
 //!
 //! ```text
 //! source:       Preparing → Copying ⇄ LinkLost → Stopped → Ceded ──running──▶ Moved
@@ -11,9 +11,28 @@
 //! **Until `Ceded` the guest is the source's**: whatever fails, it runs on there. From `Starting` on it is the
 //! destination's. Between the two nobody starts it but the destination, and the source asks until it knows.
 
+mod answer;
+mod destination;
+#[cfg(test)]
+mod explore;
+mod source;
+
+pub use answer::{Known, known};
+pub use destination::{Destination, Step as DestinationStep};
+pub use source::{Source, Step as SourceStep};
+
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
+/// A step that must not follow. It was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a defect of hikyakud: {step} must not follow {state}, and was not done")]
+pub struct Forbidden {
+    state: String,
+    step: String,
+}
+
+/// What people and programs are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {

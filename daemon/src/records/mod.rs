@@ -8,12 +8,19 @@
 //!
 //! A record is written whole to a new file, fsynced, renamed over the old one, and the directory is fsynced:
 //! `write` returning `Ok` means that a power cut does not undo it. One daemon owns the directory.
+//!
+//! A migration of which nothing has to be known any more has no record. At its source that is so as soon as it is over; at its destination
+//! when the source has said that it will not ask again.
+
+mod disk;
 
 use crate::id::Id;
+use crate::process::ProcessId;
+use disk::{Disk, Machine};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,7 +34,7 @@ pub struct RecordError {
 }
 
 /// Which way the guest travelled, and how far. Only phases that must survive the daemon are here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
     /// Source: the guest was stopped by us and is still ours. A restarted daemon continues it.
@@ -64,6 +71,9 @@ pub struct Record {
     pub run: bool,
     /// The peer's incarnation when the session was opened.
     pub peer_incarnation: Id,
+    /// The process that had the guest; not there if it could not be seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qemu: Option<ProcessId>,
     /// Why, where that matters later: what a refusal said.
     #[serde(default)]
     pub why: String,
@@ -80,6 +90,7 @@ impl Record {
             peer: peer.to_owned(),
             run: false,
             peer_incarnation: Id([0; 16]),
+            qemu: None,
             why: String::new(),
         }
     }
@@ -87,36 +98,62 @@ impl Record {
 
 #[derive(Debug, Clone)]
 pub struct Records {
+    disk: Arc<dyn Disk>,
     dir: PathBuf,
     incarnation: Id,
     /// Held as long as any clone lives.
-    _lock: Arc<Flock<File>>,
+    _lock: Option<Arc<Flock<File>>>,
 }
 
 impl Records {
     /// Opens the state directory, making it and its incarnation if they are not there.
     pub fn open(state: &Path) -> Result<Records, RecordError> {
-        let dir = state.join("migrations");
-        std::fs::create_dir_all(&dir).map_err(at("cannot make", &dir))?;
+        std::fs::create_dir_all(state).map_err(at("cannot make", state))?;
         let path = state.join("lock");
         let file = File::create(&path).map_err(at("cannot make", &path))?;
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
             .map_err(|(_, errno)| at("another daemon uses it:", &path)(errno.into()))?;
+        let records = Records::on(Arc::new(Machine), state)?;
+        Ok(Records { _lock: Some(Arc::new(lock)), ..records })
+    }
+
+    fn on(disk: Arc<dyn Disk>, state: &Path) -> Result<Records, RecordError> {
+        let dir = state.join("migrations");
+        disk.make_dir(&dir).map_err(at("cannot make", &dir))?;
+        for dir in
+            [Some(state), state.parent()].into_iter().flatten().filter(|dir| !dir.as_os_str().is_empty())
+        {
+            disk.sync_dir(dir).map_err(at("cannot write", dir))?;
+        }
         let path = state.join("incarnation");
-        let incarnation = match std::fs::read_to_string(&path) {
-            Ok(text) => text
-                .trim()
-                .parse()
+        let incarnation = match disk.read(&path) {
+            Ok(text) => std::str::from_utf8(&text)
                 .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+                .and_then(|text| {
+                    text.trim().parse().map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+                })
                 .map_err(at("damaged:", &path))?,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let id = Id::random();
-                replace(&path, id.to_string().as_bytes()).map_err(at("cannot write", &path))?;
+                replace(&*disk, &path, id.to_string().as_bytes()).map_err(at("cannot write", &path))?;
                 id
             }
             Err(e) => return Err(at("cannot read", &path)(e)),
         };
-        Ok(Records { dir, incarnation, _lock: Arc::new(lock) })
+        let records = Records { disk, dir, incarnation, _lock: None };
+        records.sweep()?;
+        Ok(records)
+    }
+
+    /// Removes what a daemon that died while it wrote has left.
+    fn sweep(&self) -> Result<(), RecordError> {
+        for name in self.disk.names(&self.dir).map_err(at("cannot list", &self.dir))? {
+            let path = self.dir.join(name);
+            if path.extension().is_some_and(|end| end.to_string_lossy().starts_with(UNFINISHED)) {
+                self.disk.remove(&path).map_err(at("cannot remove", &path))?;
+            }
+        }
+        Ok(())
     }
 
     pub fn incarnation(&self) -> Id {
@@ -128,18 +165,36 @@ impl Records {
         let path = self.path(record.id);
         let text =
             serde_json::to_vec_pretty(record).map_err(io::Error::from).map_err(at("cannot encode", &path))?;
-        let target = path.clone();
-        // A thread of tokio's pool waits for the disk: the runtime goes on serving the other guests.
-        tokio::task::spawn_blocking(move || replace(&target, &text))
-            .await
-            .map_err(io::Error::other)
-            .and_then(|r| r)
-            .map_err(at("cannot write", &path))
+        self.beside(path, "cannot write", move |disk, path| replace(disk, path, &text)).await
+    }
+
+    /// Nothing has to be known of it any more. On `Ok` that is durable.
+    pub async fn forget(&self, id: Id) -> Result<(), RecordError> {
+        self.beside(self.path(id), "cannot remove", |disk, path| {
+            match disk.remove(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            path.parent().map_or(Ok(()), |dir| disk.sync_dir(dir))
+        })
+        .await
+    }
+
+    /// A thread of tokio's pool waits for the disk: the runtime goes on serving the other guests.
+    async fn beside(
+        &self,
+        path: PathBuf,
+        what: &'static str,
+        job: impl FnOnce(&dyn Disk, &Path) -> io::Result<()> + Send + 'static,
+    ) -> Result<(), RecordError> {
+        let (disk, of) = (self.disk.clone(), path.clone());
+        let done = tokio::task::spawn_blocking(move || job(&*disk, &of)).await;
+        done.map_err(io::Error::other).and_then(|done| done).map_err(at(what, &path))
     }
 
     pub fn read(&self, id: Id) -> Result<Option<Record>, RecordError> {
         let path = self.path(id);
-        match std::fs::read(&path) {
+        match self.disk.read(&path) {
             Ok(bytes) => {
                 let record =
                     serde_json::from_slice(&bytes).map_err(io::Error::from).map_err(at("damaged:", &path))?;
@@ -154,8 +209,7 @@ impl Records {
     /// second copy of a guest.
     pub fn unfinished(&self) -> Result<Vec<Record>, RecordError> {
         let mut found = Vec::new();
-        for entry in std::fs::read_dir(&self.dir).map_err(at("cannot list", &self.dir))? {
-            let name = entry.map_err(at("cannot list", &self.dir))?.file_name();
+        for name in self.disk.names(&self.dir).map_err(at("cannot list", &self.dir))? {
             let Some(id) = name.to_str().and_then(|n| n.strip_suffix(".json")).and_then(|n| n.parse().ok())
             else {
                 continue;
@@ -170,18 +224,16 @@ impl Records {
     }
 }
 
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// How the names of files begin, behind the dot, that are being written.
+const UNFINISHED: &str = "new";
+
+fn replace(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
     // Two may write one record at once; neither is to be renamed half written.
     static WRITERS: AtomicU64 = AtomicU64::new(0);
-    let new = path.with_extension(format!("new{}", WRITERS.fetch_add(1, Ordering::Relaxed)));
-    let mut file = std::fs::File::create(&new)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&new, path)?;
-    match path.parent() {
-        Some(dir) => std::fs::File::open(dir)?.sync_all(),
-        None => Ok(()),
-    }
+    let new = path.with_extension(format!("{UNFINISHED}{}", WRITERS.fetch_add(1, Ordering::Relaxed)));
+    disk.write(&new, bytes)?;
+    disk.rename(&new, path)?;
+    path.parent().map_or(Ok(()), |dir| disk.sync_dir(dir))
 }
 
 fn at(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RecordError {
@@ -191,6 +243,7 @@ fn at(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RecordError 
 
 #[cfg(test)]
 mod tests {
+    use super::disk::volatile::{Survives, Volatile};
     use super::*;
 
     fn record(phase: Phase) -> Record {
@@ -202,6 +255,7 @@ mod tests {
             peer: "osaka".into(),
             run: true,
             peer_incarnation: Id::random(),
+            qemu: None,
             why: String::new(),
         }
     }
@@ -257,6 +311,56 @@ mod tests {
             ceded.phase = phase;
             std::fs::write(&path, text.replace("ceded", word)).unwrap();
             assert_eq!(records.read(ceded.id).unwrap(), Some(ceded.clone()));
+        }
+    }
+
+    /// The power is cut at every step of a migration's records, and of what was not synced nothing is left, or all, or names without
+    /// contents: what `write` and `forget` have said is true, and what they had not said yet is so or as before.
+    #[tokio::test]
+    async fn a_power_cut_undoes_nothing_that_was_said() {
+        let state = Path::new("/var/lib/hikyaku");
+        let mut of = record(Phase::Stopped);
+        for steps in 0.. {
+            let disk = Arc::new(Volatile::with(Path::new("/var/lib")));
+            disk.fail_after(steps);
+            // What is known to be there, and what may be there instead.
+            let (mut known, mut perhaps, mut incarnation) = (None, None, None);
+            if let Ok(records) = Records::on(disk.clone(), state) {
+                incarnation = Some(records.incarnation());
+                for phase in [Some(Phase::Stopped), Some(Phase::Ceded), None, Some(Phase::Stopped)] {
+                    perhaps = phase;
+                    let done = match phase {
+                        Some(phase) => {
+                            of.phase = phase;
+                            records.write(&of).await
+                        }
+                        None => records.forget(of.id).await,
+                    };
+                    if done.is_err() {
+                        break;
+                    }
+                    known = phase;
+                }
+            }
+            for survives in [Survives::Nothing, Survives::Names, Survives::Everything] {
+                let records = Records::on(Arc::new(disk.after_power_cut(survives)), state).unwrap();
+                assert!(
+                    incarnation.is_none_or(|before| before == records.incarnation()),
+                    "after {steps} steps"
+                );
+                let found = records.read(of.id).unwrap().map(|record| record.phase);
+                assert!(
+                    found == known || found == perhaps,
+                    "after {steps} steps, {survives:?}: {found:?}, and neither {known:?} nor {perhaps:?}"
+                );
+                assert_eq!(records.unfinished().unwrap().len(), usize::from(found.is_some()));
+                let left = records.disk.names(&records.dir).unwrap();
+                assert_eq!(left.len(), usize::from(found.is_some()), "{left:?}");
+            }
+            if !disk.has_failed() {
+                assert!(steps > 20, "only {steps} steps");
+                return;
+            }
         }
     }
 

@@ -4,9 +4,12 @@
 //! when the destination takes too long although it is reached. Both ways tell the same: what is said on the session is on
 //! record before.
 //!
+//! A person who has made sure that the other host cannot run the guest may say where it is; that counts as a verdict.
+//!
 //! The destination answers from its records. *Running* and *Paused* release the guest, *Refused* returns it. A destination
 //! whose records are of another incarnation cannot know, and its *Unknown* never releases anything.
 
+use crate::api::wire::Resolution;
 use crate::daemon::Daemon;
 use crate::id::Id;
 use crate::outcome::{Ending, Outcome, Whereabouts};
@@ -25,12 +28,16 @@ pub async fn ask(daemon: &Daemon, entry: &Entry, record: &Record) -> Verdict {
     let mut wait = FIRST_WAIT;
     let mut said = String::new();
     loop {
-        let why = match ask_once(daemon, record).await {
+        let answer = tokio::select! {
+            answer = ask_once(daemon, record) => answer,
+            resolution = entry.resolved() => return as_told(resolution),
+        };
+        let why = match answer {
             Ok(Answer::Verdict(verdict)) => return verdict,
             Ok(Answer::Pending) => "the destination is starting the guest".to_owned(),
             Ok(Answer::Unknown) => {
                 format!(
-                    "the records of {} about this guest are lost: look there, and decide by hand",
+                    "the records of {} about this guest are lost: look there, and say where it is with hikyaku resolve",
                     record.peer
                 )
             }
@@ -42,8 +49,18 @@ pub async fn ask(daemon: &Daemon, entry: &Entry, record: &Record) -> Verdict {
             tracing::warn!(guest = %record.guest, peer = %record.peer, %why, "in doubt; asking again");
             said = why;
         }
-        tokio::time::sleep(wait).await;
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            resolution = entry.resolved() => return as_told(resolution),
+        }
         wait = (wait * 2).min(LONGEST_WAIT);
+    }
+}
+
+fn as_told(resolution: Resolution) -> Verdict {
+    match resolution {
+        Resolution::Here => Verdict::Refused { why: "whoever resolved it said so".into() },
+        Resolution::There => Verdict::Running,
     }
 }
 

@@ -2,7 +2,9 @@
 
 use super::guest::GuestError;
 use super::pump::PumpError;
+use crate::hooks::HookError;
 use crate::outcome::{Ending, Outcome, Whereabouts};
+use crate::ownership::Forbidden;
 use crate::protocol::{ProtocolError, Refusal};
 use crate::records::RecordError;
 use crate::units::Span;
@@ -67,12 +69,18 @@ pub enum SourceError {
     Flood,
     #[error("cancelled")]
     Cancelled,
+    #[error("somebody continued the guest while it was stopped to be moved")]
+    Meddled,
     #[error("{what} took longer than {} s", .after.as_secs_f32())]
     Slow { what: &'static str, after: Duration },
     #[error("this QEMU stopped the guest by itself, which must not happen while it is being moved")]
     StoppedItself,
     #[error("{0}")]
     Record(#[from] RecordError),
+    #[error("{0}")]
+    Hook(#[from] HookError),
+    #[error("{0}")]
+    Defect(#[from] Forbidden),
 }
 
 impl From<OpenError> for SourceError {

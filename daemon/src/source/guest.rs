@@ -1,6 +1,7 @@
 //! The guest at its source, through QMP: what is asked of its QEMU, and in which state each call leaves the guest.
 
 use super::throttle;
+use crate::process::ProcessId;
 use crate::protocol::GuestFacts;
 use crate::sys::{QEMU_SOCKET_BYTES, hold_unread};
 use hikyaku_qemu::qmp::{Client, ClientConfig, MigrateInfo, Overdue, QmpError, RunState, within};
@@ -93,6 +94,7 @@ pub enum Hold {
 pub struct SourceGuest {
     pub(super) qmp: Client,
     pub facts: GuestFacts,
+    pub process: Option<ProcessId>,
     pub hold: Hold,
     /// It runs, so it is to run afterwards.
     pub runs: bool,
@@ -139,7 +141,8 @@ impl SourceGuest {
             parameters: qmp.query_migrate_parameters().await?,
         };
         let facts = facts(&qmp).await?;
-        let guest = SourceGuest { qmp, facts, hold, runs: state.running, may_throttle, before };
+        let process = ProcessId::behind(&qmp);
+        let guest = SourceGuest { qmp, facts, process, hold, runs: state.running, may_throttle, before };
         if may_throttle && !guest.can_be_throttled() {
             return Err(GuestError::NoThrottle);
         }
@@ -341,8 +344,12 @@ pub async fn facts(qmp: &Client) -> Result<GuestFacts, QmpError> {
 
 /// Makes a guest run that a daemon before us left stopped. On `Ok` it runs. Long after, another QEMU may answer on the socket,
 /// or the same one after a later migration: only one that merely stands is told to run.
-pub async fn continue_guest(socket: &Path, timeout: Duration) -> Result<(), GuestError> {
-    match continue_held(socket, timeout).await {
+pub async fn continue_guest(
+    socket: &Path,
+    process: Option<ProcessId>,
+    timeout: Duration,
+) -> Result<(), GuestError> {
+    match continue_held(socket, process, timeout).await {
         Err(error) if has_ended(&error, socket).await => Err(GuestError::Ended),
         result => result,
     }
@@ -364,9 +371,16 @@ pub async fn has_ended(error: &GuestError, socket: &Path) -> bool {
     true
 }
 
-async fn continue_held(socket: &Path, timeout: Duration) -> Result<(), GuestError> {
+async fn continue_held(
+    socket: &Path,
+    process: Option<ProcessId>,
+    timeout: Duration,
+) -> Result<(), GuestError> {
     let config = ClientConfig { command_timeout: timeout, ..ClientConfig::default() };
     let qmp = Client::connect(socket, config).await?;
+    if process.is_some_and(|process| process.is_not_behind(&qmp)) {
+        return Err(GuestError::Ended);
+    }
     let deadline = tokio::time::Instant::now() + timeout;
     loop {
         let state = qmp.query_status().await?;
@@ -437,7 +451,7 @@ mod tests {
         assert!(nobody_listens(&dir.path().join("never")).await);
         assert!(nobody_listens(&left).await);
         assert!(!nobody_listens(&busy).await);
-        let ended = continue_guest(&left, Duration::from_secs(1)).await;
+        let ended = continue_guest(&left, None, Duration::from_secs(1)).await;
         assert!(matches!(ended, Err(GuestError::Ended)), "{ended:?}");
     }
 

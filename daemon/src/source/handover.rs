@@ -3,10 +3,12 @@
 //! Nothing here asks the destination anything, unless the switch-over is the safe one or QEMU's stream is relayed raw.
 
 use super::guest::{GuestError, Hold};
+use super::meddling::Meddling;
 use super::pump::{FromPump, ToPump};
 use super::standing::{Overlong, Patience, Standing};
 use super::{Migration, SourceError, ms};
-use crate::ownership::Phase;
+use crate::fail;
+use crate::ownership::{Phase, SourceStep};
 use crate::protocol::{self, ToDestination, Verdict};
 use crate::records;
 use hikyaku_engine::ChunkSeq;
@@ -19,14 +21,13 @@ impl Migration {
     pub(super) async fn stop(&mut self) -> Result<bool, SourceError> {
         // Before, not after: a daemon that dies in between finds a running guest, and leaves it alone.
         // Even one that failed may be on the disk: whatever happens from here on, Kept has to follow it.
-        self.stopped = true;
-        self.daemon.records.write(&self.record(records::Phase::Stopped)).await?;
+        self.mark().await?;
         let (guest, timeout) = (self.guest.clone(), self.daemon.config.guest.load_timeout);
         self.standing = Standing::new(Instant::now());
         // Asked as late as can be: once we have stopped it too, QEMU cannot tell who did.
         if self.runs && self.beside(guest.stands(timeout)).await? {
             self.runs = false;
-            self.daemon.records.write(&self.record(records::Phase::Stopped)).await?;
+            self.mark().await?;
         }
         self.ebb = None;
         // What came while the disk was waited for.
@@ -34,8 +35,8 @@ impl Migration {
             self.handle_peer(Some(message))?;
         }
         if self.down.is_some() {
-            self.write_record(records::Phase::Kept).await;
-            self.stopped = false;
+            self.forget_record().await;
+            self.owner.step(SourceStep::Unmark)?;
             self.entry.advance(Phase::LinkLost);
             return Ok(false);
         }
@@ -44,12 +45,24 @@ impl Migration {
         self.sharing.hurry(true);
         self.inbox.push(ToPump::Allowance(None));
         self.standing = Standing::new(at);
+        self.meddling = Meddling::begin(&self.guest);
+        self.owner.step(SourceStep::Stop)?;
         // The guest may stand long before QEMU says so.
         self.beside(guest.stop(timeout)).await?;
         self.times.pause_ms = ms(at);
         self.inbox.push(ToPump::GuestStopped);
+        fail::point("source.stopped");
         self.entry.advance(Phase::Stopped);
         Ok(true)
+    }
+
+    /// On `Ok` a daemon that comes after this one continues the guest, if it ran.
+    async fn mark(&mut self) -> Result<(), SourceError> {
+        self.owner.step(SourceStep::Mark)?;
+        fail::point("source.marking");
+        self.daemon.records.write(&self.record(records::Phase::Stopped)).await?;
+        fail::point("source.marked");
+        Ok(self.owner.step(SourceStep::Marked)?)
     }
 
     /// Takes the last pages and the device state out of QEMU, which goes on by itself once the guest stands: it waits for
@@ -87,6 +100,7 @@ impl Migration {
     /// On `Ok` Ceded is durable and GO is on its way: the guest is no longer ours to continue. On `Err` it still is.
     pub(super) async fn let_go(&mut self, last_seq: ChunkSeq) -> Result<(), SourceError> {
         let at = Instant::now();
+        fail::point("source.drained");
         if self.is_safe() && !self.raw {
             self.session.message(protocol::encode(&ToDestination::Load { last_seq: last_seq.0 })?)?;
             // Its QEMU may hang while the link does not.
@@ -105,7 +119,12 @@ impl Migration {
         if self.entry.is_cancelled() {
             return Err(SourceError::Cancelled);
         }
+        let go = protocol::encode(&ToDestination::Go { last_seq: last_seq.0, run: self.runs })?;
+        self.owner.step(SourceStep::Cede)?;
+        fail::point("source.ceding");
         self.daemon.records.write(&self.record(records::Phase::Ceded)).await?;
+        self.owner.step(SourceStep::Ceded)?;
+        fail::point("source.ceded");
         // What came while the disk was waited for: a link that is down must not be trusted with GO.
         while let Some(message) = self.mailbox.waiting() {
             self.handle_peer(Some(message))?;
@@ -117,20 +136,28 @@ impl Migration {
             // The wish came while the disk was waited for, and was granted.
             return Err(SourceError::Cancelled);
         }
+        if self.meddling.seen() {
+            return Err(SourceError::Meddled);
+        }
+        self.owner.step(SourceStep::Go)?;
         self.entry.advance(Phase::Ceded);
-        let go = ToDestination::Go { last_seq: last_seq.0, run: self.runs };
-        // Refused: it has not left, and never will.
-        self.session.message(protocol::encode(&go)?)?;
+        if let Err(refused) = self.session.message(go) {
+            // It has not left, and never will.
+            self.owner.step(SourceStep::NeverLeft)?;
+            return Err(refused.into());
+        }
+        fail::point("source.let-go");
         self.times.go_ms = ms(at);
         Ok(())
     }
 
     /// None: it cannot be had over this session, or not in time.
     pub(super) async fn await_verdict(&mut self) -> Option<Verdict> {
-        let config = &self.daemon.config.guest;
+        let (qmp_timeout, load_timeout) =
+            (self.daemon.config.guest.qmp_timeout, self.daemon.config.guest.load_timeout);
         // A QEMU may hang there while the link does not: whoever waits here is told, and the destination asked. A link that
         // is down brings GO, or the verdict, when it is back; it is the transport that gives it up.
-        let patience = config.load_timeout + config.qmp_timeout;
+        let patience = load_timeout + qmp_timeout;
         let mut late = tokio::time::Instant::now() + patience;
         loop {
             if let Some(verdict) = self.verdict.take() {
@@ -145,6 +172,14 @@ impl Migration {
                     late = tokio::time::Instant::now() + patience;
                 }
                 () = tokio::time::sleep_until(late), if self.down.is_none() => return None,
+                () = self.meddling.next() => {
+                    tracing::error!(guest = %self.arguments.guest, "somebody continued the guest, which is let go: it is stopped again");
+                    if let Err(error) = self.guest.stop(qmp_timeout).await {
+                        tracing::error!(%error, "it cannot be stopped again");
+                    }
+                }
+                // It is asked for once more, there.
+                _ = self.entry.resolved() => return None,
                 // QEMU has nothing to say any more; its failing changes nothing: it cannot start the guest.
                 Some(told) = self.from_pump.recv() => {
                     if let Err(error) = self.handle_pump(Some(told)) {
@@ -197,7 +232,7 @@ impl Migration {
             let waits =
                 self.down.is_some() || self.session.unsent_bytes() + self.session.in_flight_bytes() > 0;
             let overlong = self.standing.look(Instant::now(), waits, numbers.acked_bytes, patience);
-            if let Some(overlong) = overlong.filter(|_| self.stopped) {
+            if let Some(overlong) = overlong.filter(|_| self.owner.holds()) {
                 return Err(match (overlong, self.down.take()) {
                     (Overlong::Link, Some(why)) => SourceError::LostWhileStopped(why),
                     (Overlong::Link, None) => SourceError::Slow {

@@ -23,6 +23,7 @@ mod gate;
 mod guest;
 mod handover;
 mod intake;
+mod meddling;
 mod options;
 mod pump;
 mod return_path;
@@ -37,14 +38,20 @@ pub use options::{POLICIES, check};
 pub use survey::{Survey, survey};
 
 use crate::api::wire::{MigrateArguments, StopTimes, Switchover};
+use crate::awaited;
 use crate::daemon::Daemon;
 use crate::estimate::Estimate;
+use crate::fail;
+use crate::hooks::{self, Hook};
+use crate::id::Id;
 use crate::inbox::Inbox;
 use crate::mailbox::{FromPeer, Mailbox};
 use crate::outage;
 use crate::outcome::{Ending, Outcome, Whereabouts};
-use crate::ownership::Phase;
-use crate::protocol::{self, ArrivalTimes, Migrate, PROTOCOL, Refusal, Relay, ToSource, Verdict, Welcome};
+use crate::ownership::{Forbidden, Phase, Source, SourceStep};
+use crate::protocol::{
+    self, ArrivalTimes, Migrate, Note, PROTOCOL, Refusal, Relay, ToSource, Verdict, Welcome,
+};
 use crate::records::{self, Record};
 use crate::registry::Entry;
 use crate::report::{self, Report};
@@ -55,6 +62,7 @@ use hikyaku_engine::AbortReason;
 use hikyaku_engine::precopy::Terms;
 use hikyaku_transport::{Ebb, Lost, TxSession};
 use intake::Intake;
+use meddling::Meddling;
 use pump::{FromPump, Pump, ToPump};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -100,8 +108,9 @@ struct Migration {
     throttle: Option<u8>,
     /// It runs, as far as nobody but us stops it; so it is to run afterwards.
     runs: bool,
-    /// The guest may have been stopped by us.
-    stopped: bool,
+    /// What may be done to it.
+    owner: Source,
+    meddling: Meddling,
     /// RAM's last record has been read.
     ram_ended: bool,
     /// QEMU's stream is relayed as it is.
@@ -161,6 +170,9 @@ impl Migration {
             let (to, name) = (&arguments.to, &arguments.guest);
             let foreseen = daemon.awaited.take(to, name, &guest.facts).filter(|_| may_foresee);
             let opened = answer::ask(daemon, entry, to, hello, foreseen, &inbox).await?;
+            if let Some(hook) = hooks::call(&config.hooks, Hook::BeforeCopy, entry, &arguments.qmp) {
+                hook.run().await?;
+            }
             Ok::<_, SourceError>((guest, inbox, opened))
         };
         // Up to here nothing needs to be undone: dropping it all is enough.
@@ -178,6 +190,7 @@ impl Migration {
         engine.dictionary_slots(welcome.dictionary_slots);
         let sharing = sharing::Follower::start(session.clone(), entry.clone());
         let (to_controller, from_pump) = unbounded_channel();
+        fail::point("source.answered");
         let begun = guest.begin().await.map_err(SourceError::from).and_then(|qemu| {
             let pump = Pump {
                 qemu,
@@ -199,6 +212,7 @@ impl Migration {
             }
             return Err(error);
         }
+        fail::point("source.begun");
         let deadline = Deadline::new(arguments.deadline_ms.map(Duration::from_millis), Instant::now());
         Ok(Migration {
             daemon: daemon.clone(),
@@ -220,7 +234,8 @@ impl Migration {
             deadline,
             late: None,
             throttle: None,
-            stopped: false,
+            owner: Source::Free,
+            meddling: Meddling::none(),
             ready: false,
             verdict: None,
             down: None,
@@ -240,7 +255,11 @@ impl Migration {
             self.entry.advance(Phase::Copying);
         }
         match self.until_let_go().await {
-            Ok(()) => self.after_let_go().await,
+            Ok(()) => {
+                if let Err(defect) = self.after_let_go().await {
+                    tracing::error!(%defect, "the guest and its record are left as they are");
+                }
+            }
             Err(error) => match self.unanswered(error).await {
                 error @ SourceError::Unforeseen(_) => {
                     tracing::info!(id = %self.entry.id.short(), %error, "begun again");
@@ -273,8 +292,13 @@ impl Migration {
 
     /// Everything that can be undone. On `Ok` the guest is stopped, Ceded is durable, and GO is on its way.
     async fn until_let_go(&mut self) -> Result<(), SourceError> {
+        let mut announced = false;
         loop {
             self.copy().await?;
+            // When to stop is decided anew after a hook: the guest has worked on.
+            if !std::mem::replace(&mut announced, true) && self.before_switchover().await? {
+                continue;
+            }
             if self.ebb().await? && self.stop().await? {
                 break;
             }
@@ -283,7 +307,26 @@ impl Migration {
         self.let_go(last_seq).await
     }
 
-    async fn after_let_go(mut self) {
+    /// True: something was done, and took its time.
+    async fn before_switchover(&mut self) -> Result<bool, SourceError> {
+        let qmp = self.arguments.qmp.clone();
+        let called = hooks::call(&self.daemon.config.hooks, Hook::BeforeSwitchover, &self.entry, &qmp);
+        let Some(hook) = called else { return Ok(false) };
+        let mut running = std::pin::pin!(hook.run());
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut running => return Ok(done.map(|()| true)?),
+                step = self.next() => drop(step?),
+            }
+        }
+    }
+
+    fn call_beside(&self, hook: Hook) {
+        hooks::call_beside(&self.daemon.config.hooks, hook, &self.entry, &self.arguments.qmp);
+    }
+
+    async fn after_let_go(mut self) -> Result<(), Forbidden> {
         let waited = Instant::now();
         let verdict = match self.await_verdict().await {
             Some(verdict) => verdict,
@@ -291,16 +334,23 @@ impl Migration {
         };
         self.times.verdict_ms = ms(waited);
         self.entry.set_stop(self.times);
+        let (step, guest) = match &verdict {
+            Verdict::Running => (SourceStep::Arrived, Whereabouts::RunsAtDestination),
+            Verdict::Paused => (SourceStep::Arrived, Whereabouts::StoppedAtDestination),
+            Verdict::Refused { .. } => (SourceStep::Refused, Whereabouts::ReturnsToSource),
+        };
+        self.owner.step(step)?;
+        fail::point("source.verdict");
         match verdict {
-            Verdict::Running => self.release(Whereabouts::RunsAtDestination).await,
-            Verdict::Paused => self.release(Whereabouts::StoppedAtDestination).await,
+            Verdict::Running | Verdict::Paused => self.release(guest).await,
             Verdict::Refused { why } => self.take_back(why).await,
         }
     }
 
     /// The guest is the destination's. QEMU here is told that its migration is done.
-    async fn release(mut self, guest: Whereabouts) {
-        self.write_record(records::Phase::Moved).await;
+    async fn release(mut self, guest: Whereabouts) -> Result<(), Forbidden> {
+        self.forget_record().await;
+        fail::point("source.forgotten");
         self.inbox.push(ToPump::ReturnPath(SHUT_OK.to_vec()));
         if let Err(error) = self.guest.completed(self.daemon.config.guest.qmp_timeout).await {
             // The guest is gone from here; what is left is a stopped copy in a QEMU that did not notice.
@@ -313,6 +363,8 @@ impl Migration {
             Phase::Moved,
             Outcome::new(Ending::Moved, guest, format!("moved to {}", self.arguments.to)),
         );
+        self.call_beside(Hook::AfterSwitchover);
+        self.owner.step(SourceStep::Released)
     }
 
     /// What was foretold, beside what came of it; and what that teaches.
@@ -331,7 +383,7 @@ impl Migration {
     }
 
     /// The destination refused after GO: the guest is ours again.
-    async fn take_back(mut self, why: String) {
+    async fn take_back(mut self, why: String) -> Result<(), Forbidden> {
         self.sharing.hurry(false);
         self.end_pump().await;
         let guest = self.return_guest().await;
@@ -339,6 +391,8 @@ impl Migration {
             Outcome::new(Ending::Failed, guest, format!("the destination could not run the guest: {why}"));
         self.session.close(Refusal::Done as u16, "taken back");
         self.entry.finish(Phase::Resumed, outcome);
+        self.call_beside(Hook::AfterFailure);
+        Ok(())
     }
 
     /// Something failed before GO left. The guest was always ours, and is as it was before.
@@ -351,15 +405,20 @@ impl Migration {
         };
         // A guest that stands does not wait for a better word.
         if error.is_qemu_closed()
-            && !self.stopped
+            && !self.owner.holds()
             && let Some(why) = self.guest.why_closed().await
         {
             error = why.into();
+        }
+        if let Err(defect) = self.owner.step(SourceStep::Fail) {
+            tracing::error!(%defect, %error, "the guest and its record are left as they are");
+            return;
         }
         let guest = self.undo(code, &error).await;
         // Ceded was durable, but GO was not taken and never left.
         let phase = if self.entry.phase() == Phase::Ceded { Phase::Resumed } else { Phase::Failed };
         self.entry.finish(phase, error.outcome(guest));
+        self.call_beside(Hook::AfterFailure);
     }
 
     async fn undo(&mut self, code: Refusal, error: &SourceError) -> Whereabouts {
@@ -373,7 +432,9 @@ impl Migration {
     async fn return_guest(&mut self) -> Whereabouts {
         let (timeout, socket) = (self.daemon.config.guest.qmp_timeout, self.arguments.qmp.clone());
         // What we did not stop is not ours to continue: somebody else may have wanted it stopped.
-        let run = self.runs && self.stopped;
+        let ours = self.owner == Source::Returned;
+        let run = self.runs && ours;
+        fail::point("source.returning");
         let mut result = self.guest.give_back(run, timeout).await;
         let guest = loop {
             let error = match result {
@@ -393,12 +454,16 @@ impl Migration {
             self.entry.set_outcome(Outcome::new(Ending::Failed, Whereabouts::StuckAtSource, stuck));
             tokio::time::sleep(RETRY_INTERVAL).await;
             result = match error.is_gone() {
-                true => continue_guest(&socket, timeout).await,
+                true => continue_guest(&socket, self.guest.process, timeout).await,
                 false => self.guest.give_back(run, timeout).await,
             };
         };
-        if self.stopped {
-            self.write_record(records::Phase::Kept).await;
+        fail::point("source.continued");
+        if ours {
+            if let Err(defect) = self.owner.step(SourceStep::Continued) {
+                tracing::error!(%defect, "it was continued");
+            }
+            self.forget_record().await;
         }
         guest
     }
@@ -413,11 +478,9 @@ impl Migration {
         }
     }
 
-    /// For the steps that only spare work to a restarted daemon: without them it asks the destination once more.
-    async fn write_record(&self, phase: records::Phase) {
-        if let Err(error) = self.daemon.records.write(&self.record(phase)).await {
-            tracing::error!(%error, "a restart of this daemon will look into this migration again");
-        }
+    /// The guest's fate is known. A daemon that finds the record all the same asks the destination once more.
+    async fn forget_record(&self) {
+        forget(&self.daemon, self.entry.id, &self.arguments.to).await;
     }
 
     fn record(&self, phase: records::Phase) -> Record {
@@ -429,6 +492,7 @@ impl Migration {
             peer: self.arguments.to.clone(),
             run: self.runs,
             peer_incarnation: self.welcome.incarnation,
+            qemu: self.guest.process,
             why: String::new(),
         }
     }
@@ -476,7 +540,7 @@ impl Migration {
                 let why = format!("the link is down: {why}");
                 self.entry.set_outcome(doubt::outcome(&self.arguments.guest, &self.arguments.to, &why));
             }
-            Phase::Copying if !self.stopped => self.entry.advance(Phase::LinkLost),
+            Phase::Copying if !self.owner.holds() => self.entry.advance(Phase::LinkLost),
             _ => {}
         }
     }
@@ -527,6 +591,14 @@ impl Migration {
 
     fn is_safe(&self) -> bool {
         self.raw || self.arguments.switchover == Switchover::Safe
+    }
+}
+
+/// At the source nothing has to be known of a migration any more; the destination is told so, once that is durable.
+pub async fn forget(daemon: &Daemon, id: Id, peer: &str) {
+    match daemon.records.forget(id).await {
+        Ok(()) => awaited::tell(&daemon.node, peer, &Note::Over { migration: id }),
+        Err(error) => tracing::error!(%error, "a restart of this daemon will look into this migration again"),
     }
 }
 

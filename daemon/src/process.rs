@@ -1,0 +1,48 @@
+//! Which QEMU it was.
+
+use hikyaku_qemu::qmp::Client;
+use serde::{Deserialize, Serialize};
+
+/// A process, told from whatever gets its number later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessId {
+    pid: i32,
+    /// In ticks since the host booted.
+    started: u64,
+}
+
+impl ProcessId {
+    pub fn of(pid: i32) -> Option<ProcessId> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name is in brackets, and may hold any of them. Behind it begins the third field; the 22nd is wanted.
+        let started = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
+        Some(ProcessId { pid, started })
+    }
+
+    /// Who listens at the other end. None: that cannot be seen, as from another namespace.
+    pub fn behind(qmp: &Client) -> Option<ProcessId> {
+        ProcessId::of(qmp.peer_pid()?)
+    }
+
+    /// Whether another process than this one is behind `qmp`, for sure.
+    pub fn is_not_behind(self, qmp: &Client) -> bool {
+        ProcessId::behind(qmp).is_some_and(|now| now != self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_itself_and_nobody_else() {
+        let own = ProcessId::of(std::process::id() as i32).unwrap();
+        assert_eq!(ProcessId::of(std::process::id() as i32), Some(own));
+        let mut child = std::process::Command::new("sleep").arg("10").spawn().unwrap();
+        let other = ProcessId::of(child.id() as i32).unwrap();
+        assert!(other != own && other.started >= own.started);
+        let _ = child.kill();
+        let _ = child.wait();
+        assert_eq!(ProcessId::of(child.id() as i32), None);
+    }
+}
