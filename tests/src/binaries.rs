@@ -7,18 +7,19 @@ use std::sync::LazyLock;
 /// `hikyakud` or `hikyaku`. Built on first use, so that no test meets a stale one; `$HIKYAKU_BIN_DIR` names a
 /// directory to take them from instead.
 pub fn product(name: &str) -> PathBuf {
-    static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| directory_of("hikyaku-daemon"));
+    static DIRECTORY: LazyLock<PathBuf> =
+        LazyLock::new(|| directory_of("hikyaku-daemon", &["--features", "fail-points"]));
     existing(DIRECTORY.join(name))
 }
 
 /// A helper program of the tests' own, built or taken like those.
 pub fn helper(name: &str) -> PathBuf {
-    static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| directory_of("hikyaku-tests"));
+    static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| directory_of("hikyaku-tests", &[]));
     existing(DIRECTORY.join(name))
 }
 
-fn directory_of(package: &str) -> PathBuf {
-    std::env::var_os("HIKYAKU_BIN_DIR").map_or_else(|| build(package), PathBuf::from)
+fn directory_of(package: &str, features: &[&str]) -> PathBuf {
+    std::env::var_os("HIKYAKU_BIN_DIR").map_or_else(|| build(package, features), PathBuf::from)
 }
 
 fn existing(program: PathBuf) -> PathBuf {
@@ -27,7 +28,7 @@ fn existing(program: PathBuf) -> PathBuf {
 }
 
 /// Builds a package's programs and returns where they are.
-fn build(package: &str) -> PathBuf {
+fn build(package: &str, features: &[&str]) -> PathBuf {
     let (target, profile) = layout();
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
@@ -41,7 +42,9 @@ fn build(package: &str) -> PathBuf {
         }
     }
     let status = build
-        .args(["build", "--quiet", "--bins", "--package", package, "--profile"])
+        .args(["build", "--quiet", "--bins", "--package", package])
+        .args(features)
+        .arg("--profile")
         .arg(match profile.as_str() {
             "debug" => "dev",
             other => other,

@@ -94,7 +94,7 @@ impl Site {
     fn start(host: &Host, settings: &Settings, directory: TempDir) -> Site {
         let path = directory.path();
         fs::write(path.join(CONFIG), settings.to_toml(path)).expect("the configuration can be written");
-        let daemon = spawn(host, path);
+        let daemon = spawn(host, path, "");
         let mut site = Site { name: settings.name.clone(), directory, daemon };
         site.wait_for_api();
         site
@@ -162,9 +162,26 @@ impl Site {
 
     /// Starts the daemon again, after [`kill`](Site::kill), with the same configuration and state.
     pub fn restart(&mut self, host: &Host) {
+        self.restart_failing(host, "");
+    }
+
+    /// The same, to fail where `points` says: `POINT:WHAT,…` as in the daemon's `fail.rs`.
+    pub fn restart_failing(&mut self, host: &Host, points: &str) {
         self.kill();
-        self.daemon = spawn(host, self.directory.path());
+        self.daemon = spawn(host, self.directory.path(), points);
         self.wait_for_api();
+    }
+
+    /// It was stopped (SIGSTOP), and stands.
+    pub fn stands(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.daemon.id())).unwrap_or_default();
+        // The name may hold anything but is in brackets.
+        stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+    }
+
+    /// Records that are kept, of migrations in hand or over.
+    pub fn records(&self) -> usize {
+        fs::read_dir(self.directory.path().join(STATE).join("migrations")).map_or(0, Iterator::count)
     }
 
     /// Ends the daemon as a service manager would; its exit code, or `None` if it had to be killed.
@@ -205,11 +222,14 @@ impl Drop for Site {
     }
 }
 
-fn spawn(host: &Host, directory: &Path) -> Child {
+fn spawn(host: &Host, directory: &Path, fail_points: &str) -> Child {
     let log =
         File::options().append(true).create(true).open(directory.join(LOG)).expect("the log can be made");
     let mut command = host.command(binaries::product("hikyakud"));
     command.arg("--config").arg(directory.join(CONFIG)).stdin(std::process::Stdio::null());
+    if !fail_points.is_empty() {
+        command.env("HIKYAKU_FAIL", fail_points);
+    }
     command.stdout(log.try_clone().expect("a descriptor")).stderr(log);
     link::die_with_parent(&mut command);
     command.spawn().expect("hikyakud starts")

@@ -7,11 +7,12 @@
 use std::time::{Duration, Instant};
 
 use hikyaku_lab::guest::{Console, Timeline};
+use hikyaku_lab::link::Host;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::{BEAT_LIMIT, COMMAND_LIMIT, GUEST, MIGRATE_LIMIT, POLL, Rig, WORK, words};
+use super::{BEAT_LIMIT, COMMAND_LIMIT, GUEST, MIGRATE_LIMIT, POLL, Rig, SWEEP_LIMIT, WORK, words};
 use crate::command::{Output, Running};
 use crate::site::Site;
 
@@ -98,14 +99,68 @@ impl Rig {
         if self.here == "a" { &mut self.pair.a } else { &mut self.pair.b }
     }
 
+    fn site_mut(&mut self, side: Side) -> (&mut Site, &Host) {
+        let name = if side == Side::Source { self.here } else { self.there };
+        let site = if name == "a" { &mut self.pair.a } else { &mut self.pair.b };
+        (site, self.network.host(name))
+    }
+
+    /// The daemon of this side is started anew, and fails where `points` says.
+    pub fn restart_daemon(&mut self, side: Side, points: &str) {
+        let (site, host) = self.site_mut(side);
+        site.restart_failing(host, points);
+    }
+
+    /// Waits until the daemon of this side has killed itself.
+    #[track_caller]
+    pub fn wait_dead(&mut self, side: Side, limit: Duration) {
+        self.wait_daemon(side, limit, "it does not come to where it was to die", |site| !site.is_running());
+    }
+
+    /// Waits until the daemon of this side has stopped itself.
+    #[track_caller]
+    pub fn wait_still(&mut self, side: Side, limit: Duration) {
+        self.wait_daemon(side, limit, "it does not come to where it was to stand", |site| site.stands());
+    }
+
+    #[track_caller]
+    fn wait_daemon(&mut self, side: Side, limit: Duration, what: &str, wanted: impl Fn(&mut Site) -> bool) {
+        let deadline = Instant::now() + limit;
+        let (site, _) = self.site_mut(side);
+        while !wanted(site) {
+            assert!(Instant::now() < deadline, "{what}:\n{}", site.log());
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// The phase in which the source says that the move is; None if it knows nothing of it.
+    pub fn source_phase(&self) -> Option<String> {
+        let output = self.source_site().hikyaku(["--json", "status", GUEST], COMMAND_LIMIT);
+        Some(event(&output.stdout)?["phase"].as_str()?.to_owned())
+    }
+
+    /// All of its memory, as the guest itself finds it.
+    #[track_caller]
+    pub fn assert_whole(&mut self, side: Side) {
+        let qemu = match side {
+            Side::Source => &mut self.source,
+            Side::Destination => self.destination.as_mut().expect("the rig is armed"),
+        };
+        let swept = qemu.wait_swept(SWEEP_LIMIT).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(swept.bad, 0, "bad pages");
+    }
+
+    /// The QEMU that waited is of no use any more.
+    pub fn disarm(&mut self) {
+        self.destination = None;
+    }
+
     pub fn restart_source_daemon(&mut self) {
-        let site = if self.here == "a" { &mut self.pair.a } else { &mut self.pair.b };
-        site.restart(self.network.host(self.here));
+        self.restart_daemon(Side::Source, "");
     }
 
     pub fn restart_destination_daemon(&mut self) {
-        let site = if self.there == "a" { &mut self.pair.a } else { &mut self.pair.b };
-        site.restart(self.network.host(self.there));
+        self.restart_daemon(Side::Destination, "");
     }
 
     /// Cuts, or mends, the direction in which verdicts and acknowledgements travel.
