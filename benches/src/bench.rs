@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use crate::{bytes, gap, goodput, memory, pipeline, transport};
+use crate::{bytes, gap, goodput, memory, pipeline, switchover, transport};
 
 /// Measure parts of the product
 #[derive(Debug, Args)]
@@ -21,6 +21,8 @@ enum Bench {
     Bytes(bytes::BytesArgs),
     /// How long a guest is silent that is moved over a link whose queue is full
     Gap(gap::GapArgs),
+    /// The gap of the fast switch-over beside that of the safe one
+    Switchover(switchover::SwitchoverArgs),
     /// What the daemons hold in memory while a guest moves, beside their budgets
     Memory(memory::MemoryArgs),
     /// What the transport makes of a long fat link
@@ -34,6 +36,7 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
         Bench::Pipeline(args) => pipeline::cli::run(&args),
         Bench::Bytes(args) => bytes::run(&args),
         Bench::Gap(args) => gap::run(&args),
+        Bench::Switchover(args) => switchover::run(&args),
         Bench::Memory(args) => memory::run(&args),
         Bench::Goodput(args) => goodput::run(&args),
         Bench::Transport(args) => transport::run(&args),

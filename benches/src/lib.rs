@@ -10,6 +10,7 @@
 //! | [`compare`] | hikyaku beside its peers, the same guest over the same link |
 //! | [`floor`] | what no move of a guest over a link can be faster than |
 //! | [`bytes`] | what a move puts on the wire, encoding by encoding, beside an oracle's |
+//! | [`switchover`] | the fast switch-over beside the safe one |
 //! | [`gap`] | how long a guest is silent that is moved over a link whose queue is full |
 //! | [`memory`] | what the daemons hold while a guest moves, beside their budgets |
 //! | [`transport`] | the transport beside plain TCP, and the criteria it has to meet |
@@ -42,6 +43,7 @@ pub mod sim;
 pub mod site;
 pub mod soak;
 pub mod steady;
+pub mod switchover;
 pub mod transport;
 pub mod travel;
 mod verdict;

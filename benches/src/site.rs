@@ -86,6 +86,22 @@ pub struct Site {
     daemon: Child,
 }
 
+/// What a daemon holds, and must not hold more of with every guest that has passed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    pub descriptors: usize,
+    pub threads: usize,
+    /// In its state directory.
+    pub files: usize,
+}
+
+impl Held {
+    /// By name.
+    pub fn counts(self) -> [(&'static str, usize); 3] {
+        [("descriptors", self.descriptors), ("threads", self.threads), ("files", self.files)]
+    }
+}
+
 impl Site {
     /// Two daemons that may send to and receive from each other, on the two hosts named. `more` is added to both
     /// configuration files.
@@ -164,6 +180,19 @@ impl Site {
     /// The largest resident size the daemon has had, in bytes.
     pub fn rss_peak_bytes(&self) -> anyhow::Result<u64> {
         self.status_bytes("VmHWM:")
+    }
+
+    /// What the daemon holds now, other than memory.
+    pub fn held(&self) -> anyhow::Result<Held> {
+        let process = PathBuf::from(format!("/proc/{}", self.daemon.id()));
+        let count = |directory: PathBuf| -> anyhow::Result<usize> {
+            Ok(fs::read_dir(&directory).with_context(|| directory.display().to_string())?.count())
+        };
+        Ok(Held {
+            descriptors: count(process.join("fd"))?,
+            threads: count(process.join("task"))?,
+            files: count(self.directory.path().join("state/migrations"))?,
+        })
     }
 
     /// The daemon's resident size now, in bytes.

@@ -7,7 +7,7 @@ use crate::guest::Load;
 use crate::guest::locate::QemuBinary;
 use crate::link::cli::named;
 use crate::link::{Link, Network, parse_duration};
-use crate::site::{Programs, Site};
+use crate::site::{Held, Programs, Site};
 use crate::travel::{Manner, POLICIES, Row, Traveller};
 use anyhow::Context;
 use clap::Args;
@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 const SETTLED_AFTER: usize = 5;
 /// From then on, by the end.
 const GROWTH_BYTES: u64 = 32 << 20;
+/// The same of descriptors, threads and files: threads that wait for disks come and go, and links have more lanes or fewer.
+const GROWTH_COUNT: usize = 12;
 /// The guest checks all of its memory, end to end, after so many round trips, and after the last. In between it checks what it
 /// rewrites, and goes on sweeping: a page that is bad stays bad until it is found.
 const SWEEP_EVERY: u32 = 5;
@@ -116,6 +118,7 @@ pub fn run(args: &SoakArgs) -> anyhow::Result<ExitCode> {
             record.take(round, row, outage);
             if from == 1 {
                 record.rss.push(rss);
+                record.held.push([sites[0].held()?, sites[1].held()?]);
             }
             if begun.elapsed() > args.limit && !(from == 1 && round == args.times) {
                 record.faults.push(format!("not done after {:?}", args.limit));
@@ -169,6 +172,7 @@ struct Record {
     gaps: Vec<Duration>,
     /// Of both daemons, after each round trip.
     rss: Vec<[u64; 2]>,
+    held: Vec<[Held; 2]>,
     faults: Vec<String>,
 }
 
@@ -219,6 +223,19 @@ impl Record {
                 self.faults.push(text);
             }
         }
+        let Some((settled, last)) = self.settled_and_last() else { return };
+        for (at, name) in HOSTS.into_iter().enumerate() {
+            for ((what, before), (_, now)) in settled[at].counts().into_iter().zip(last[at].counts()) {
+                if now > before + GROWTH_COUNT {
+                    self.faults.push(format!("the daemon of {name} has {now} {what}, and had {before}"));
+                }
+            }
+        }
+    }
+
+    fn settled_and_last(&self) -> Option<([Held; 2], [Held; 2])> {
+        let settled = self.held.get(SETTLED_AFTER - 1)?;
+        Some((*settled, *self.held.last().filter(|_| self.held.len() > SETTLED_AFTER)?))
     }
 
     fn print(&mut self, elapsed: Duration) {
@@ -238,6 +255,14 @@ impl Record {
             None => println!(
                 "growth of the daemons was not judged: that takes more than {SETTLED_AFTER} round trips"
             ),
+        }
+        if let Some((settled, last)) = self.settled_and_last() {
+            for (at, name) in HOSTS.into_iter().enumerate() {
+                let counts = settled[at].counts().into_iter().zip(last[at].counts());
+                let counts: Vec<_> =
+                    counts.map(|((what, before), (_, now))| format!("{what} {before} → {now}")).collect();
+                println!("the daemon of {name}: {}", counts.join(", "));
+            }
         }
         for fault in &self.faults {
             println!("FAIL: {fault}");
