@@ -11,7 +11,7 @@ use crate::site::{Held, Programs, Site};
 use crate::travel::{Manner, POLICIES, Row, Traveller};
 use anyhow::Context;
 use clap::Args;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,12 @@ pub struct SoakArgs {
     /// Round trips
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     times: u32,
+    /// Instead: one fault after the other, by chance, for so many minutes: daemons die, stand still and cannot write, links are cut
+    #[arg(long, conflicts_with_all = ["times", "outage"])]
+    minutes: Option<u64>,
+    /// With --minutes: what chance begins with, to see the same again
+    #[arg(long, requires = "minutes")]
+    seed: Option<u64>,
     /// The link, by name: lan, jgn, us, eu, …
     #[arg(long, default_value = "jgn")]
     link: String,
@@ -66,6 +72,9 @@ pub struct SoakArgs {
 }
 
 pub fn run(args: &SoakArgs) -> anyhow::Result<ExitCode> {
+    if let Some(minutes) = args.minutes {
+        return faults(minutes, args.seed);
+    }
     let begun = Instant::now();
     let profile = named(&args.link).map_err(anyhow::Error::msg)?;
     let load = Load::preset(&args.load)?;
@@ -131,6 +140,26 @@ pub fn run(args: &SoakArgs) -> anyhow::Result<ExitCode> {
     record.judge_growth();
     record.print(begun.elapsed());
     Ok(if record.faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The crash lab is the tests': a program of theirs, which builds its daemons with their fail points.
+fn faults(minutes: u64, seed: Option<u64>) -> anyhow::Result<ExitCode> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut soak = Command::new(cargo);
+    soak.args([
+        "run",
+        "--quiet",
+        "--package",
+        "hikyaku-tests",
+        "--bin",
+        "crash-soak",
+        "--",
+        &minutes.to_string(),
+    ]);
+    soak.args(seed.map(|seed| seed.to_string()));
+    soak.current_dir(env!("CARGO_MANIFEST_DIR"));
+    let status = soak.status().context("cargo")?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Cuts the link in the midst of a move. False: the move ended first.

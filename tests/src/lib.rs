@@ -8,6 +8,7 @@
 //! | [`command`] | `hikyaku …` run to its end, within a time limit |
 //! | [`linux`] | a Linux guest |
 //! | [`rig`] | a link, two daemons and a guest: a whole move, and the checks of it |
+//! | [`crash`] | one fault at each point of a move (and the program `crash-soak`) |
 //! | [`flood`] | connections of strangers (the program `flood`) |
 //! | [`proxy`] | a TCP proxy that damages what passes (the program `faulty-proxy`) |
 //!
@@ -18,6 +19,7 @@
 
 pub mod binaries;
 pub mod command;
+pub mod crash;
 pub mod flood;
 pub mod linux;
 pub mod machine;

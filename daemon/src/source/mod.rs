@@ -20,6 +20,7 @@ mod error;
 mod events;
 pub mod experience;
 mod gate;
+mod give_back;
 mod guest;
 mod handover;
 mod intake;
@@ -316,7 +317,11 @@ impl Migration {
         loop {
             tokio::select! {
                 biased;
-                done = &mut running => return Ok(done.map(|()| true)?),
+                done = &mut running => {
+                    done?;
+                    self.inbox.push(ToPump::DecideAnew);
+                    return Ok(true);
+                }
                 step = self.next() => drop(step?),
             }
         }
@@ -334,16 +339,23 @@ impl Migration {
         };
         self.times.verdict_ms = ms(waited);
         self.entry.set_stop(self.times);
-        let (step, guest) = match &verdict {
-            Verdict::Running => (SourceStep::Arrived, Whereabouts::RunsAtDestination),
-            Verdict::Paused => (SourceStep::Arrived, Whereabouts::StoppedAtDestination),
-            Verdict::Refused { .. } => (SourceStep::Refused, Whereabouts::ReturnsToSource),
-        };
-        self.owner.step(step)?;
-        fail::point("source.verdict");
         match verdict {
-            Verdict::Running | Verdict::Paused => self.release(guest).await,
-            Verdict::Refused { why } => self.take_back(why).await,
+            Verdict::Refused { why } => {
+                self.owner.step(SourceStep::Refused)?;
+                fail::point("source.verdict");
+                self.take_back(why).await
+            }
+            Verdict::Running | Verdict::Paused => {
+                self.owner.step(SourceStep::Arrived)?;
+                fail::point("source.verdict");
+                let runs = verdict == Verdict::Running;
+                self.release(if runs {
+                    Whereabouts::RunsAtDestination
+                } else {
+                    Whereabouts::StoppedAtDestination
+                })
+                .await
+            }
         }
     }
 
@@ -380,92 +392,6 @@ impl Migration {
         self.daemon.estimates.borrow_mut().forget(&self.arguments.guest, &self.arguments.to);
         let (estimate, predicted) = (self.estimate.take(), self.foretold.filter(|_| !self.raw));
         self.entry.set_report(Report { estimate, predicted, measured, ..Report::default() });
-    }
-
-    /// The destination refused after GO: the guest is ours again.
-    async fn take_back(mut self, why: String) -> Result<(), Forbidden> {
-        self.sharing.hurry(false);
-        self.end_pump().await;
-        let guest = self.return_guest().await;
-        let outcome =
-            Outcome::new(Ending::Failed, guest, format!("the destination could not run the guest: {why}"));
-        self.session.close(Refusal::Done as u16, "taken back");
-        self.entry.finish(Phase::Resumed, outcome);
-        self.call_beside(Hook::AfterFailure);
-        Ok(())
-    }
-
-    /// Something failed before GO left. The guest was always ours, and is as it was before.
-    async fn give_back(mut self, mut error: SourceError) {
-        self.ebb = None;
-        self.sharing.hurry(false);
-        let code = match &error {
-            SourceError::Cancelled => Refusal::Cancelled,
-            _ => Refusal::Other,
-        };
-        // A guest that stands does not wait for a better word.
-        if error.is_qemu_closed()
-            && !self.owner.holds()
-            && let Some(why) = self.guest.why_closed().await
-        {
-            error = why.into();
-        }
-        if let Err(defect) = self.owner.step(SourceStep::Fail) {
-            tracing::error!(%defect, %error, "the guest and its record are left as they are");
-            return;
-        }
-        let guest = self.undo(code, &error).await;
-        // Ceded was durable, but GO was not taken and never left.
-        let phase = if self.entry.phase() == Phase::Ceded { Phase::Resumed } else { Phase::Failed };
-        self.entry.finish(phase, error.outcome(guest));
-        self.call_beside(Hook::AfterFailure);
-    }
-
-    async fn undo(&mut self, code: Refusal, error: &SourceError) -> Whereabouts {
-        self.end_pump().await;
-        let guest = self.return_guest().await;
-        self.session.close(code as u16, &error.to_string());
-        guest
-    }
-
-    /// Makes the guest what it was before the migration, as long as that takes. QEMU's socket has been closed.
-    async fn return_guest(&mut self) -> Whereabouts {
-        let (timeout, socket) = (self.daemon.config.guest.qmp_timeout, self.arguments.qmp.clone());
-        // What we did not stop is not ours to continue: somebody else may have wanted it stopped.
-        let ours = self.owner == Source::Returned;
-        let run = self.runs && ours;
-        fail::point("source.returning");
-        let mut result = self.guest.give_back(run, timeout).await;
-        let guest = loop {
-            let error = match result {
-                Ok(()) if self.runs => break Whereabouts::RunsAtSource,
-                Ok(()) => break Whereabouts::StoppedAtSource,
-                Err(error) => error,
-            };
-            if matches!(error, GuestError::Ended) || guest::has_ended(&error, &socket).await {
-                break Whereabouts::EndedAtSource;
-            }
-            if !run {
-                tracing::warn!(%error, "the guest's QEMU was not left as it was found");
-                break Whereabouts::RunsAtSource;
-            }
-            let stuck = format!("the guest could not be continued yet: {error}; it is tried again");
-            tracing::error!(guest = %self.arguments.guest, "{stuck}");
-            self.entry.set_outcome(Outcome::new(Ending::Failed, Whereabouts::StuckAtSource, stuck));
-            tokio::time::sleep(RETRY_INTERVAL).await;
-            result = match error.is_gone() {
-                true => continue_guest(&socket, self.guest.process, timeout).await,
-                false => self.guest.give_back(run, timeout).await,
-            };
-        };
-        fail::point("source.continued");
-        if ours {
-            if let Err(defect) = self.owner.step(SourceStep::Continued) {
-                tracing::error!(%defect, "it was continued");
-            }
-            self.forget_record().await;
-        }
-        guest
     }
 
     /// Closes QEMU's migration socket. Returns when it is closed.
@@ -604,9 +530,6 @@ pub async fn forget(daemon: &Daemon, id: Id, peer: &str) {
 
 /// From a session's end until its answer is known, on two threads of this daemon.
 const ANSWER_SOON: Duration = Duration::from_millis(500);
-
-/// Between two attempts to continue a guest whose QEMU does not answer.
-const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// SHUT with no error, as QEMU's return path carries it.
 const SHUT_OK: [u8; 8] = [0, 1, 0, 4, 0, 0, 0, 0];

@@ -47,6 +47,8 @@ pub enum ToPump {
     LinkDown,
     /// It is reached again: what was decided before is decided anew.
     LinkUp,
+    /// The guest was not stopped, and has worked on: what was decided is decided anew.
+    DecideAnew,
     /// More may be sent. The flag is lowered when this has been seen.
     Room(Arc<AtomicBool>),
     Encoded(Encoded),
@@ -248,6 +250,11 @@ impl Running {
                     engine.guest_resumed(now);
                 }
                 self.link_at = Instant::now();
+            }
+            ToPump::DecideAnew => {
+                if std::mem::take(&mut self.switch) && !self.stopped {
+                    engine.guest_resumed(now);
+                }
             }
             ToPump::Room(told) => {
                 told.store(false, Ordering::Release);

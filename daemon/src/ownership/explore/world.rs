@@ -1,17 +1,11 @@
-//! Every way in which two daemons, two QEMUs and a link can go on, with crashes, restarts, losses and failing disks, as far as there is anything
-//! new: at no state may two guests run, and from every state one must be able to run for good, without another fault.
-//!
-//! What the daemons do is what [`Source`], [`Destination`] and [`known`] allow; the rest of the world is here. The order in which things come is
-//! anybody's: each state is left by every step that is possible in it.
+//! Two daemons, two QEMUs, a link, and what may come next.
 
-use super::{Destination, DestinationStep, Known, Source, SourceStep, known};
+use crate::ownership::{Destination, DestinationStep, Known, Source, SourceStep, known};
 use crate::records::Phase;
-use std::collections::HashMap;
-use std::fmt;
 
 /// A way in which a daemon could be wrong. Each has to be caught.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Broken {
+pub(super) enum Broken {
     Not,
     /// The guest is stopped before that is durable.
     StopsUnmarked,
@@ -34,7 +28,7 @@ enum Broken {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Qemu {
+pub(super) enum Qemu {
     /// Part of the guest, or nothing, is in it.
     Waits,
     /// All of the guest is in it; it stands.
@@ -45,7 +39,7 @@ enum Qemu {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Data {
+pub(super) enum Data {
     Coming,
     /// The last of it is under way.
     Sent,
@@ -56,7 +50,7 @@ enum Data {
 type Writing = Option<Phase>;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct World {
+pub(super) struct World {
     source: Daemon<Source>,
     source_disk: Option<Phase>,
     source_writing: Writing,
@@ -84,7 +78,7 @@ struct World {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Daemon<T> {
+pub(super) enum Daemon<T> {
     Dead,
     /// It has nothing in hand.
     Idle,
@@ -92,14 +86,14 @@ enum Daemon<T> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Reception {
+pub(super) enum Reception {
     UnderWay(Destination),
     /// Looking what became of what an earlier daemon had started.
     Looking(Destination),
 }
 
 impl World {
-    fn begin(faults: u8) -> World {
+    pub(super) fn begin(faults: u8) -> World {
         World {
             source: Daemon::Has(Source::Free),
             source_disk: None,
@@ -123,7 +117,7 @@ impl World {
     }
 
     /// The rule that was broken, if one was.
-    fn wrong(&self) -> Option<&'static str> {
+    pub(super) fn wrong(&self) -> Option<&'static str> {
         let runs_there = self.there == Qemu::Runs;
         if self.runs_here && runs_there {
             return Some("two guests run");
@@ -138,7 +132,7 @@ impl World {
     }
 
     /// One runs, and nothing is left to do.
-    fn is_settled(&self) -> bool {
+    pub(super) fn is_settled(&self) -> bool {
         let source = matches!(self.source, Daemon::Idle | Daemon::Has(Source::Kept | Source::Moved));
         let destination = self.destination == Daemon::Idle
             // One that was never let go may wait for long.
@@ -148,22 +142,22 @@ impl World {
 }
 
 /// What may come next.
-struct Ways<'a> {
+pub(super) struct Ways<'a> {
     from: &'a World,
     broken: Broken,
     safe: bool,
     found: Vec<Way>,
 }
 
-struct Way {
-    what: &'static str,
+pub(super) struct Way {
+    pub what: &'static str,
     /// Not needed for anything good: a crash, a failing disk.
-    fault: bool,
-    to: World,
+    pub fault: bool,
+    pub to: World,
 }
 
 impl Ways<'_> {
-    fn all(from: &World, broken: Broken, safe: bool) -> Vec<Way> {
+    pub(super) fn all(from: &World, broken: Broken, safe: bool) -> Vec<Way> {
         let mut ways = Ways { from, broken, safe, found: Vec::new() };
         ways.source();
         ways.destination();
@@ -546,110 +540,5 @@ impl Ways<'_> {
                 });
             }
         }
-    }
-}
-
-/// What was found.
-struct Explored {
-    states: usize,
-    depth: usize,
-    wrong: Option<Trace>,
-}
-
-/// The shortest way to something that must not be.
-struct Trace {
-    what: String,
-    steps: Vec<&'static str>,
-}
-
-impl fmt::Debug for Trace {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, after\n  {}", self.what, self.steps.join("\n  "))
-    }
-}
-
-fn explore(faults: u8, broken: Broken, safe: bool) -> Explored {
-    let begin = World::begin(faults);
-    let mut numbers = HashMap::from([(begin.clone(), 0_usize)]);
-    let mut worlds = vec![begin];
-    // How each was come to first, and from where all it is come to without a fault.
-    let mut came: Vec<Option<(usize, &'static str)>> = vec![None];
-    let mut before: Vec<Vec<usize>> = vec![Vec::new()];
-    let mut depths = vec![0];
-    let mut at = 0;
-    let trace = |came: &[Option<(usize, &'static str)>], mut at: usize, what: String| {
-        let mut steps = Vec::new();
-        while let Some((from, step)) = came[at] {
-            steps.push(step);
-            at = from;
-        }
-        steps.reverse();
-        Trace { what, steps }
-    };
-    while at < worlds.len() {
-        if let Some(what) = worlds[at].wrong() {
-            let wrong = Some(trace(&came, at, what.to_owned()));
-            return Explored { states: worlds.len(), depth: depths[at], wrong };
-        }
-        for way in Ways::all(&worlds[at].clone(), broken, safe) {
-            let next = *numbers.entry(way.to.clone()).or_insert(worlds.len());
-            if next == worlds.len() {
-                worlds.push(way.to);
-                came.push(Some((at, way.what)));
-                before.push(Vec::new());
-                depths.push(depths[at] + 1);
-            }
-            if !way.fault {
-                before[next].push(at);
-            }
-        }
-        at += 1;
-    }
-    // Backwards from where it is settled: what is not met can never be.
-    let mut ends = vec![false; worlds.len()];
-    let mut open: Vec<usize> = (0..worlds.len()).filter(|at| worlds[*at].is_settled()).collect();
-    open.iter().for_each(|at| ends[*at] = true);
-    while let Some(at) = open.pop() {
-        for from in &before[at] {
-            if !std::mem::replace(&mut ends[*from], true) {
-                open.push(*from);
-            }
-        }
-    }
-    let lost = ends.iter().position(|ends| !ends);
-    let wrong = lost.map(|at| trace(&came, at, format!("no guest runs, for good: {:?}", worlds[at])));
-    Explored { states: worlds.len(), depth: depths.iter().copied().max().unwrap_or_default(), wrong }
-}
-
-/// Crashes and failing writes, of either side.
-const FAULTS: u8 = 3;
-
-#[test]
-fn never_two_and_never_none_whatever_comes_when() {
-    for safe in [false, true] {
-        let explored = explore(FAULTS, Broken::Not, safe);
-        println!("safe {safe}: {} states, {} steps deep", explored.states, explored.depth);
-        assert!(explored.wrong.is_none(), "safe {safe}: {:?}", explored.wrong);
-        assert!(explored.states > 1000, "it has not seen much: {} states", explored.states);
-    }
-}
-
-#[test]
-fn each_way_to_be_wrong_is_caught() {
-    use Broken::*;
-    for broken in [
-        StopsUnmarked,
-        GoesUncovered,
-        TakesSilenceForNo,
-        RunsUncovered,
-        RefusesWhatIsUnderWay,
-        RefusesUncovered,
-        TakesSilenceForDisobedience,
-        SaysArrivedTooSoon,
-        ForgetsTooSoon,
-    ] {
-        let explored = explore(FAULTS, broken, false);
-        let wrong = explored.wrong.unwrap_or_else(|| panic!("{broken:?} is not caught"));
-        println!("{broken:?}: {wrong:?}");
     }
 }

@@ -1,0 +1,144 @@
+//! Hooks around a move: called at both ends, in order, and believed when they refuse.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hikyaku_tests::machine::{self, need};
+use hikyaku_tests::rig::{GuestKind, Plan, Rig, Side};
+use tempfile::TempDir;
+
+const FAILED: i32 = 9;
+const COMMAND: Duration = Duration::from_secs(60);
+const SETTLE: Duration = Duration::from_secs(30);
+const NAMES: [&str; 4] = ["before-copy", "before-switchover", "after-switchover", "after-failure"];
+
+/// Both hosts' hooks: each writes down that it was called.
+struct Hooks {
+    scratch: TempDir,
+}
+
+impl Hooks {
+    fn new() -> Hooks {
+        let hooks = Hooks { scratch: tempfile::tempdir().expect("a temporary directory") };
+        for side in ["a", "b"] {
+            fs::create_dir(hooks.directory(side)).expect("a directory");
+            NAMES.into_iter().for_each(|name| hooks.script(side, name, ""));
+        }
+        hooks
+    }
+
+    fn directory(&self, side: &str) -> PathBuf {
+        self.scratch.path().join(side)
+    }
+
+    fn log(&self) -> PathBuf {
+        self.scratch.path().join("log")
+    }
+
+    /// What the hook does besides.
+    fn script(&self, side: &str, name: &str, more: &str) {
+        let text =
+            format!("#!/bin/sh\ncat >/dev/null\necho {side} {name} >>{}\n{more}\n", self.log().display());
+        write_program(&self.directory(side).join(name), &text);
+    }
+
+    fn called(&self) -> Vec<String> {
+        fs::read_to_string(self.log()).unwrap_or_default().lines().map(str::to_owned).collect()
+    }
+
+    /// Those that hold up nobody may come a little later.
+    fn wait_called(&self, wanted: &[&str]) {
+        let deadline = std::time::Instant::now() + COMMAND;
+        while self.called().len() < wanted.len() && std::time::Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let (mut called, mut wanted) = (self.called(), wanted.to_vec());
+        called.sort();
+        wanted.sort_unstable();
+        assert_eq!(called, wanted);
+    }
+
+    fn rig(&self, more: &str) -> Option<Rig> {
+        let qemu = need("QEMU", machine::qemu())?;
+        let plan = Plan::new("jgn", &qemu).memory_mib(64).kind(GuestKind::bare("oltp@1"));
+        Some(Rig::with(plan, |settings| {
+            let directory = self.directory(&settings.name);
+            settings.more = format!("[hooks]\ndirectory = {:?}\n{more}\n", directory.display().to_string());
+        }))
+    }
+}
+
+fn write_program(path: &Path, text: &str) {
+    fs::write(path, text).expect("a script can be written");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("and made a program");
+}
+
+#[test]
+fn both_ends_are_called_on_the_way() {
+    let hooks = Hooks::new();
+    let Some(mut rig) = hooks.rig("") else { return };
+    rig.migrate_live(&[]);
+    let both = ["before-copy", "before-switchover", "after-switchover"];
+    let wanted: Vec<_> =
+        ["a", "b"].iter().flat_map(|side| both.map(|name| format!("{side} {name}"))).collect();
+    hooks.wait_called(&wanted.iter().map(String::as_str).collect::<Vec<_>>());
+    let called = hooks.called();
+    let at = |what: &str| called.iter().position(|line| line == what).expect("it was called");
+    assert!(at("a before-copy") < at("a before-switchover"), "{called:?}");
+    assert!(at("b before-copy") < at("b before-switchover"), "{called:?}");
+}
+
+#[test]
+fn one_that_fails_before_the_copy_refuses_the_move() {
+    for side in ["a", "b"] {
+        let hooks = Hooks::new();
+        hooks.script(side, "before-copy", "echo no storage there >&2; exit 1");
+        let Some(mut rig) = hooks.rig("") else { return };
+        rig.arm();
+        let output = rig.migrate_fails(&[], FAILED);
+        assert!(output.text().contains("no storage there"), "{output}");
+    }
+}
+
+#[test]
+fn one_that_fails_before_the_switch_over_leaves_the_guest_running() {
+    let hooks = Hooks::new();
+    hooks.script("a", "before-switchover", "exit 3");
+    let Some(mut rig) = hooks.rig("") else { return };
+    rig.arm();
+    let output = rig.migrate_fails(&[], FAILED);
+    assert!(output.text().contains("before-switchover"), "{output}");
+    hooks.wait_called(&[
+        "a before-copy",
+        "b before-copy",
+        "a before-switchover",
+        "a after-failure",
+        "b after-failure",
+    ]);
+}
+
+/// What is declared so is waited for with the guest standing, and that is in the gap that is reported.
+#[test]
+fn what_has_to_be_done_before_the_guest_runs_is_part_of_the_gap() {
+    let hooks = Hooks::new();
+    hooks.script("b", "before-switchover", "sleep 0.7");
+    let Some(mut rig) = hooks.rig("hold = [\"before-switchover\"]") else { return };
+    rig.migrate_live(&[]);
+    let stop = &rig.source_status()["report"]["measured"];
+    let total_ms = stop["total_ms"].as_f64().expect("it is reported");
+    assert!((700.0..2000.0).contains(&total_ms), "{stop}");
+}
+
+#[test]
+fn what_has_to_be_done_and_fails_gives_the_guest_back() {
+    let hooks = Hooks::new();
+    hooks.script("b", "before-switchover", "echo no route >&2; exit 1");
+    let Some(mut rig) = hooks.rig("hold = [\"before-switchover\"]") else { return };
+    rig.arm();
+    let output = rig.migrate(&[]);
+    assert_eq!(output.code, Some(FAILED), "{output}");
+    assert!(output.text().contains("no route"), "{output}");
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+}

@@ -1,0 +1,113 @@
+//! A guest in doubt, and a person who decides.
+
+use std::time::Duration;
+
+use hikyaku_tests::command::{Output, Running};
+use hikyaku_tests::machine::{self, need};
+use hikyaku_tests::rig::{GuestKind, Plan, Rig, Side};
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+const USAGE: i32 = 2;
+const FAILED: i32 = 9;
+const IN_DOUBT: i32 = 10;
+const COMMAND: Duration = Duration::from_secs(60);
+const SETTLE: Duration = Duration::from_secs(30);
+
+fn rig() -> Option<Rig> {
+    let qemu = need("QEMU", machine::qemu())?;
+    let plan = Plan::new("eu", &qemu).memory_mib(64).kind(GuestKind::bare("oltp@1"));
+    let mut rig = Rig::with(plan, |settings| {
+        settings.more = "[link]\ndead_after = \"3s\"\nconnect_timeout = \"3s\"\n".to_owned();
+    });
+    rig.arm();
+    Some(rig)
+}
+
+/// The destination's host goes down with the guest in its hands, before it ran there.
+fn lost_with_its_host(rig: &mut Rig) -> Running {
+    rig.restart_daemon(Side::Destination, "destination.go:stop");
+    rig.receive(&[]);
+    let command = rig.migrate_beside(&[]);
+    rig.wait_still(Side::Destination, COMMAND);
+    rig.destination_site_mut().kill();
+    rig.signal_destination_qemu(Signal::SIGKILL);
+    command
+}
+
+fn resolve(rig: &Rig, flags: &[&str]) -> Output {
+    rig.source_site().hikyaku([&["resolve", rig.guest_name()], flags].concat(), COMMAND)
+}
+
+#[test]
+fn a_guest_whose_destination_is_gone_goes_on_here() {
+    let Some(mut rig) = rig() else { return };
+    let output = lost_with_its_host(&mut rig).wait(COMMAND).expect_code(IN_DOUBT);
+    assert_eq!(output.whereabouts(), "in-doubt", "{output}");
+    rig.assert_stands();
+    // Not by accident.
+    let refused = resolve(&rig, &["--here"]).expect_code(USAGE);
+    assert!(refused.text().contains("nobody has said that the other host cannot run the guest"), "{refused}");
+    rig.assert_stands();
+    resolve(&rig, &["--here", "--fenced"]).expect_code(0);
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+    assert_eq!(rig.wait_source_final(SETTLE), "resumed");
+    rig.assert_whole(Side::Source);
+    resolve(&rig, &["--here", "--fenced"]).expect_code(USAGE);
+    // Nothing is left to be asked for by the next daemon.
+    rig.restart_source_daemon();
+    assert_eq!(rig.source_site().records(), 0);
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+}
+
+#[test]
+fn a_guest_that_is_the_other_hosts_is_given_up_here() {
+    let Some(mut rig) = rig() else { return };
+    let command = rig.migrate_beside(&[]);
+    let there = rig.watch_destination();
+    there.wait_phase("starting");
+    rig.set_return_outage(true);
+    assert_eq!(rig.settles(SETTLE), Side::Destination);
+    command.wait(COMMAND).expect_code(IN_DOUBT);
+    resolve(&rig, &["--there", "--fenced"]).expect_code(0);
+    assert_eq!(rig.wait_source_final(SETTLE), "moved");
+    assert_eq!(rig.settles(SETTLE), Side::Destination);
+    assert_eq!(rig.source().status().expect("QMP"), "postmigrate");
+}
+
+/// A QEMU that is about to end its migration does not obey (10.0); of one that does the guest stays, for until GO it is the source's.
+#[test]
+fn who_continues_a_guest_that_is_held_stopped_does_not_make_two() {
+    let Some(mut rig) = rig() else { return };
+    rig.restart_daemon(Side::Source, "source.drained:stop");
+    let command = rig.migrate_beside(&[]);
+    rig.wait_still(Side::Source, COMMAND);
+    let obeyed = rig.source().qmp("cont", json!({})).is_ok();
+    rig.source_site().signal(Signal::SIGCONT);
+    if obeyed {
+        let output = command.wait(COMMAND).expect_code(FAILED);
+        assert!(output.text().contains("somebody continued the guest"), "{output}");
+        assert_eq!(rig.settles(SETTLE), Side::Source);
+    } else {
+        command.wait(COMMAND).expect_code(0);
+        assert_eq!(rig.settles(SETTLE), Side::Destination);
+    }
+}
+
+#[test]
+fn a_migration_that_is_cancelled_in_qemu_while_the_guest_stands_gives_it_back() {
+    let Some(mut rig) = rig() else { return };
+    rig.restart_daemon(Side::Source, "source.stopped:stop");
+    let command = rig.migrate_beside(&["--switchover", "safe"]);
+    rig.wait_still(Side::Source, COMMAND);
+    rig.source().qmp("migrate_cancel", json!({})).expect("QMP");
+    rig.source_site().signal(Signal::SIGCONT);
+    let output = command.wait(COMMAND);
+    let side = rig.settles(SETTLE);
+    match output.code {
+        Some(FAILED) => assert_eq!(side, Side::Source, "{output}"),
+        // QEMU was done before it was told.
+        Some(0) => assert_eq!(side, Side::Destination, "{output}"),
+        _ => panic!("{output}"),
+    }
+}
