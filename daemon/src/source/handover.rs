@@ -35,7 +35,10 @@ impl Migration {
             self.handle_peer(Some(message))?;
         }
         if self.down.is_some() {
-            self.forget_record().await;
+            // The migration is not over: the destination is told nothing. A record that stays says nothing wrong: the guest runs.
+            if let Err(error) = self.daemon.records.forget(self.entry.id).await {
+                tracing::warn!(%error, "the guest is not stopped, and its record says that it may be");
+            }
             self.owner.step(SourceStep::Unmark)?;
             self.entry.advance(Phase::LinkLost);
             return Ok(false);
