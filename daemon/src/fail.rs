@@ -11,11 +11,12 @@
 //! | `enospc`, `eio` | what is being written is not ([`io`]) |
 
 /// By where they lie on the way of a guest. Behind the phase comes what has just been done.
-pub const POINTS: [&str; 24] = [
+pub const POINTS: [&str; 25] = [
     "source.answered",
     "source.begun",
     "source.marking",
     "source.marked",
+    "source.stopping",
     "source.stopped",
     "source.drained",
     "source.ceding",

@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::command::Running;
-use crate::machine::{self, need};
+use crate::machine::{self, QemuBinary, need};
 use crate::rig::{GuestKind, Plan, Rig, Side};
 
 /// Where the guest has to be in the end.
@@ -148,6 +148,16 @@ pub const DISKS: [(Side, Row); 12] = [
     (Side::Destination, ("record.write@2", Disk("3s"), Destination)),
 ];
 
+/// With a QEMU that completes before its guest is let go.
+pub const KILLED_OLDER: [Row; 6] = [
+    ("source.stopped", Killed, Source),
+    ("source.drained", Killed, Source),
+    ("source.ceding", Killed, Source),
+    ("source.ceded", Killed, Source),
+    ("source.let-go", Killed, Agreed),
+    ("destination.started", Killed, Destination),
+];
+
 /// With the side whose point it is.
 pub fn by_name(row: Row) -> (Side, Row) {
     (if row.0.starts_with("source") { Side::Source } else { Side::Destination }, row)
@@ -155,16 +165,23 @@ pub fn by_name(row: Row) -> (Side, Row) {
 
 /// A small guest that changes pages all the time, over a long link.
 pub fn rig() -> Option<Rig> {
-    let qemu = need("QEMU", machine::qemu())?;
-    let plan = Plan::new("us", &qemu).memory_mib(64).kind(GuestKind::bare("oltp@1"));
-    Some(Rig::with(plan, |settings| {
+    Some(rig_of(&need("QEMU", machine::qemu())?))
+}
+
+pub fn older_rig() -> Option<Rig> {
+    Some(rig_of(&need("two QEMUs", machine::qemu_pair())?.0))
+}
+
+fn rig_of(qemu: &QemuBinary) -> Rig {
+    let plan = Plan::new("us", qemu).memory_mib(64).kind(GuestKind::bare("oltp@1"));
+    Rig::with(plan, |settings| {
         settings.more = "[link]\ndead_after = \"3s\"\nconnect_timeout = \"3s\"\n".to_owned();
-    }))
+    })
 }
 
 /// One after the other, with one guest.
-pub fn walk<const N: usize>(rows: [(Side, Row); N], flags: &[&str]) {
-    let Some(mut rig) = rig() else { return };
+pub fn walk<const N: usize>(rig: Option<Rig>, rows: [(Side, Row); N], flags: &[&str]) {
+    let Some(mut rig) = rig else { return };
     rows.into_iter().for_each(|row| survive(&mut rig, row, flags));
 }
 

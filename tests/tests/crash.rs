@@ -1,39 +1,44 @@
 //! The whole table of faults, once: `hikyaku_tests::crash`.
 
 use hikyaku_tests::crash::{
-    CUT_OFF, DEAF, DISKS, Ends, KILLED, KILLED_SAFE, REACHED, SAFE, STANDING_STILL, by_name, examine, rig,
-    walk,
+    CUT_OFF, DEAF, DISKS, Ends, KILLED, KILLED_OLDER, KILLED_SAFE, REACHED, SAFE, STANDING_STILL, by_name,
+    examine, older_rig, rig, walk,
 };
 use hikyaku_tests::rig::Side;
 
 #[test]
 fn a_daemon_dies() {
-    walk(KILLED.map(by_name), &[]);
+    walk(rig(), KILLED.map(by_name), &[]);
 }
 
 #[test]
 fn a_daemon_dies_in_the_safe_switch_over() {
-    walk(KILLED_SAFE.map(by_name), SAFE);
+    walk(rig(), KILLED_SAFE.map(by_name), SAFE);
+}
+
+#[test]
+fn a_daemon_dies_beside_an_older_qemu() {
+    walk(older_rig(), KILLED_OLDER.map(by_name), &[]);
 }
 
 #[test]
 fn a_daemon_stands_still() {
-    walk(STANDING_STILL.map(by_name), &[]);
+    walk(rig(), STANDING_STILL.map(by_name), &[]);
 }
 
 #[test]
 fn the_link_is_cut() {
-    walk(CUT_OFF.map(by_name), &[]);
+    walk(rig(), CUT_OFF.map(by_name), &[]);
 }
 
 #[test]
 fn nothing_comes_back() {
-    walk(DEAF.map(by_name), &[]);
+    walk(rig(), DEAF.map(by_name), &[]);
 }
 
 #[test]
 fn a_disk_takes_nothing() {
-    walk(DISKS, &[]);
+    walk(rig(), DISKS, &[]);
 }
 
 /// The destination refuses after GO, because its disk is full; and whoever has to deal with that dies.

@@ -90,6 +90,8 @@ impl WaitingGuest {
             wanted.push(("switchover-ack", sends_ack));
         }
         self.qmp.migrate_set_capabilities(&wanted).await?;
+        // Of a QEMU that waits for its guest it means: not to be started on arrival, whatever the stream says of it.
+        self.qmp.stop().await?;
         let (ours, theirs) = UnixStream::pair().map_err(WaitingError::SocketPair)?;
         hold_unread(&ours, QEMU_SOCKET_BYTES);
         self.qmp.getfd(FD_NAME, OwnedFd::from(theirs)).await?;

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 /// Between two looks at `query-migrate`: a pass is seen this late at most.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// The same of a QEMU that may stop its guest by itself: the guest stands for as long.
+const GATED_LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
 impl Migration {
     /// On `Ok` the guest runs, and is to be stopped at once.
@@ -22,7 +24,7 @@ impl Migration {
         }
         let mut sampling = std::pin::pin!(guest.dirty_bytes_per_s());
         let mut sampled = !gated;
-        let mut ticks = tokio::time::interval(LOOK_INTERVAL);
+        let mut ticks = tokio::time::interval(if gated { GATED_LOOK_INTERVAL } else { LOOK_INTERVAL });
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // `used_up`: an older QEMU waits for its next grant.
         let (mut wanted, mut used_up, mut syncs) = (false, false, 0);
@@ -71,8 +73,14 @@ impl Migration {
                 _ = ticks.tick() => {}
             }
             let info = guest.look().await?;
-            if gated && (info.is("pre-switchover") || info.is("device") || info.is("completed")) {
-                return Err(SourceError::StoppedItself);
+            if gated && info.is("pre-switchover") {
+                // It stopped the guest by itself, and waits. What is left is little, and the guest does not wait for the link.
+                if self.down.is_some() {
+                    return Err(SourceError::StoppedItself);
+                }
+                tracing::info!(id = %self.entry.id.short(), "QEMU stopped the guest");
+                (wanted, self.gone_on) = (true, true);
+                continue;
             }
             self.see_time_taken(info.cpu_throttle_percentage);
             let Some(ram) = info.ram else {
@@ -95,9 +103,16 @@ impl Migration {
             }
             if used_up {
                 let goodput_bytes_per_s = self.session.stats().goodput_bytes_per_s.unwrap_or(0);
-                let look =
-                    Look { at: self.begun.elapsed(), remaining_bytes, sync_count, goodput_bytes_per_s };
+                let look = Look {
+                    at: self.begun.elapsed(),
+                    remaining_bytes,
+                    sync_count,
+                    goodput_bytes_per_s,
+                    waiting_bytes: self.entry.staged_bytes() + self.under_way_bytes(),
+                    up: self.down.is_none(),
+                };
                 match gate.look(look) {
+                    Step::Wait => {}
                     Step::Grant(bytes) => {
                         used_up = false;
                         self.inbox.push(ToPump::Allowance(Some(bytes)));
@@ -121,9 +136,12 @@ impl Migration {
     /// How long what is left of a raw stream takes. None: nothing is known of the link yet.
     fn raw_transfer(&self, remaining_bytes: u64) -> Option<Duration> {
         let goodput = self.session.stats().goodput_bytes_per_s.filter(|goodput| *goodput > 0)?;
-        let under_way = self.session.unsent_bytes() + self.session.in_flight_bytes();
-        let waiting = raw_waiting(self.entry.staged_bytes()).saturating_add(under_way);
+        let waiting = raw_waiting(self.entry.staged_bytes()).saturating_add(self.under_way_bytes());
         Duration::try_from_secs_f64(remaining_bytes.saturating_add(waiting) as f64 / goodput as f64).ok()
+    }
+
+    fn under_way_bytes(&self) -> u64 {
+        self.session.unsent_bytes() + self.session.in_flight_bytes()
     }
 
     fn round_trip(&self) -> Duration {

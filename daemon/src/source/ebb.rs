@@ -5,7 +5,7 @@ use super::{Migration, SourceError};
 impl Migration {
     /// False: the link went down meanwhile, and it is to be copied on. True: the guest may be stopped at once.
     pub(super) async fn ebb(&mut self) -> Result<bool, SourceError> {
-        if !self.runs {
+        if !self.runs || self.gone_on {
             // It stands already, and waits.
             return Ok(true);
         }

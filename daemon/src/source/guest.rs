@@ -1,10 +1,12 @@
 //! The guest at its source, through QMP: what is asked of its QEMU, and in which state each call leaves the guest.
 
-use super::throttle;
+use super::{gate, throttle};
 use crate::process::ProcessId;
 use crate::protocol::GuestFacts;
 use crate::sys::{QEMU_SOCKET_BYTES, hold_unread};
-use hikyaku_qemu::qmp::{Client, ClientConfig, MigrateInfo, Overdue, QmpError, RunState, within};
+use hikyaku_qemu::qmp::{
+    Capabilities, Client, ClientConfig, MigrateInfo, Overdue, QmpError, RunState, within,
+};
 use serde_json::{Value, json};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -135,7 +137,7 @@ impl SourceGuest {
         if capabilities.get("return-path").is_none() {
             return Err(GuestError::NoReturnPath);
         }
-        let hold = if capabilities.get("switchover-ack").is_some() { Hold::Ack } else { Hold::Gate };
+        let hold = hold(&capabilities);
         let before = Before {
             capabilities: capabilities.iter().map(|(name, on)| (name.to_owned(), on)).collect(),
             parameters: qmp.query_migrate_parameters().await?,
@@ -185,7 +187,7 @@ impl SourceGuest {
         let parameters = json!({ "max-bandwidth": 0, "downtime-limit": HELD_DOWNTIME_MS });
         self.qmp.migrate_set_parameters(parameters).await?;
         let (ours, theirs) = UnixStream::pair().map_err(GuestError::SocketPair)?;
-        hold_unread(&theirs, QEMU_SOCKET_BYTES);
+        hold_unread(&theirs, if self.hold == Hold::Gate { gate::SOCKET_BYTES } else { QEMU_SOCKET_BYTES });
         self.qmp.getfd(FD_NAME, OwnedFd::from(theirs)).await?;
         self.qmp.migrate_fd(FD_NAME).await?;
         Ok(ours)
@@ -229,8 +231,8 @@ impl SourceGuest {
         said.await.ok().flatten()
     }
 
-    /// After RAM's end was read: returns when QEMU has written its whole stream. While it writes, it answers nothing.
-    pub async fn stream_written(&self, timeout: Duration) -> Result<(), GuestError> {
+    /// After RAM's end was read it has written its whole stream, when it answers: while it writes, it answers nothing.
+    pub async fn answers(&self, timeout: Duration) -> Result<(), GuestError> {
         let _: Value = self.qmp.execute_within("query-status", (), timeout).await?;
         Ok(())
     }
@@ -388,7 +390,8 @@ async fn continue_held(
             return Ok(());
         }
         let migration = qmp.query_migrate().await?;
-        if !is_held(&state.status, migration.status.as_deref()) {
+        let hold = hold(&qmp.query_migrate_capabilities().await?);
+        if !is_held(&state.status, migration.status.as_deref(), hold) {
             return Err(GuestError::NotHeld(state.status));
         }
         let refused = qmp.cont().await.err();
@@ -405,11 +408,15 @@ async fn nobody_listens(socket: &Path) -> bool {
     matches!(found, Err(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused))
 }
 
+fn hold(capabilities: &Capabilities) -> Hold {
+    if capabilities.get("switchover-ack").is_some() { Hold::Ack } else { Hold::Gate }
+}
+
 /// Whether a QEMU whose guest stands may be told to run it. One that waits for a guest would start it by itself on arrival, and
-/// one that completed a migration has given its guest away. (The state is no help there: before 8.1 `postmigrate` is also
-/// what a stopped guest is in after a migration that failed.)
-fn is_held(state: &str, migration: Option<&str>) -> bool {
-    state != "inmigrate" && migration != Some("completed")
+/// one that completed a migration has given its guest away, unless it is one that is made to complete before its guest is
+/// let go. (The state is no help there: before 8.1 `postmigrate` is also what a stopped guest is in after a migration that failed.)
+fn is_held(state: &str, migration: Option<&str>, hold: Hold) -> bool {
+    state != "inmigrate" && (migration != Some("completed") || hold == Hold::Gate)
 }
 
 /// Whether a guest in this state stands by another's hand. One that sleeps runs on; and a QEMU that is not held by its ACK may
@@ -457,11 +464,14 @@ mod tests {
 
     #[test]
     fn only_a_guest_that_merely_stands_is_continued() {
-        assert!(is_held("paused", Some("failed")));
-        assert!(is_held("postmigrate", Some("cancelled")));
-        assert!(is_held("finish-migrate", Some("device")));
-        assert!(!is_held("inmigrate", None));
-        assert!(!is_held("postmigrate", Some("completed")));
+        for hold in [Hold::Ack, Hold::Gate] {
+            assert!(is_held("paused", Some("failed"), hold));
+            assert!(is_held("postmigrate", Some("cancelled"), hold));
+            assert!(is_held("finish-migrate", Some("device"), hold));
+            assert!(!is_held("inmigrate", None, hold));
+        }
+        assert!(!is_held("postmigrate", Some("completed"), Hold::Ack));
+        assert!(is_held("postmigrate", Some("completed"), Hold::Gate));
     }
 
     #[test]

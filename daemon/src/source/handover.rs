@@ -6,7 +6,7 @@ use super::guest::{GuestError, Hold};
 use super::meddling::Meddling;
 use super::pump::{FromPump, ToPump};
 use super::standing::{Overlong, Patience, Standing};
-use super::{Migration, SourceError, ms};
+use super::{Migration, SHUT_OK, SourceError, ms};
 use crate::fail;
 use crate::ownership::{Phase, SourceStep};
 use crate::protocol::{self, ToDestination, Verdict};
@@ -50,6 +50,7 @@ impl Migration {
         self.standing = Standing::new(at);
         self.meddling = Meddling::begin(&self.guest);
         self.owner.step(SourceStep::Stop)?;
+        fail::point("source.stopping");
         // The guest may stand long before QEMU says so.
         self.beside(guest.stop(timeout)).await?;
         self.times.pause_ms = ms(at);
@@ -86,7 +87,7 @@ impl Migration {
         let at = Instant::now();
         if !self.raw {
             let guest = self.guest.clone();
-            self.beside(guest.stream_written(timeout)).await?;
+            self.beside(guest.answers(timeout)).await?;
             self.times.save_ms = ms(at);
             self.inbox.push(ToPump::StreamWritten);
             loop {
@@ -119,6 +120,15 @@ impl Migration {
                 after: patience,
             })??;
         }
+        if self.guest.hold == Hold::Gate {
+            // It may have stopped the guest by itself before we did, and nobody can tell. Then it would continue the guest as soon
+            // as its migration failed, as it does when we die: so it is over before the guest is let go.
+            let (guest, timeout) = (self.guest.clone(), self.daemon.config.guest.qmp_timeout);
+            // It closes its socket, of which all has been read.
+            self.inbox.push(ToPump::Allowance(Some(0)));
+            self.inbox.push(ToPump::ReturnPath(SHUT_OK.to_vec()));
+            self.beside(guest.completed(timeout)).await?;
+        }
         if self.entry.is_cancelled() {
             return Err(SourceError::Cancelled);
         }
@@ -128,6 +138,11 @@ impl Migration {
         self.daemon.records.write(&self.record(records::Phase::Ceded)).await?;
         self.owner.step(SourceStep::Ceded)?;
         fail::point("source.ceded");
+        if self.guest.hold == Hold::Gate {
+            // One whose migration is over lets anybody continue its guest. It has said so before it answers.
+            let (guest, timeout) = (self.guest.clone(), self.daemon.config.guest.qmp_timeout);
+            self.beside(guest.answers(timeout)).await?;
+        }
         // What came while the disk was waited for: a link that is down must not be trusted with GO.
         while let Some(message) = self.mailbox.waiting() {
             self.handle_peer(Some(message))?;

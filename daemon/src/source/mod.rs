@@ -118,6 +118,8 @@ struct Migration {
     raw: bool,
     /// The destination's devices let the guest be stopped.
     may_stop: bool,
+    /// A QEMU that knows no SWITCHOVER_ACK stopped the guest before it was told to.
+    gone_on: bool,
     /// The destination's QEMU has loaded everything.
     ready: bool,
     verdict: Option<Verdict>,
@@ -226,6 +228,7 @@ impl Migration {
             session,
             sharing,
             may_stop: answer.is_had() && !welcome.sends_ack,
+            gone_on: false,
             welcome,
             answer,
             inbox,
@@ -363,10 +366,12 @@ impl Migration {
     async fn release(mut self, guest: Whereabouts) -> Result<(), Forbidden> {
         self.forget_record().await;
         fail::point("source.forgotten");
-        self.inbox.push(ToPump::ReturnPath(SHUT_OK.to_vec()));
-        if let Err(error) = self.guest.completed(self.daemon.config.guest.qmp_timeout).await {
-            // The guest is gone from here; what is left is a stopped copy in a QEMU that did not notice.
-            tracing::warn!(%error, "the source QEMU did not end its migration as it should");
+        if self.guest.hold == Hold::Ack {
+            self.inbox.push(ToPump::ReturnPath(SHUT_OK.to_vec()));
+            if let Err(error) = self.guest.completed(self.daemon.config.guest.qmp_timeout).await {
+                // The guest is gone from here; what is left is a stopped copy in a QEMU that did not notice.
+                tracing::warn!(%error, "the source QEMU did not end its migration as it should");
+            }
         }
         self.end_pump().await;
         self.report();

@@ -1,0 +1,70 @@
+//! Somebody else, or QEMU itself, has a hand on the guest while it is moved.
+
+use std::time::Duration;
+
+use hikyaku_tests::machine::{self, need};
+use hikyaku_tests::rig::{GuestKind, Plan, Rig, Side};
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+const FAILED: i32 = 9;
+const COMMAND: Duration = Duration::from_secs(60);
+const SETTLE: Duration = Duration::from_secs(30);
+
+fn older(guest: &str) -> Option<Rig> {
+    let (older, _) = need("two QEMUs", machine::qemu_pair())?;
+    Some(Rig::new(Plan::new("lan", &older).memory_mib(64).kind(GuestKind::bare(guest))))
+}
+
+// ---- a QEMU that stops its guest continues it, too, if its migration fails; and the guest's stream says that it ran
+
+#[test]
+fn an_older_qemu_has_no_time_to_stop_its_guest_by_itself() {
+    let Some(mut rig) = older("oltp@1") else { return };
+    rig.restart_daemon(Side::Source, "source.stopping:500ms");
+    rig.migrate_paused(&[]);
+    rig.assert_memory_equal();
+}
+
+/// It is as well moved then: its migration is over before the guest is let go.
+#[test]
+fn an_older_qemu_that_stops_its_guest_by_itself() {
+    let Some(mut rig) = older("rand@20") else { return };
+    rig.arm();
+    let command = rig.migrate_beside(&["--downtime", "1ms"]);
+    command.wait_phase("copying");
+    rig.source().qmp("migrate-set-parameters", json!({ "downtime-limit": 2_000_000 })).expect("QMP");
+    command.wait(COMMAND).expect_code(0);
+    assert_eq!(rig.settles(SETTLE), Side::Destination);
+    rig.assert_whole(Side::Destination);
+}
+
+/// What is left of an idle guest may all be in the socket when it is stopped.
+#[test]
+fn an_idle_guest_of_an_older_qemu_is_moved() {
+    let Some(mut rig) = older("idle") else { return };
+    for _ in 0..6 {
+        rig.arm();
+        rig.migrate(&[]).expect_code(0);
+        rig.settles(SETTLE);
+        rig.turn_around();
+    }
+}
+
+// ---- somebody sends QMP commands of his own
+
+/// Nothing of it was let go: it is his. (A QEMU whose migration is not over refuses him; an older one's is over by then.)
+#[test]
+fn who_continues_a_stopped_guest_keeps_it() {
+    let Some(mut rig) = older("oltp@1") else { return };
+    rig.restart_daemon(Side::Source, "source.ceded:stop");
+    rig.arm();
+    let command = rig.migrate_beside(&[]);
+    rig.wait_still(Side::Source, COMMAND);
+    rig.source().cont().expect("QMP");
+    rig.source_site().signal(Signal::SIGCONT);
+    let output = command.wait(COMMAND).expect_code(FAILED);
+    println!("{}", output.stderr);
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+    rig.assert_whole(Side::Source);
+}
