@@ -407,6 +407,16 @@ impl LinkCore {
         self.say(session, &Message::Close { session, code, text }, true);
     }
 
+    /// Forgets what was said in a session, if nothing of it is on its way: no link is there. False: it may be.
+    pub fn unsay(&self, session: u32) -> bool {
+        let mut voices = lock(&self.voices);
+        let waits = voices.get(&session).is_some_and(|voice| !voice.live);
+        if waits {
+            voices.remove(&session);
+        }
+        waits
+    }
+
     pub fn ack_soon(&self) {
         if !self.acks_due.swap(true, Ordering::AcqRel)
             && let Some(bond) = self.bond()

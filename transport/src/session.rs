@@ -206,6 +206,15 @@ impl TxSession {
         self.0.close(code, text);
     }
 
+    /// The same; and what was said and has not been heard is not said any more when the link is back. The other end then learns that this
+    /// one does not hold the session ([`code::NOT_HELD`]).
+    pub fn abandon(&self, code: u16, text: &str) {
+        if !self.0.link.unsay(self.0.wire) {
+            return self.close(code, text);
+        }
+        self.0.link.queue.remove_session(self.0.wire);
+    }
+
     fn figures(&self) -> crate::queue::Figures {
         self.0.link.queue.figures(self.0.wire).unwrap_or_default()
     }
