@@ -41,8 +41,11 @@ pub struct SoakArgs {
     /// Round trips
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     times: u32,
+    /// The same, in moves: a round trip is two of them
+    #[arg(long, conflicts_with = "times", value_parser = clap::value_parser!(u32).range(1..))]
+    moves: Option<u32>,
     /// Instead: one fault after the other, by chance, for so many minutes: daemons die, stand still and cannot write, links are cut
-    #[arg(long, conflicts_with_all = ["times", "outage"])]
+    #[arg(long, conflicts_with_all = ["times", "moves", "outage"])]
     minutes: Option<u64>,
     /// With --minutes: what chance begins with, to see the same again
     #[arg(long, requires = "minutes")]
@@ -76,6 +79,7 @@ pub fn run(args: &SoakArgs) -> anyhow::Result<ExitCode> {
         return faults(minutes, args.seed);
     }
     let begun = Instant::now();
+    let times = args.moves.map_or(args.times, |moves| moves.div_ceil(2));
     let profile = named(&args.link).map_err(anyhow::Error::msg)?;
     let load = Load::preset(&args.load)?;
     QemuBinary::find()?;
@@ -84,15 +88,15 @@ pub fn run(args: &SoakArgs) -> anyhow::Result<ExitCode> {
     let network = Link::builder().hosts(HOSTS).profile(profile).build()?;
     let config = format!("[link]\ncongestion = \"{}\"\n", args.congestion);
     let sites = Site::pair(&network, HOSTS, &programs, &config)?;
-    println!("{} round trips of a guest of {} MiB ({}) over: {profile}", args.times, args.mem, args.load);
+    println!("{times} round trips of a guest of {} MiB ({}) over: {profile}", args.mem, args.load);
 
     let mut guest = Traveller::start(args.mem, &load)?;
     let mut record = Record::default();
     let first = if args.outage.is_some() { UNDISTURBED } else { 1 };
-    'rounds: for round in first..=args.times {
+    'rounds: for round in first..=times {
         let outage = args.outage.filter(|_| round != UNDISTURBED);
         for (from, to) in [(0, 1), (1, 0)] {
-            let last_leg = from == 1 && (round % SWEEP_EVERY == 0 || round == args.times);
+            let last_leg = from == 1 && (round % SWEEP_EVERY == 0 || round == times);
             let manner = Manner {
                 policy: args.policy.clone(),
                 shown: false,
@@ -123,13 +127,13 @@ pub fn run(args: &SoakArgs) -> anyhow::Result<ExitCode> {
                 }
             };
             let rss = [sites[0].rss_bytes()?, sites[1].rss_bytes()?];
-            println!("{}", line(round, args.times, &row, rss, manner.swept));
+            println!("{}", line(round, times, &row, rss, manner.swept));
             record.take(round, row, outage);
             if from == 1 {
                 record.rss.push(rss);
                 record.held.push([sites[0].held()?, sites[1].held()?]);
             }
-            if begun.elapsed() > args.limit && !(from == 1 && round == args.times) {
+            if begun.elapsed() > args.limit && !(from == 1 && round == times) {
                 record.faults.push(format!("not done after {:?}", args.limit));
             }
             if !record.faults.is_empty() {

@@ -39,6 +39,7 @@ pub mod locate;
 pub mod qemu;
 pub mod qmp;
 pub mod ram;
+pub mod runs;
 pub mod spec;
 mod sys;
 pub mod timeline;

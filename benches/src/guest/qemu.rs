@@ -22,6 +22,7 @@ use tempfile::TempDir;
 use super::console::{Console, Heartbeat, Ready};
 use super::locate::{LocateError, QemuBinary};
 use super::qmp::{Qmp, QmpError};
+use super::runs::Runs;
 use super::spec::{Files, GuestSpec};
 use super::sys::spawn_tied;
 
@@ -181,6 +182,11 @@ impl Qemu {
     pub fn status(&mut self) -> Result<String, QmpError> {
         let reply = self.control.call("query-status", json!({}))?;
         Ok(reply["status"].as_str().unwrap_or("unknown").to_owned())
+    }
+
+    /// When it ran its guest, as of the last command.
+    pub fn runs(&self) -> &Runs {
+        self.control.runs()
     }
 
     pub fn stop(&mut self) -> Result<(), QmpError> {

@@ -1,6 +1,6 @@
 //! A blocking QMP client for tests and measurements; the daemon has its own, which does far more.
 //!
-//! One command at a time; events that arrive meanwhile are dropped. Every call has a time limit.
+//! One command at a time; of the events that arrive meanwhile those are kept that say when the guest runs. Every call has a time limit.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -9,12 +9,15 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::runs::Runs;
+
 /// Longer than QEMU's main loop is ever held up by a migration's last phase on a slow machine.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 pub struct Qmp {
     stream: BufReader<UnixStream>,
+    runs: Runs,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +38,7 @@ impl Qmp {
         let stream = UnixStream::connect(path)?;
         stream.set_read_timeout(Some(REPLY_TIMEOUT))?;
         stream.set_write_timeout(Some(REPLY_TIMEOUT))?;
-        let mut qmp = Qmp { stream: BufReader::new(stream) };
+        let mut qmp = Qmp { stream: BufReader::new(stream), runs: Runs::default() };
         qmp.read()?;
         qmp.call("qmp_capabilities", json!({}))?;
         Ok(qmp)
@@ -57,6 +60,11 @@ impl Qmp {
         }
     }
 
+    /// As of the last call.
+    pub fn runs(&self) -> &Runs {
+        &self.runs
+    }
+
     pub fn socket(&self) -> &UnixStream {
         self.stream.get_ref()
     }
@@ -66,6 +74,8 @@ impl Qmp {
         if self.stream.read_line(&mut line)? == 0 {
             return Err(QmpError::Closed);
         }
-        Ok(serde_json::from_str(&line)?)
+        let message = serde_json::from_str(&line)?;
+        self.runs.hear(&message);
+        Ok(message)
     }
 }
