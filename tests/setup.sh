@@ -47,6 +47,7 @@ missing_packages() {
     command -v qemu-system-x86_64 >/dev/null || out+=(qemu-system-x86)
     command -v ip >/dev/null || out+=(iproute2)
     command -v iperf3 >/dev/null || out+=(iperf3)
+    compgen -G '/usr/lib/*/faketime/libfaketime.so.1' >/dev/null || out+=(libfaketime)
     command -v cc >/dev/null || out+=(gcc)
     command -v c++ >/dev/null || out+=(g++)
     [[ -e /usr/include/stdlib.h ]] || out+=(libc6-dev)

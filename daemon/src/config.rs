@@ -37,6 +37,9 @@ pub struct Config {
     /// Ownership records. Losing this directory while a move is in doubt means deciding by hand.
     #[serde(default = "default_state")]
     pub state: PathBuf,
+    /// How long moves under way may take to end when the daemon is told to end; then they are given back. Default 60 s.
+    #[serde(default = "default_drain", deserialize_with = "duration")]
+    pub drain: Duration,
     /// How sockets are driven: `auto` takes io_uring where the kernel allows it.
     #[serde(default)]
     pub io: Io,
@@ -168,6 +171,10 @@ pub struct Guest {
     /// sync its dirty bitmap more often and the guest fault more. Default 50 ms.
     #[serde(deserialize_with = "duration")]
     pub sync_interval: Duration,
+    /// End the QEMU whose guest has moved away. Default: who started it ends it.
+    pub quit_moved: bool,
+    /// End the QEMU that was given a part of a guest, or all of one, and runs none: it can take no other. Default true.
+    pub quit_refused: bool,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -224,6 +231,8 @@ impl Default for Guest {
             closing_timeout: Duration::from_secs(2),
             load_timeout: Duration::from_secs(60),
             sync_interval: Duration::from_millis(50),
+            quit_moved: false,
+            quit_refused: true,
         }
     }
 }
@@ -338,6 +347,10 @@ fn default_key() -> PathBuf {
 
 fn default_state() -> PathBuf {
     "/var/lib/hikyaku".into()
+}
+
+fn default_drain() -> Duration {
+    Duration::from_secs(60)
 }
 
 fn bytes<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {

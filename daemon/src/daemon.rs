@@ -8,7 +8,7 @@ use crate::estimate::Estimates;
 use crate::id::Id;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::Phase;
-use crate::protocol::{self, Hello, Note, PROTOCOL, Refusal};
+use crate::protocol::{self, Ask, Hello, Note, PROTOCOL, Refusal};
 use crate::records::Records;
 use crate::registry::Registry;
 use crate::source::{self, experience::Experience};
@@ -21,6 +21,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver, UnboundedSender, channel};
 
+/// Per peer. An honest one asks for one after each crash or outage at the worst moment.
+const NEVER_CAME_MOST: usize = 256;
 /// Sources that may wait at one armed QEMU's door; one is taken.
 const DOOR: usize = 4;
 
@@ -37,6 +39,8 @@ pub struct Daemon {
     pub awaited: Awaited,
     armed: RefCell<HashMap<String, AtDoor>>,
     receiving: RefCell<HashSet<Id>>,
+    /// By peer: what it asked for that never came, and has not said to be over.
+    never_came: RefCell<HashMap<PeerName, HashSet<Id>>>,
 }
 
 impl Daemon {
@@ -52,6 +56,7 @@ impl Daemon {
             awaited: Awaited::default(),
             armed: RefCell::default(),
             receiving: RefCell::default(),
+            never_came: RefCell::default(),
         })
     }
 
@@ -151,6 +156,9 @@ impl Daemon {
                 its.for_each(|at| awaited::tell(&self.node, peer.as_str(), &at.awaits));
             }
             Ok(Note::Over { migration }) => {
+                if let Some(ids) = self.never_came.borrow_mut().get_mut(&peer) {
+                    ids.remove(&migration);
+                }
                 let records = self.records.clone();
                 tokio::task::spawn_local(async move {
                     destination::over(&records, peer.as_str(), migration).await
@@ -158,6 +166,25 @@ impl Daemon {
             }
             other => tracing::debug!(%peer, ?other, "a note that means nothing here"),
         }
+    }
+
+    /// Whoever may send guests may ask for ever new ones that never were, and for each a refusal is recorded until he says that it is over.
+    fn may_ask(&self, peer: &PeerName, ask: &Ask) -> Result<(), String> {
+        let known = self.is_receiving(ask.migration)
+            || ask.incarnation != self.records.incarnation()
+            || self.records.read(ask.migration).map_err(|error| error.to_string())?.is_some();
+        if known {
+            return Ok(());
+        }
+        let mut all = self.never_came.borrow_mut();
+        let ids = all.entry(peer.clone()).or_default();
+        if ids.len() >= NEVER_CAME_MOST && !ids.contains(&ask.migration) {
+            return Err(format!(
+                "{NEVER_CAME_MOST} guests that never came here are on record for this peer already"
+            ));
+        }
+        ids.insert(ask.migration);
+        Ok(())
     }
 
     /// Whether a migration is under way here as its destination.
@@ -206,6 +233,9 @@ impl Daemon {
                 }
             }
             Ok(Hello::Ask(ask)) => {
+                if let Err(text) = self.may_ask(&peer, &ask) {
+                    return refuse(incoming, Refusal::Other, text);
+                }
                 let answer =
                     destination::answer(&self.records, self.is_receiving(ask.migration), peer.as_str(), &ask)
                         .await;

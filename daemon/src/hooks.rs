@@ -24,6 +24,7 @@ use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -90,15 +91,27 @@ pub fn call(config: &config::Hooks, hook: Hook, entry: &Entry, qmp: &Path) -> Op
     })
 }
 
-/// One that holds up nobody; what comes of it is in the log.
-pub fn call_beside(config: &config::Hooks, hook: Hook, entry: &Entry, qmp: &Path) {
-    if let Some(called) = call(config, hook, entry, qmp) {
-        tokio::task::spawn_local(async move {
-            if let Err(error) = called.run().await {
-                tracing::error!(%error, "a hook");
-            }
-        });
-    }
+pub fn is_there(config: &config::Hooks, hook: Hook) -> bool {
+    config.directory.join(hook.to_string()).exists()
+}
+
+/// One that holds up nobody; what comes of it is in the log. It is called when those `behind` which it comes have ended.
+pub fn call_beside(
+    config: &config::Hooks,
+    hook: Hook,
+    entry: &Entry,
+    qmp: &Path,
+    behind: Option<JoinHandle<()>>,
+) -> Option<JoinHandle<()>> {
+    let called = call(config, hook, entry, qmp)?;
+    Some(tokio::task::spawn_local(async move {
+        if let Some(behind) = behind {
+            let _ = behind.await;
+        }
+        if let Err(error) = called.run().await {
+            tracing::error!(%error, "a hook");
+        }
+    }))
 }
 
 impl Called {

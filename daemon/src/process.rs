@@ -2,6 +2,8 @@
 
 use hikyaku_qemu::qmp::Client;
 use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::PathBuf;
 
 /// A process, told from whatever gets its number later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +21,16 @@ impl ProcessId {
         Some(ProcessId { pid, started })
     }
 
+    /// Where it says what goes wrong.
+    pub fn standard_error(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/fd/2", self.pid))
+    }
+
+    /// It has not ended.
+    pub fn is_there(&self) -> bool {
+        ProcessId::of(self.pid) == Some(*self)
+    }
+
     /// Who listens at the other end. None: that cannot be seen, as from another namespace.
     pub fn behind(qmp: &Client) -> Option<ProcessId> {
         ProcessId::of(qmp.peer_pid()?)
@@ -27,6 +39,12 @@ impl ProcessId {
     /// Whether another process than this one is behind `qmp`, for sure.
     pub fn is_not_behind(self, qmp: &Client) -> bool {
         ProcessId::behind(qmp).is_some_and(|now| now != self)
+    }
+}
+
+impl fmt::Display for ProcessId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {}", self.pid)
     }
 }
 
@@ -41,8 +59,10 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("10").spawn().unwrap();
         let other = ProcessId::of(child.id() as i32).unwrap();
         assert!(other != own && other.started >= own.started);
+        assert!(own.is_there() && other.is_there());
         let _ = child.kill();
         let _ = child.wait();
         assert_eq!(ProcessId::of(child.id() as i32), None);
+        assert!(!other.is_there());
     }
 }

@@ -9,6 +9,7 @@ use crate::id::Id;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::Phase;
 use crate::report::Report;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{broadcast, watch};
@@ -21,6 +22,8 @@ const EVENTS_HELD: usize = 256;
 #[derive(Debug)]
 pub struct Registry {
     entries: Mutex<Vec<Arc<Entry>>>,
+    /// Nothing is begun any more.
+    closed: AtomicBool,
     events: broadcast::Sender<Event>,
 }
 
@@ -63,7 +66,11 @@ struct Outage {
 
 impl Default for Registry {
     fn default() -> Self {
-        Registry { entries: Mutex::default(), events: broadcast::channel(EVENTS_HELD).0 }
+        Registry {
+            entries: Mutex::default(),
+            closed: AtomicBool::default(),
+            events: broadcast::channel(EVENTS_HELD).0,
+        }
     }
 }
 
@@ -77,6 +84,11 @@ impl Registry {
         peer: Option<&str>,
         phase: Phase,
     ) -> Result<Arc<Entry>, Outcome> {
+        if self.closed.load(Ordering::Relaxed) {
+            let desc = "this daemon has been told to end, and begins nothing any more";
+            return Err(Outcome::new(Ending::Other, Whereabouts::Untouched, desc)
+                .advise("Try again when it has been started anew"));
+        }
         let entries = lock(&self.entries);
         if let Some(other) =
             entries.iter().find(|e| e.guest == guest && e.role == role && !e.phase().is_final())
@@ -155,6 +167,19 @@ impl Registry {
         lock(&self.entries).iter().filter(|e| !e.phase().is_final()).cloned().collect()
     }
 
+    /// From now on nothing is begun, and nothing is awaited that is not on its way.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        for entry in self.unfinished().iter().filter(|entry| entry.phase() == Phase::Armed) {
+            let _ = entry.cancel();
+        }
+    }
+
+    /// Those that go on by themselves. What is in doubt may be so for ever.
+    pub fn moving(&self) -> usize {
+        self.unfinished().iter().filter(|entry| entry.is_moving()).count()
+    }
+
     /// By id, by a unique beginning of one, or by guest (the newest).
     pub fn find(&self, which: &str) -> Result<Arc<Entry>, Outcome> {
         let entries = lock(&self.entries);
@@ -198,6 +223,11 @@ impl Entry {
         }
         drop(state);
         self.publish(EventKind::Phase);
+    }
+
+    fn is_moving(&self) -> bool {
+        let state = lock(&self.state);
+        state.phase != Phase::Armed && !state.phase.is_final() && state.outcome.is_none()
     }
 
     pub fn set_peer(&self, peer: &str) {
@@ -347,6 +377,10 @@ impl Entry {
         if phase.is_final() {
             return Err(usage(format!("migration {} has already ended: {phase}", self.id.short())));
         }
+        if let Some(outcome) = self.outcome().filter(|outcome| outcome.guest == Whereabouts::StuckAtSource) {
+            // It was given up already, and what is left to do is not to be given up.
+            return Err(outcome);
+        }
         if !phase.can_be_cancelled() {
             return Err(Outcome::new(
                 Ending::Other,
@@ -376,7 +410,8 @@ impl Entry {
     /// A person says where a guest is that is in doubt. `fenced`: and has made sure that the other host cannot run it.
     pub fn resolve(&self, guest_is: Resolution, fenced: bool) -> Result<(), Outcome> {
         let phase = self.phase();
-        if !matches!(phase, Phase::Ceded | Phase::Starting) {
+        let in_doubt = self.outcome().is_some_and(|outcome| outcome.ending == Ending::InDoubt);
+        if !matches!(phase, Phase::Ceded | Phase::Starting) || !in_doubt {
             let desc = format!("migration {} is not in doubt: it is {phase}", self.id.short());
             return Err(Outcome::new(Ending::Usage, Whereabouts::AsItWas, desc));
         }
@@ -386,6 +421,15 @@ impl Entry {
         }
         self.resolution.send_replace(Some(guest_is));
         Ok(())
+    }
+
+    fn outcome(&self) -> Option<Outcome> {
+        lock(&self.state).outcome.clone()
+    }
+
+    /// What was said cannot be taken; it may be said again.
+    pub fn unresolve(&self) {
+        self.resolution.send_replace(None);
     }
 
     /// Returns when somebody has said so.
@@ -473,6 +517,8 @@ mod tests {
         for phase in [Phase::Copying, Phase::Stopped, Phase::Ceded] {
             entry.advance(phase);
         }
+        assert!(entry.resolve(Resolution::Here, true).is_err(), "it may be answered at any moment");
+        entry.set_outcome(Outcome::new(Ending::InDoubt, Whereabouts::InDoubt, "nothing is heard"));
         assert_eq!(entry.resolve(Resolution::Here, false).unwrap_err().guest, Whereabouts::InDoubt);
         entry.resolve(Resolution::There, true).unwrap();
         assert_eq!(entry.resolved().await, Resolution::There);

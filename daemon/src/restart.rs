@@ -15,7 +15,7 @@ use crate::ownership::{self, Destination, Source};
 use crate::protocol::Verdict;
 use crate::records::{Record, RecordError};
 use crate::registry::Entry;
-use crate::source::{GuestError, continue_guest, doubt, forget};
+use crate::source::{GuestError, continue_guest, doubt, forget, stop_again_whoever_continues, stop_copy};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,18 +39,28 @@ async fn finish(daemon: Rc<Daemon>, record: Record) {
             let guest = keep(&daemon, &entry, &record).await;
             let desc = "the daemon ended while the guest was stopped to be moved";
             entry.finish(ownership::Phase::Failed, Outcome::new(Ending::Failed, guest, desc));
-            hooks::call_beside(&daemon.config.hooks, Hook::AfterFailure, &entry, &record.qmp);
+            hooks::call_beside(&daemon.config.hooks, Hook::AfterFailure, &entry, &record.qmp, None);
         }
         (Some(_), _) => {
             let entry = enter(&daemon, &record, Role::Source, ownership::Phase::Ceded);
-            match doubt::ask(&daemon, &entry, &record).await {
+            let timeout = daemon.config.guest.qmp_timeout;
+            let verdict = tokio::select! {
+                verdict = doubt::ask(&daemon, &entry, &record) => verdict,
+                () = stop_again_whoever_continues(&record.qmp, record.qemu, timeout) => {
+                    unreachable!("it never ends")
+                }
+            };
+            match verdict {
                 Verdict::Refused { why } => {
                     let guest = keep(&daemon, &entry, &record).await;
                     let desc = format!("the destination did not take the guest: {why}");
                     entry.finish(ownership::Phase::Resumed, Outcome::new(Ending::Failed, guest, desc));
-                    hooks::call_beside(&daemon.config.hooks, Hook::AfterFailure, &entry, &record.qmp);
+                    hooks::call_beside(&daemon.config.hooks, Hook::AfterFailure, &entry, &record.qmp, None);
                 }
                 verdict => {
+                    if let Err(error) = stop_copy(&record.qmp, record.qemu, timeout).await {
+                        tracing::debug!(%error, "the copy here is not seen");
+                    }
                     forget(&daemon, record.id, &record.peer).await;
                     let guest = match verdict {
                         Verdict::Running => Whereabouts::RunsAtDestination,
@@ -59,7 +69,13 @@ async fn finish(daemon: Rc<Daemon>, record: Record) {
                     let outcome = Outcome::new(Ending::Moved, guest, format!("moved to {}", record.peer))
                         .advise("The stopped copy here is of no use any more: quit its QEMU");
                     entry.finish(ownership::Phase::Moved, outcome);
-                    hooks::call_beside(&daemon.config.hooks, Hook::AfterSwitchover, &entry, &record.qmp);
+                    hooks::call_beside(
+                        &daemon.config.hooks,
+                        Hook::AfterSwitchover,
+                        &entry,
+                        &record.qmp,
+                        None,
+                    );
                 }
             }
         }
@@ -75,9 +91,8 @@ fn enter(daemon: &Daemon, record: &Record, role: Role, phase: ownership::Phase) 
     daemon.registry.take_up(record.id, &record.guest, role, &record.peer, phase)
 }
 
-/// The guest is ours again: it runs if it ran before. Tries until it does; being told to end ends that, and the next start of the
-/// daemon goes on.
-async fn keep(daemon: &Daemon, entry: &Entry, record: &Record) -> Whereabouts {
+/// The guest is ours again: it runs if it ran before. Tries until it does; if this daemon ends before, the next one goes on.
+async fn keep(daemon: &Rc<Daemon>, entry: &Entry, record: &Record) -> Whereabouts {
     let mut said = String::new();
     loop {
         let error = match record.run {
@@ -106,9 +121,6 @@ async fn keep(daemon: &Daemon, entry: &Entry, record: &Record) -> Whereabouts {
             }
             Some(_) => {}
         }
-        tokio::select! {
-            () = tokio::time::sleep(AGAIN) => {}
-            () = entry.cancelled() => return Whereabouts::StuckAtSource,
-        }
+        tokio::time::sleep(AGAIN).await;
     }
 }

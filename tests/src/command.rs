@@ -36,7 +36,12 @@ impl Output {
 impl std::fmt::Display for Output {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let code = self.code.map_or("a signal".to_owned(), |code| code.to_string());
-        write!(f, "ended by {code}\nstdout:\n{}\nstderr:\n{}", self.stdout, self.stderr)
+        writeln!(f, "ended by {code}\nstdout:")?;
+        // Ten a second say nothing that the phases between them do not.
+        for line in self.stdout.lines().filter(|line| !line.contains(r#""event":"progress""#)) {
+            writeln!(f, "{line}")?;
+        }
+        write!(f, "stderr:\n{}", self.stderr)
     }
 }
 

@@ -3,6 +3,7 @@
 //! A daemon dies, stands still, or cannot write; the link is cut in both directions or in one. Whatever it is, the guest runs at one place in the end,
 //! where the daemons say, with all of its memory, and never ran at two (docs/failures.md). The daemons are to be built with their fail points.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -31,12 +32,16 @@ pub enum What {
     Cut,
     /// Nothing comes back from the destination for so long.
     Deaf,
+    /// Nothing gets to the destination for so long, and what it says comes.
+    Mute,
+    /// The time of day jumps, at both hosts.
+    Jump(&'static str),
     /// What is being written to the disk is not, or late: `eio`, `enospc`, or a time.
     Disk(&'static str),
 }
 
 use Ends::{Agreed, Destination, Source};
-use What::{Cut, Deaf, Disk, Killed, Still};
+use What::{Cut, Deaf, Disk, Jump, Killed, Mute, Still};
 
 /// The daemon's fail point, what happens there, and where the guest has to be in the end.
 pub type Row = (&'static str, What, Ends);
@@ -132,6 +137,24 @@ pub const DEAF: [Row; 7] = [
     ("destination.running", Deaf, Destination),
 ];
 
+pub const MUTE: [Row; 6] = [
+    ("source.begun", Mute, Destination),
+    ("source.stopped", Mute, Agreed),
+    ("source.drained", Mute, Agreed),
+    ("source.let-go", Mute, Destination),
+    ("destination.started", Mute, Destination),
+    ("destination.running", Mute, Destination),
+];
+
+pub const JUMPS: [Row; 6] = [
+    ("source.begun", Jump("+30d"), Destination),
+    ("source.stopped", Jump("-30d"), Destination),
+    ("source.ceded", Jump("+30d"), Destination),
+    ("source.let-go", Jump("-30d"), Destination),
+    ("destination.complete", Jump("+30d"), Destination),
+    ("destination.started", Jump("-30d"), Destination),
+];
+
 /// The source writes *Stopped*, then *Ceded*; the destination *Starting*, then *Arrived*.
 pub const DISKS: [(Side, Row); 12] = [
     (Side::Source, ("record.write", Disk("eio"), Source)),
@@ -165,16 +188,22 @@ pub fn by_name(row: Row) -> (Side, Row) {
 
 /// A small guest that changes pages all the time, over a long link.
 pub fn rig() -> Option<Rig> {
-    Some(rig_of(&need("QEMU", machine::qemu())?))
+    Some(rig_of(&need("QEMU", machine::qemu())?, None))
 }
 
 pub fn older_rig() -> Option<Rig> {
-    Some(rig_of(&need("two QEMUs", machine::qemu_pair())?.0))
+    Some(rig_of(&need("two QEMUs", machine::qemu_pair())?.0, None))
 }
 
-fn rig_of(qemu: &QemuBinary) -> Rig {
+pub fn rig_with_clocks() -> Option<Rig> {
+    let library = need("libfaketime", machine::fake_clock())?;
+    Some(rig_of(&need("QEMU", machine::qemu())?, Some(library)))
+}
+
+fn rig_of(qemu: &QemuBinary, fake_clock: Option<PathBuf>) -> Rig {
     let plan = Plan::new("us", qemu).memory_mib(64).kind(GuestKind::bare("oltp@1"));
     Rig::with(plan, |settings| {
+        settings.fake_clock = fake_clock.clone();
         settings.more = "[link]\ndead_after = \"3s\"\nconnect_timeout = \"3s\"\n".to_owned();
     })
 }
@@ -190,7 +219,7 @@ pub fn survive(rig: &mut Rig, (side, (point, what, ends)): (Side, Row), flags: &
     println!("{side:?} {point} {what:?} {flags:?}");
     let wanted = match what {
         Killed => "kill",
-        Still | Cut | Deaf => "stop",
+        Still | Cut | Deaf | Mute | Jump(_) => "stop",
         Disk(what) => what,
     };
     let other = if side == Side::Source { Side::Destination } else { Side::Source };
@@ -230,6 +259,19 @@ fn happens(rig: &mut Rig, side: Side, what: What) {
             goes_on(rig);
             std::thread::sleep(OUTAGE);
             rig.set_return_outage(false);
+        }
+        Mute => {
+            rig.wait_still(side, REACHED);
+            rig.set_forward_outage(true);
+            goes_on(rig);
+            std::thread::sleep(OUTAGE);
+            rig.set_forward_outage(false);
+        }
+        Jump(by) => {
+            rig.wait_still(side, REACHED);
+            rig.source_site().jump_clock(by);
+            rig.destination_site().jump_clock(by);
+            goes_on(rig);
         }
         Disk(_) => {}
     }

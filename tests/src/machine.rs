@@ -42,6 +42,12 @@ pub fn other_qemu() -> Option<QemuBinary> {
     QemuBinary::probe(path.unwrap_or_else(|| cache().join("qemu-other/qemu")))
 }
 
+/// A library that shows a program another time of day.
+pub fn fake_clock() -> Option<PathBuf> {
+    let libraries = std::fs::read_dir("/usr/lib").ok()?.flatten();
+    libraries.map(|entry| entry.path().join("faketime/libfaketime.so.1")).find(|path| path.exists())
+}
+
 /// Both QEMUs, the older first.
 pub fn qemu_pair() -> Option<(QemuBinary, QemuBinary)> {
     let (one, other) = (qemu()?, other_qemu()?);

@@ -86,6 +86,8 @@ pub struct Plan {
     kind: GuestKind,
     destination_machine: Option<String>,
     destination_memory_mib: Option<u32>,
+    source_args: Vec<String>,
+    destination_args: Vec<String>,
 }
 
 impl Plan {
@@ -103,7 +105,16 @@ impl Plan {
             kind: GuestKind::Bare(bare),
             destination_machine: None,
             destination_memory_mib: None,
+            source_args: Vec::new(),
+            destination_args: Vec::new(),
         }
+    }
+
+    /// More of QEMU's options, for where the guest starts and for where it is moved first.
+    pub fn args(mut self, source: &[&str], destination: &[&str]) -> Plan {
+        let owned = |args: &[&str]| args.iter().map(|&arg| arg.to_owned()).collect();
+        (self.source_args, self.destination_args) = (owned(source), owned(destination));
+        self
     }
 
     /// To another QEMU than it starts in.
@@ -195,8 +206,8 @@ impl Rig {
 
     pub fn on(plan: Plan, network: Network, adjust: impl FnMut(&mut Settings)) -> Rig {
         let pair = Pair::start_with(&network, adjust);
-        let source =
-            Qemu::start_with(&plan.spec(&plan.source), process).unwrap_or_else(|e| panic!("the source: {e}"));
+        let source = Qemu::start_with(&plan.spec(&plan.source).args(&plan.source_args), process)
+            .unwrap_or_else(|e| panic!("the source: {e}"));
         source.wait_heartbeat(BOOT_LIMIT, "a heartbeat", |_| true).unwrap_or_else(|e| panic!("{e}"));
         Rig { plan, source, destination: None, pair, network, here: "a", there: "b" }
     }
@@ -236,7 +247,7 @@ impl Rig {
 
     pub fn arm_with(&mut self, flags: &[&str]) {
         let plan = &self.plan;
-        let mut spec = plan.spec(&plan.destination);
+        let mut spec = plan.spec(&plan.destination).args(&plan.destination_args);
         if let Some(machine) = &plan.destination_machine {
             spec = spec.machine(machine);
         }
@@ -341,6 +352,7 @@ impl Rig {
         self.source = self.destination.take().expect("the guest has arrived");
         std::mem::swap(&mut self.here, &mut self.there);
         std::mem::swap(&mut self.plan.source, &mut self.plan.destination);
+        std::mem::swap(&mut self.plan.source_args, &mut self.plan.destination_args);
     }
 
     /// The move fails with this exit code, says where the guest is, and the guest runs on at the source.

@@ -42,6 +42,10 @@ pub struct Settings {
     pub name: String,
     pub listen: String,
     pub peers: Vec<PeerSettings>,
+    /// What moves under way may take when the daemon is told to end; None: its own default.
+    pub drain: Option<&'static str>,
+    /// With this library the daemon's clock can be made to jump ([`Site::jump_clock`]).
+    pub fake_clock: Option<PathBuf>,
     /// More TOML: whole tables.
     pub more: String,
 }
@@ -64,6 +68,9 @@ impl Settings {
             file(KEY),
             file(STATE)
         );
+        if let Some(drain) = self.drain {
+            let _ = writeln!(text, "drain = {drain:?}");
+        }
         for peer in &self.peers {
             let _ = write!(
                 text,
@@ -80,6 +87,22 @@ const KEY: &str = "key";
 const STATE: &str = "state";
 const CONFIG: &str = "config.toml";
 const LOG: &str = "log";
+const FAKE_CLOCK: &str = "fake-clock";
+const CLOCK: &str = "clock";
+
+#[derive(Debug, Clone, Copy)]
+pub struct Held {
+    pub descriptors: usize,
+    pub threads: usize,
+    pub records: usize,
+}
+
+impl Held {
+    /// In anything.
+    pub fn exceeds(&self, other: &Held) -> bool {
+        self.descriptors > other.descriptors || self.threads > other.threads || self.records > other.records
+    }
+}
 
 /// A daemon inside a host, with directories of its own. Killed on drop; its log is shown if the test is failing.
 #[derive(Debug)]
@@ -94,6 +117,9 @@ impl Site {
     fn start(host: &Host, settings: &Settings, directory: TempDir) -> Site {
         let path = directory.path();
         fs::write(path.join(CONFIG), settings.to_toml(path)).expect("the configuration can be written");
+        if let Some(library) = &settings.fake_clock {
+            std::os::unix::fs::symlink(library, path.join(FAKE_CLOCK)).expect("a link can be made");
+        }
         let daemon = spawn(host, path, "");
         let mut site = Site { name: settings.name.clone(), directory, daemon };
         site.wait_for_api();
@@ -140,6 +166,11 @@ impl Site {
         kib << 10
     }
 
+    /// The daemon's time of day is another from now on: `+30d` or `-1h` away from the true one. Its timers' clock is what it was.
+    pub fn jump_clock(&self, by: &str) {
+        fs::write(self.directory.path().join(CLOCK), by).expect("a file can be written");
+    }
+
     pub fn pid(&self) -> u32 {
         self.daemon.id()
     }
@@ -179,9 +210,48 @@ impl Site {
         stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
     }
 
+    /// What the daemon holds just now.
+    pub fn held(&self) -> Held {
+        let count = |what: &str| {
+            fs::read_dir(format!("/proc/{}/{what}", self.daemon.id())).map_or(0, Iterator::count)
+        };
+        Held { descriptors: count("fd"), threads: count("task"), records: self.records() }
+    }
+
     /// Records that are kept, of migrations in hand or over.
     pub fn records(&self) -> usize {
         fs::read_dir(self.directory.path().join(STATE).join("migrations")).map_or(0, Iterator::count)
+    }
+
+    /// Tells the daemon to end, as a service manager does; returns when it has heard it, and lets its moves come to an end.
+    pub fn tell_to_end(&self) {
+        self.signal(nix::sys::signal::Signal::SIGTERM);
+        let deadline = Instant::now() + STOP_LIMIT;
+        while !self.log().contains("told once more") {
+            assert!(
+                Instant::now() < deadline,
+                "the daemon of {} has no move under way:\n{}",
+                self.name,
+                self.log()
+            );
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Records, by the names of their files.
+    pub fn read_records(&self) -> Vec<(std::ffi::OsString, Vec<u8>)> {
+        let files = fs::read_dir(self.directory.path().join(STATE).join("migrations"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        files.map(|file| (file.file_name(), fs::read(file.path()).expect("a record"))).collect()
+    }
+
+    pub fn write_records(&self, records: &[(std::ffi::OsString, Vec<u8>)]) {
+        let directory = self.directory.path().join(STATE).join("migrations");
+        for (name, bytes) in records {
+            fs::write(directory.join(name), bytes).expect("a record can be written");
+        }
     }
 
     /// Ends the daemon as a service manager would; its exit code, or `None` if it had to be killed.
@@ -229,6 +299,11 @@ fn spawn(host: &Host, directory: &Path, fail_points: &str) -> Child {
     command.arg("--config").arg(directory.join(CONFIG)).stdin(std::process::Stdio::null());
     if !fail_points.is_empty() {
         command.env("HIKYAKU_FAIL", fail_points);
+    }
+    let fake_clock = directory.join(FAKE_CLOCK);
+    if fake_clock.exists() {
+        command.env("LD_PRELOAD", fake_clock).env("FAKETIME_TIMESTAMP_FILE", directory.join(CLOCK));
+        command.env("FAKETIME_CACHE_DURATION", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
     }
     command.stdout(log.try_clone().expect("a descriptor")).stderr(log);
     link::die_with_parent(&mut command);
@@ -279,7 +354,8 @@ fn settings(network: &Network, name: &str, peer: &str, peer_key: String) -> Sett
         public_key: peer_key,
         allow: vec!["send", "receive"],
     };
-    Settings { name: name.to_owned(), listen: format!("[::]:{PORT}"), peers: vec![peer], more: String::new() }
+    let (listen, more) = (format!("[::]:{PORT}"), String::new());
+    Settings { name: name.to_owned(), listen, peers: vec![peer], drain: None, fake_clock: None, more }
 }
 
 /// Makes a private key and returns its public half.

@@ -1,8 +1,8 @@
 //! The whole table of faults, once: `hikyaku_tests::crash`.
 
 use hikyaku_tests::crash::{
-    CUT_OFF, DEAF, DISKS, Ends, KILLED, KILLED_OLDER, KILLED_SAFE, REACHED, SAFE, STANDING_STILL, by_name,
-    examine, older_rig, rig, walk,
+    CUT_OFF, DEAF, DISKS, Ends, JUMPS, KILLED, KILLED_OLDER, KILLED_SAFE, MUTE, REACHED, SAFE,
+    STANDING_STILL, by_name, examine, older_rig, rig, rig_with_clocks, walk,
 };
 use hikyaku_tests::rig::Side;
 
@@ -37,8 +37,33 @@ fn nothing_comes_back() {
 }
 
 #[test]
+fn nothing_gets_through() {
+    walk(rig(), MUTE.map(by_name), &[]);
+}
+
+/// No decision goes by the time of day.
+#[test]
+fn the_clock_jumps() {
+    walk(rig_with_clocks(), JUMPS.map(by_name), &[]);
+}
+
+#[test]
 fn a_disk_takes_nothing() {
     walk(rig(), DISKS, &[]);
+}
+
+/// A guest does not stand for as long as a disk does: it is given back after a while, or when somebody wants it back.
+#[test]
+fn a_disk_that_hangs_gives_the_guest_back() {
+    let Some(mut rig) = rig() else { return };
+    rig.restart_daemon(Side::Source, "record.write@2:40s");
+    rig.arm();
+    let command = rig.migrate_beside(&[]);
+    command.wait_phase("stopped");
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    rig.source_site().hikyaku(["cancel", rig.guest_name()], REACHED).expect_code(0);
+    assert_eq!(rig.settles(std::time::Duration::from_secs(5)), Side::Source);
+    command.wait(REACHED).expect_code(8);
 }
 
 /// The destination refuses after GO, because its disk is full; and whoever has to deal with that dies.

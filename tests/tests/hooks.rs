@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use hikyaku_tests::machine::{self, need};
 use hikyaku_tests::rig::{GuestKind, Plan, Rig, Side};
@@ -12,6 +14,8 @@ use tempfile::TempDir;
 const FAILED: i32 = 9;
 const COMMAND: Duration = Duration::from_secs(60);
 const SETTLE: Duration = Duration::from_secs(30);
+/// The ethertype of what QEMU says for a guest that has moved.
+const RARP: [u8; 2] = [0x80, 0x35];
 const NAMES: [&str; 4] = ["before-copy", "before-switchover", "after-switchover", "after-failure"];
 
 /// Both hosts' hooks: each writes down that it was called.
@@ -61,9 +65,13 @@ impl Hooks {
     }
 
     fn rig(&self, more: &str) -> Option<Rig> {
+        self.rig_with(more, |plan| plan)
+    }
+
+    fn rig_with(&self, more: &str, adjust: impl FnOnce(Plan) -> Plan) -> Option<Rig> {
         let qemu = need("QEMU", machine::qemu())?;
         let plan = Plan::new("jgn", &qemu).memory_mib(64).kind(GuestKind::bare("oltp@1"));
-        Some(Rig::with(plan, |settings| {
+        Some(Rig::with(adjust(plan), |settings| {
             let directory = self.directory(&settings.name);
             settings.more = format!("[hooks]\ndirectory = {:?}\n{more}\n", directory.display().to_string());
         }))
@@ -141,4 +149,45 @@ fn what_has_to_be_done_and_fails_gives_the_guest_back() {
     assert_eq!(output.code, Some(FAILED), "{output}");
     assert!(output.text().contains("no route"), "{output}");
     assert_eq!(rig.settles(SETTLE), Side::Source);
+}
+
+/// QEMU tells the guest's networks where it is when it has loaded it. What a hook did to the network only after that is told again.
+#[test]
+fn an_arrival_is_announced_when_the_guest_runs() {
+    let hooks = Hooks::new();
+    hooks.script("b", "before-switchover", "sleep 3");
+    let network = |side: &str| hooks.scratch.path().join(format!("{side}.network"));
+    let card = |side: &str| {
+        let (own, wire) = (network(&format!("{side}.card")), network(side));
+        let (own, wire) = (own.display(), wire.display());
+        let local = format!("local.type=unix,local.path={own}");
+        let netdev = format!("dgram,id=n,{local},remote.type=unix,remote.path={wire}");
+        ["-netdev".to_owned(), netdev, "-device".to_owned(), "e1000,netdev=n,romfile=".to_owned()]
+    };
+    let _elsewhere = UnixDatagram::bind(network("a")).expect("a socket");
+    let wire = UnixDatagram::bind(network("b")).expect("a socket");
+    let (heard, announcements) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut frame = [0; 2048];
+        while let Ok(length) = wire.recv(&mut frame) {
+            if length > 14 && frame[12..14] == RARP && heard.send(Instant::now()).is_err() {
+                break;
+            }
+        }
+    });
+    let (here, there) = (card("a"), card("b"));
+    let (here, there) = (here.each_ref().map(String::as_str), there.each_ref().map(String::as_str));
+    let rig = hooks.rig_with("hold = [\"before-switchover\"]", |plan| plan.args(&here, &there));
+    let Some(mut rig) = rig else { return };
+    rig.migrate_live(&[]);
+    let ran = rig.destination().console().snapshot().heartbeats[0].at;
+
+    let (mut before, mut after) = (0, 0);
+    while after < 3 {
+        let at = announcements.recv_timeout(SETTLE);
+        let at =
+            at.unwrap_or_else(|_| panic!("announced {before} times before the guest ran, {after} after"));
+        if at < ran { before += 1 } else { after += 1 }
+    }
+    println!("announced {before} times before the guest ran");
 }

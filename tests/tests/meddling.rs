@@ -10,6 +10,10 @@ use serde_json::json;
 const FAILED: i32 = 9;
 const COMMAND: Duration = Duration::from_secs(60);
 const SETTLE: Duration = Duration::from_secs(30);
+/// Pages have arrived, and most of them have not.
+const SOME_PAGES_BYTES: u64 = 2 << 20;
+/// The power button of a q35, as its firmware sets it up: what a guest writes to be switched off.
+const POWER_OFF: &str = "o /w 0x604 0x2000";
 
 fn older(guest: &str) -> Option<Rig> {
     let (older, _) = need("two QEMUs", machine::qemu_pair())?;
@@ -67,4 +71,50 @@ fn who_continues_a_stopped_guest_keeps_it() {
     println!("{}", output.stderr);
     assert_eq!(rig.settles(SETTLE), Side::Source);
     rig.assert_whole(Side::Source);
+}
+
+// ---- the guest itself
+
+fn busy(args: &[&str]) -> Option<Rig> {
+    let qemu = need("QEMU", machine::qemu())?;
+    let plan = Plan::new("cloudnet", &qemu).memory_mib(64).kind(GuestKind::bare("oltp@1"));
+    Some(Rig::new(plan.args(args, args)))
+}
+
+#[test]
+fn a_guest_that_reboots_while_its_pages_go_is_moved() {
+    let Some(mut rig) = busy(&[]) else { return };
+    rig.migrate_paused_disturbed(&[], |rig, command| {
+        command.wait_acked(SOME_PAGES_BYTES);
+        rig.source().qmp("system_reset", json!({})).expect("QMP");
+    });
+    rig.assert_memory_equal();
+}
+
+/// Its QEMU stays, for that is how it was started, and the guest is what it was: shut down.
+#[test]
+fn a_guest_that_shuts_down_while_its_pages_go_arrives_shut_down() {
+    let Some(mut rig) = busy(&["-no-shutdown"]) else { return };
+    rig.arm();
+    let command = rig.migrate_beside(&[]);
+    command.wait_acked(SOME_PAGES_BYTES);
+    rig.source().hmp(POWER_OFF).expect("HMP");
+    let output = command.wait(COMMAND).expect_code(0);
+    assert_eq!(output.whereabouts(), "stopped-at-destination", "{output}");
+    assert_eq!(rig.destination().status().expect("QMP"), "shutdown");
+    rig.assert_stands();
+}
+
+/// Its QEMU ends with it.
+#[test]
+fn a_guest_that_shuts_down_for_good_is_not_moved() {
+    let Some(mut rig) = busy(&[]) else { return };
+    rig.arm();
+    let command = rig.migrate_beside(&[]);
+    command.wait_acked(SOME_PAGES_BYTES);
+    // It ends before it answers.
+    let _ = rig.source().hmp(POWER_OFF);
+    let output = command.wait(COMMAND).expect_code(FAILED);
+    assert_eq!(output.whereabouts(), "ended-at-source", "{output}");
+    rig.assert_stands();
 }

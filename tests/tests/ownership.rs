@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use hikyaku_lab::guest::locate::QemuBinary as Located;
 use hikyaku_lab::guest::{GuestSpec, Load, Qemu, Timeline};
 use hikyaku_lab::link::{self, Profile};
+use hikyaku_lab::steady::{claim, timed};
 use hikyaku_tests::command::{Output, Running};
 use hikyaku_tests::machine::{self, QemuBinary, need};
 use hikyaku_tests::rig::{GuestKind, Plan, Rig, Side};
-use hikyaku_tests::site::{self, Pair, Settings};
+use hikyaku_tests::site::{self, Held, Pair, Settings};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -173,9 +174,121 @@ fn a_source_daemon_that_is_told_to_end_gives_the_guest_back() {
     let Some(mut rig) = armed("cloudnet") else { return };
     let command = rig.migrate_beside(&[]);
     command.wait_acked(SOME_PAGES_BYTES);
+    rig.source_site().tell_to_end();
     assert_eq!(rig.source_site_mut().stop(), Some(0), "the daemon's exit code");
     ends(command, CANCELLED, "runs-at-source");
     assert_eq!(rig.settles(SETTLE), Side::Source);
+}
+
+/// What is under way ends first; nothing is begun any more.
+#[test]
+fn a_daemon_that_is_told_to_end_lets_its_moves_end() {
+    for side in [Side::Source, Side::Destination] {
+        let Some(mut rig) = armed("cloudnet") else { return };
+        let command = rig.migrate_beside(&[]);
+        command.wait_acked(SOME_PAGES_BYTES);
+        let site = if side == Side::Source { rig.source_site() } else { rig.destination_site() };
+        site.tell_to_end();
+        let refused = site.hikyaku(["receive", "other", "--qmp", "/nowhere"], COMMAND);
+        assert_ne!(refused.code, Some(0), "{refused}");
+        ends(command, 0, "runs-at-destination");
+        let site = if side == Side::Source { rig.source_site_mut() } else { rig.destination_site_mut() };
+        assert_eq!(site.stop(), Some(0), "the daemon's exit code");
+        assert_eq!(rig.settles(SETTLE), Side::Destination);
+    }
+}
+
+#[test]
+fn a_daemon_whose_moves_do_not_end_in_time_gives_them_back() {
+    let Some(mut rig) = armed_with("cloudnet", |settings| settings.drain = Some("1s")) else { return };
+    let command = rig.migrate_beside(&[]);
+    command.wait_acked(SOME_PAGES_BYTES);
+    rig.source_site().tell_to_end();
+    ends(command, CANCELLED, "runs-at-source");
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+}
+
+/// In each phase, from the wish to the guest's next word.
+#[test]
+fn a_guest_whose_move_is_cancelled_works_on_at_once() {
+    timed(3, "the guest's silence", || {
+        let limit = CANCELLED_WITHIN + Duration::from_millis(200);
+        let Some(mut rig) = armed("eu") else { return };
+        let command = rig.migrate_beside(&[]);
+        command.wait_acked(SOME_PAGES_BYTES);
+        let wished = cancelled(&rig, command);
+        assert_silent_for_less(&mut rig, wished, limit);
+
+        // The guest stands, and the link is cut.
+        rig.arm();
+        let command = stopped_and_cut_off(&rig);
+        let wished = cancelled(&rig, command);
+        rig.network().set_outage(false);
+        assert_silent_for_less(&mut rig, wished, limit);
+
+        // It stands, its last pages are under way, and the link is as it was.
+        rig.arm();
+        let command = rig.migrate_beside(SAFE);
+        command.wait_phase("stopped");
+        let begun = Instant::now();
+        let wish = cancel(&rig);
+        let output = command.wait(COMMAND);
+        assert_eq!(
+            rig.settles(SETTLE),
+            if output.code == Some(0) { Side::Destination } else { Side::Source }
+        );
+        println!("{:?} {:?}: {:?}", wish.code, output.code, begun.elapsed());
+        if output.code == Some(CANCELLED) {
+            assert_silent_for_less(&mut rig, begun, limit);
+        }
+    });
+}
+
+/// What one cancelled move left behind, three would have left three times.
+#[test]
+fn a_cancelled_move_leaves_nothing_behind() {
+    let Some(qemu) = need("QEMU", machine::qemu()) else { return };
+    let mut rig = Rig::with(plan("jgn", &qemu), impatient);
+    let held = |rig: &Rig| [rig.source_site(), rig.destination_site()].map(|site| site.held());
+    let mut after_one = None;
+    for _ in 0..3 {
+        rig.arm();
+        let command = rig.migrate_beside(&[]);
+        command.wait_acked(SOME_PAGES_BYTES);
+        cancelled(&rig, command);
+        rig.disarm();
+        assert_eq!(rig.settles(SETTLE), Side::Source);
+        after_one.get_or_insert_with(|| held(&rig));
+    }
+    let after_one = after_one.expect("one was cancelled");
+    let deadline = Instant::now() + SETTLE;
+    let more = |now: [Held; 2]| now.iter().zip(&after_one).any(|(now, then)| now.exceeds(then));
+    while more(held(&rig)) {
+        assert!(Instant::now() < deadline, "{:?}, and after one {after_one:?}", held(&rig));
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(held(&rig).map(|held| held.records), [0, 0]);
+}
+
+const CANCELLED_WITHIN: Duration = Duration::from_millis(200);
+const SAFE: &[&str] = &["--switchover", "safe"];
+
+/// When it was wished.
+fn cancelled(rig: &Rig, command: Running) -> Instant {
+    let wished = Instant::now();
+    cancel(rig).expect_code(0);
+    ends(command, CANCELLED, "runs-at-source");
+    wished
+}
+
+#[track_caller]
+fn assert_silent_for_less(rig: &mut Rig, since: Instant, limit: Duration) {
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+    let beats = rig.source().console().snapshot().heartbeats;
+    let next = beats.iter().map(|beat| beat.at).find(|at| *at > since).expect("it works");
+    let gap = rig.source().console().longest_gap(next..Instant::now()).length;
+    println!("{:?}, and {gap:?} at most later", next - since);
+    claim(next - since < limit && gap < limit, format!("silent for {:?}, then {gap:?}", next - since));
 }
 
 #[test]

@@ -111,3 +111,82 @@ fn a_migration_that_is_cancelled_in_qemu_while_the_guest_stands_gives_it_back() 
         _ => panic!("{output}"),
     }
 }
+
+/// The link goes while GO is on its way; whoever says meanwhile that the guest is here is believed, whatever comes later.
+#[test]
+fn a_go_that_was_not_heard_is_not_said_after_resolve() {
+    let Some(mut rig) = rig() else { return };
+    rig.restart_daemon(Side::Source, "source.ceded:stop");
+    let command = rig.migrate_beside(&["--switchover", "safe"]);
+    rig.wait_still(Side::Source, COMMAND);
+    rig.network().set_outage(true);
+    rig.source_site().signal(Signal::SIGCONT);
+    let output = command.wait(COMMAND);
+    if output.code == Some(FAILED) {
+        // It was seen in time that the link was down: nothing was let go.
+        return assert_eq!(rig.settles(SETTLE), Side::Source);
+    }
+    assert_eq!(output.code, Some(IN_DOUBT), "{output}");
+    rig.assert_stands();
+    resolve(&rig, &["--here", "--fenced"]).expect_code(0);
+    assert_eq!(rig.wait_source_final(SETTLE), "resumed");
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+    let there = rig.watch_destination();
+    rig.network().set_outage(false);
+    there.wait(COMMAND).expect_code(FAILED);
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+}
+
+/// An older QEMU obeys: its migration is over before its guest is let go.
+#[test]
+fn who_continues_a_guest_that_is_let_go_is_stopped_again() {
+    let Some((older, _)) = need("two QEMUs", machine::qemu_pair()) else { return };
+    let plan = Plan::new("eu", &older).memory_mib(64).kind(GuestKind::bare("oltp@1"));
+    let mut rig = Rig::with(plan, |settings| {
+        settings.more =
+            "[link]\ndead_after = \"3s\"\nconnect_timeout = \"3s\"\ntimeout = \"5s\"\n".to_owned();
+    });
+    rig.arm();
+    // The destination never gets to it, and the source asks in vain.
+    let command = lost_with_its_host(&mut rig);
+    command.wait(COMMAND).expect_code(IN_DOUBT);
+    for restarts in [false, true] {
+        if restarts {
+            rig.restart_source_daemon();
+        }
+        std::thread::sleep(Duration::from_secs(3));
+        rig.assert_stands();
+        rig.source().cont().expect("it obeys");
+        let deadline = std::time::Instant::now() + SETTLE;
+        while rig.source().status().expect("QMP") == "running" {
+            assert!(std::time::Instant::now() < deadline, "it runs on");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        rig.assert_stands();
+    }
+    resolve(&rig, &["--here", "--fenced"]).expect_code(0);
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+}
+
+/// What an earlier move left on record of the guest's QEMU would have the next daemon continue it here, wherever it has gone.
+#[test]
+fn no_guest_is_moved_over_a_record_of_it() {
+    let Some(mut rig) = rig() else { return };
+    rig.restart_daemon(Side::Source, "source.stopped:kill");
+    let command = rig.migrate_beside(&[]);
+    rig.wait_dead(Side::Source, COMMAND);
+    drop(command);
+    let left_over = rig.source_site().read_records();
+    assert_eq!(left_over.len(), 1);
+    rig.restart_source_daemon();
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+    assert_eq!(rig.wait_source_final(SETTLE), "failed");
+    // As if it had not been removed then.
+    rig.source_site().write_records(&left_over);
+    rig.arm();
+    rig.migrate(&[]).expect_code(0);
+    assert_eq!(rig.settles(SETTLE), Side::Destination);
+    assert_eq!(rig.source_site().records(), 0);
+    rig.restart_source_daemon();
+    assert_eq!(rig.settles(SETTLE), Side::Destination);
+}

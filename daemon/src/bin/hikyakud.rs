@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{channel, unbounded_channel};
 use tracing_subscriber::EnvFilter;
 
@@ -105,7 +105,9 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         standing::begin(&daemon, &own);
         tokio::task::spawn_local(server::serve(listener, daemon.clone()));
         tracing::info!(api = %api.display(), io = if uring { "io_uring" } else { "plain" }, "ready");
-        until_told().await?;
+        let mut told = Told::new()?;
+        told.next().await;
+        drain(&daemon, &mut told).await;
         end(&daemon).await;
         // Another daemon may have taken the path over only if this one was dead.
         let _ = std::fs::remove_file(&api);
@@ -128,14 +130,55 @@ fn peer(peer: &hikyaku_daemon::config::Peer) -> Peer {
     }
 }
 
-async fn until_told() -> std::io::Result<()> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = terminate.recv() => tracing::info!("told to end (SIGTERM)"),
-        _ = interrupt.recv() => tracing::info!("told to end (SIGINT)"),
-    }
-    Ok(())
+/// To end.
+struct Told {
+    terminate: Signal,
+    interrupt: Signal,
 }
+
+impl Told {
+    fn new() -> std::io::Result<Told> {
+        Ok(Told { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => tracing::info!("told to end (SIGTERM)"),
+            _ = self.interrupt.recv() => tracing::info!("told to end (SIGINT)"),
+        }
+    }
+}
+
+/// Lets the moves that are under way come to their end, unless that takes too long or it is told once more.
+async fn drain(daemon: &Rc<Daemon>, told: &mut Told) {
+    let registry = &daemon.registry;
+    registry.close();
+    let moves = registry.moving();
+    if moves == 0 {
+        return;
+    }
+    let drain = daemon.config.drain;
+    tracing::info!(
+        moves,
+        "moves under way have {} s to end; told once more, their guests are given back at once",
+        drain.as_secs()
+    );
+    let ended = async {
+        while registry.moving() > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // Those who wait are told so.
+        tokio::time::sleep(LAST_WORDS).await;
+    };
+    tokio::select! {
+        () = ended => {}
+        () = tokio::time::sleep(drain) => tracing::warn!(moves = registry.moving(), "still under way: given back"),
+        () = told.next() => {}
+    }
+}
+
+/// Of a move that has ended, to peers and to whoever waits at the API.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// Gives back every guest that can be; those in doubt are taken up by the next start.
 async fn end(daemon: &Rc<Daemon>) {

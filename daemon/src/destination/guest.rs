@@ -1,5 +1,6 @@
 //! The waiting QEMU at the destination, through QMP.
 
+use super::words::Words;
 use crate::process::ProcessId;
 use crate::protocol::GuestFacts;
 use crate::source::facts;
@@ -50,6 +51,7 @@ impl WaitingError {
 #[derive(Debug)]
 pub struct WaitingGuest {
     qmp: Client,
+    words: Option<Words>,
     pub facts: GuestFacts,
     pub process: Option<ProcessId>,
     /// It can send SWITCHOVER_ACK.
@@ -72,7 +74,7 @@ impl WaitingGuest {
         let knows_ack = qmp.query_migrate_capabilities().await?.get("switchover-ack").is_some();
         let facts = facts(&qmp).await?;
         let process = ProcessId::behind(&qmp);
-        Ok(WaitingGuest { qmp, facts, process, knows_ack })
+        Ok(WaitingGuest { words: process.and_then(Words::of), qmp, facts, process, knows_ack })
     }
 
     /// Makes QEMU read its guest from the socket that is returned.
@@ -103,17 +105,29 @@ impl WaitingGuest {
     pub async fn has_loaded(&self) -> Result<bool, WaitingError> {
         let info = match self.qmp.query_migrate().await {
             Err(error) if error.is_closed() => {
-                return Err(WaitingError::Load("it ended; its own log says why".into()));
+                return Err(WaitingError::Load(self.why("it ended").await));
             }
             other => other?,
         };
         match info.status.as_deref() {
             Some("completed") => Ok(true),
             Some("failed") => {
-                Err(WaitingError::Load(info.error_desc.unwrap_or_else(|| "its own log says why".into())))
+                Err(WaitingError::Load(self.why(info.error_desc.as_deref().unwrap_or("it failed")).await))
             }
             _ => Ok(false),
         }
+    }
+
+    /// It says more to its log than to QMP, and a little later.
+    async fn why(&self, what: &str) -> String {
+        let Some(words) = &self.words else { return format!("{what}; its own log says why") };
+        for _ in 0..20 {
+            if let Some(said) = words.said() {
+                return format!("{what}: {said}");
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+        format!("{what}; its own log says nothing")
     }
 
     /// Waits until QEMU has loaded everything it was given; the guest stands, stopped.
@@ -141,7 +155,7 @@ impl WaitingGuest {
             };
             obeyed |= refused.is_none();
             let state = match self.qmp.query_status().await {
-                Ok(state) if state.running => return Ok(()),
+                Ok(state) if state.lives() => return Ok(()),
                 Ok(state) => state.status,
                 Err(error) => return Err(WaitingError::Unclear(error.to_string())),
             };
@@ -152,6 +166,21 @@ impl WaitingGuest {
                 });
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Switches and neighbours learn where it is, once more: what QEMU told them by itself it told when it had loaded the guest, and hooks
+    /// may have changed the network since.
+    pub async fn announce(&self) {
+        if let Err(error) = self.qmp.announce_self().await {
+            tracing::warn!(%error, "the guest's arrival is not announced to its networks again");
+        }
+    }
+
+    /// Ends the QEMU, which is of no use any more.
+    pub async fn quit(&self) {
+        if let Err(error) = self.qmp.quit().await {
+            tracing::warn!(%error, "the QEMU is not ended");
         }
     }
 

@@ -16,6 +16,7 @@ mod refuse;
 mod restart;
 mod sink;
 mod way_back;
+mod words;
 
 pub use answer::{answer, over};
 pub use error::DestinationError;
@@ -95,6 +96,7 @@ pub async fn run(daemon: Rc<Daemon>, mut armed: Armed) {
     // The door closes: this QEMU can take one guest only.
     daemon.disarm(&armed.arguments.guest);
     armed.entry.set_peer(taken.peer.as_str());
+    armed.entry.advance(Phase::Filling);
     match Reception::begin(&daemon, armed, taken).await {
         Ok(reception) => reception.run().await,
         Err((entry, error)) => {
@@ -169,6 +171,8 @@ struct Reception {
     starting: Option<JoinHandle<Result<(), RecordError>>>,
     /// What has to be done before the guest may run.
     hook: Option<JoinHandle<Result<(), HookError>>>,
+    /// What is done beside.
+    beside: Option<JoinHandle<()>>,
     lost_after_go: bool,
     /// The source is not reached just now.
     down: bool,
@@ -254,6 +258,7 @@ impl Reception {
             go: None,
             starting: None,
             hook: None,
+            beside: None,
             lost_after_go: false,
             down: false,
             complete: false,
@@ -265,7 +270,6 @@ impl Reception {
     }
 
     async fn run(mut self) {
-        self.entry.advance(Phase::Filling);
         fail::point("destination.accepted");
         let taken = match self.fill().await {
             Ok(()) => self.start().await,
@@ -367,9 +371,16 @@ impl Reception {
         }
         self.owner.step(DestinationStep::Seen)?;
         fail::point("destination.running");
-        if let Err(error) = self.daemon.records.write(&self.record(records::Phase::Arrived, "")).await {
+        let arrived = self.record(records::Phase::Arrived, "");
+        if let Err(error) = self.daemon.records.write(&arrived).await {
             // It runs. A restart finds Starting, sees it run, and says the same.
-            tracing::error!(%error, "the arrival is not recorded");
+            tracing::error!(%error, "the arrival is not recorded yet");
+            let records = self.daemon.records.clone();
+            tokio::task::spawn_local(async move {
+                while records.write(&arrived).await.is_err() {
+                    tokio::time::sleep(refuse::RECORD_INTERVAL).await;
+                }
+            });
         }
         fail::point("destination.arrived");
         Ok(if run { Verdict::Running } else { Verdict::Paused })
@@ -385,7 +396,7 @@ impl Reception {
                 let called = hooks::call(hooks, Hook::BeforeSwitchover, &self.entry, qmp);
                 self.hook = called.map(|hook| tokio::task::spawn_local(hook.run()));
             } else {
-                hooks::call_beside(hooks, Hook::BeforeSwitchover, &self.entry, qmp);
+                self.beside = hooks::call_beside(hooks, Hook::BeforeSwitchover, &self.entry, qmp, None);
             }
         }
     }
@@ -400,7 +411,11 @@ impl Reception {
             let said = protocol::encode(&ToSource::Times(times)).map(|message| self.session.message(message));
             tracing::debug!(?times, ?said, "arrived");
         }
+        let runs = verdict == Verdict::Running;
         say(&self.session, verdict);
+        if runs {
+            self.guest.announce().await;
+        }
         let desc = format!("arrived from {}", self.peer);
         self.entry.finish(Phase::Running, Outcome::new(Ending::Moved, guest, desc));
         self.call_beside(Hook::AfterSwitchover);
@@ -408,8 +423,11 @@ impl Reception {
         part(self.session, &mut self.mailbox).await;
     }
 
-    fn call_beside(&self, hook: Hook) {
-        hooks::call_beside(&self.daemon.config.hooks, hook, &self.entry, &self.arguments.qmp);
+    /// When what came before it has ended.
+    fn call_beside(&mut self, hook: Hook) {
+        let held = self.hook.take().map(|held| tokio::task::spawn_local(async move { drop(held.await) }));
+        let behind = held.or(self.beside.take());
+        hooks::call_beside(&self.daemon.config.hooks, hook, &self.entry, &self.arguments.qmp, behind);
     }
 
     /// How its arrival was spent. None: it does not run.

@@ -10,7 +10,7 @@ use crate::records;
 use std::time::Duration;
 
 /// Between two attempts to write a record to a disk that does not take it.
-const RECORD_INTERVAL: Duration = Duration::from_secs(5);
+pub(super) const RECORD_INTERVAL: Duration = Duration::from_secs(5);
 
 impl Reception {
     /// QEMU was told to run the guest and does not say whether it does: neither refused nor taken until that is seen.
@@ -44,6 +44,9 @@ impl Reception {
             self.refuse_durably(&outcome.desc).await;
         }
         self.session.close(error.code() as u16, &outcome.desc);
+        if self.daemon.config.guest.quit_refused {
+            self.guest.quit().await;
+        }
         self.entry.finish(Phase::Refused, outcome);
         self.call_beside(Hook::AfterFailure);
     }

@@ -9,6 +9,7 @@ use crate::daemon::Daemon;
 use crate::hooks::{self, Hook};
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership;
+use crate::process::ProcessId;
 use crate::protocol::Verdict;
 use crate::records::{Phase, Record};
 use crate::registry::Entry;
@@ -36,9 +37,32 @@ pub async fn restart_starting(daemon: &Daemon, entry: &Entry, record: &Record) -
     let mut told = None;
     let (phase, outcome, record) = loop {
         let seen = match told {
-            Some(Resolution::Here) => Ok(Seen::Arrived),
-            Some(Resolution::There) => {
-                Ok(Seen::NeverLoaded("whoever resolved it said that it is not here".into()))
+            // A QEMU that hangs may run it when it wakes: whoever says that the guest is not here has to end it.
+            Some(Resolution::There) => match record.qemu.filter(ProcessId::is_there) {
+                Some(process) => {
+                    told = None;
+                    entry.unresolve();
+                    Ok(Seen::Unclear(format!(
+                        "it was said not to be here, but its QEMU is: end {process} first"
+                    )))
+                }
+                None => Ok(Seen::NeverLoaded("whoever resolved it said that it is not here".into())),
+            },
+            // QEMU has the last word, if it can be asked.
+            Some(Resolution::Here) => {
+                let seen = see(daemon, record, false).await;
+                match seen {
+                    Ok(Seen::Arrived) => Ok(Seen::Arrived),
+                    Err(_) if !is_gone(record) => Ok(Seen::Arrived),
+                    other => {
+                        told = None;
+                        entry.unresolve();
+                        other.map(|seen| match seen {
+                            Seen::NeverLoaded(why) => Seen::Unclear(why),
+                            seen => seen,
+                        })
+                    }
+                }
             }
             None => see(daemon, record, begun.elapsed() > NEVER_LOADS_AFTER).await,
         };
@@ -80,7 +104,7 @@ pub async fn restart_starting(daemon: &Daemon, entry: &Entry, record: &Record) -
         }
         tokio::select! {
             () = tokio::time::sleep(INTERVAL) => {}
-            resolution = entry.resolved() => told = Some(resolution),
+            resolution = entry.resolved(), if told.is_none() => told = Some(resolution),
         }
     };
     // Until it is durable the answer to the source stays Pending.
@@ -95,7 +119,7 @@ pub async fn restart_starting(daemon: &Daemon, entry: &Entry, record: &Record) -
     };
     entry.finish(phase, outcome);
     let hook = if phase == ownership::Phase::Running { Hook::AfterSwitchover } else { Hook::AfterFailure };
-    hooks::call_beside(&daemon.config.hooks, hook, entry, &record.qmp);
+    hooks::call_beside(&daemon.config.hooks, hook, entry, &record.qmp, None);
     verdict
 }
 
@@ -109,7 +133,16 @@ async fn see(daemon: &Daemon, record: &Record, late: bool) -> Result<Seen, QmpEr
             "another QEMU answers on its socket; the one that had the guest has ended".into(),
         ));
     }
-    if qmp.query_status().await?.running {
+    let state = qmp.query_status().await?;
+    // It has been moved on since.
+    if state.status == "postmigrate" {
+        return Ok(Seen::Arrived);
+    }
+    if state.lives() {
+        // The daemon before this one may not have come to it.
+        if let Err(error) = qmp.announce_self().await {
+            tracing::warn!(%error, "the guest's arrival is not announced to its networks");
+        }
         return Ok(Seen::Arrived);
     }
     let migration = qmp.query_migrate().await?;
@@ -123,6 +156,11 @@ async fn see(daemon: &Daemon, record: &Record, late: bool) -> Result<Seen, QmpEr
         _ if late => Ok(never_loaded("QEMU still waits for it")),
         other => Ok(Seen::Unclear(format!("QEMU's migration is {}", other.unwrap_or("none")))),
     }
+}
+
+/// The process that had the guest.
+fn is_gone(record: &Record) -> bool {
+    record.qemu.is_some_and(|process| !process.is_there())
 }
 
 fn never_loaded(why: &str) -> Seen {

@@ -5,6 +5,7 @@ use super::guest::Hold;
 use super::pump::{FromPump, ToPump};
 use super::{Migration, SourceError, options, throttle};
 use crate::api::wire::OnDeadline;
+use crate::hooks::{self, Hook};
 use hikyaku_engine::{PAGE_BYTES, SourceConfig, SyncInfo};
 use std::time::{Duration, Instant};
 
@@ -14,10 +15,13 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const GATED_LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
 impl Migration {
-    /// On `Ok` the guest runs, and is to be stopped at once.
-    pub(super) async fn copy(&mut self) -> Result<(), SourceError> {
+    /// On `Ok` the guest runs, and is to be stopped at once. `announced`: those who wanted to know before that have been told.
+    pub(super) async fn copy(&mut self, announced: bool) -> Result<(), SourceError> {
         let guest = self.guest.clone();
         let gated = guest.hold == Hold::Gate;
+        // A QEMU that may stop its guest by itself is not led there before.
+        let tells_first =
+            gated && !announced && hooks::is_there(&self.daemon.config.hooks, Hook::BeforeSwitchover);
         let mut gate = Gate::new(GateConfig::default(), options::downtime(&self.arguments));
         if gated {
             self.inbox.push(ToPump::Allowance(Some(GateConfig::default().min_grant_bytes)));
@@ -32,6 +36,10 @@ impl Migration {
         while !(wanted && self.may_stop && self.answer.is_had() && self.down.is_none()) {
             if self.stream_ended() && self.down.is_none() && self.answer.is_had() {
                 // Whoever stopped the guest wants it stopped: a QEMU whose guest stands waits for nobody.
+                let state = guest.state(self.daemon.config.guest.qmp_timeout).await?;
+                if self.raw && !guest.stands(&state) {
+                    return Err(SourceError::Unexpected("that it has loaded a guest that still runs"));
+                }
                 self.runs = false;
                 return Ok(());
             }
@@ -109,10 +117,10 @@ impl Migration {
                     sync_count,
                     goodput_bytes_per_s,
                     waiting_bytes: self.entry.staged_bytes() + self.under_way_bytes(),
-                    up: self.down.is_none(),
+                    may_end: self.down.is_none() && self.answer.is_had() && !tells_first,
                 };
                 match gate.look(look) {
-                    Step::Wait => {}
+                    Step::Wait => wanted |= tells_first && self.down.is_none(),
                     Step::Grant(bytes) => {
                         used_up = false;
                         self.inbox.push(ToPump::Allowance(Some(bytes)));

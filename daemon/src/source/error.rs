@@ -6,7 +6,7 @@ use crate::hooks::HookError;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::Forbidden;
 use crate::protocol::{ProtocolError, Refusal};
-use crate::records::RecordError;
+use crate::records::{Phase, RecordError};
 use crate::units::Span;
 use hikyaku_engine::AbortReason;
 use hikyaku_transport::{LinkError, Lost, MessageError, OpenError};
@@ -73,6 +73,8 @@ pub enum SourceError {
     Meddled,
     #[error("{what} took longer than {} s", .after.as_secs_f32())]
     Slow { what: &'static str, after: Duration },
+    #[error("this QEMU's guest is in the hands of migration {id}, which is not over ({phase:?})")]
+    InHand { id: String, phase: Phase },
     #[error("this QEMU stopped the guest by itself, which must not happen while it is being moved")]
     StoppedItself,
     #[error("{0}")]
@@ -149,6 +151,7 @@ impl SourceError {
                 Ending::Failed,
                 "To try again: a new QEMU and hikyaku receive there, then hikyaku migrate here",
             ),
+            SourceError::InHand { .. } => (Ending::Other, "See: hikyaku list"),
             SourceError::StoppedItself => (Ending::Failed, "Try again; QEMU 8.1 or newer does not do this"),
             _ => (Ending::Failed, ""),
         };

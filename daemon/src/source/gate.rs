@@ -67,8 +67,8 @@ pub struct Look {
     pub goodput_bytes_per_s: u64,
     /// What was read of QEMU and has not arrived.
     pub waiting_bytes: u64,
-    /// The link is there.
-    pub up: bool,
+    /// The pass may come to its end, and the guest be stopped there.
+    pub may_end: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,7 +140,7 @@ impl Gate {
 
     /// The pass may end now.
     fn must_wait(&mut self, look: Look) -> bool {
-        if !look.up {
+        if !look.may_end {
             return true;
         }
         let since = *self.waits_since.get_or_insert(look.at);
@@ -174,8 +174,8 @@ mod tests {
 
     fn look(ms: u64, remaining_bytes: u64, sync_count: u64) -> Look {
         let at = Duration::from_millis(ms);
-        let (goodput_bytes_per_s, waiting_bytes, up) = (100_000_000, 0, true);
-        Look { at, remaining_bytes, sync_count, goodput_bytes_per_s, waiting_bytes, up }
+        let (goodput_bytes_per_s, waiting_bytes, may_end) = (100_000_000, 0, true);
+        Look { at, remaining_bytes, sync_count, goodput_bytes_per_s, waiting_bytes, may_end }
     }
 
     #[test]
@@ -204,7 +204,7 @@ mod tests {
     #[test]
     fn a_pass_does_not_end_while_the_link_is_down() {
         let mut gate = gate();
-        let down = |ms, remaining| Look { up: false, ..look(ms, remaining, 1) };
+        let down = |ms, remaining| Look { may_end: false, ..look(ms, remaining, 1) };
         assert!(matches!(gate.look(down(0, 512 * MIB)), Step::Grant(_)));
         assert_eq!(gate.look(down(1000, 32 * MIB)), Step::Wait);
         assert_eq!(gate.look(down(500_000, 32 * MIB)), Step::Wait);

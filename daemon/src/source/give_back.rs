@@ -20,7 +20,8 @@ impl Migration {
         let guest = self.return_guest().await;
         let outcome =
             Outcome::new(Ending::Failed, guest, format!("the destination could not run the guest: {why}"));
-        self.session.close(Refusal::Done as u16, "taken back");
+        // A GO that was not heard is not to be heard any more.
+        self.session.abandon(Refusal::Done as u16, "taken back");
         self.entry.finish(Phase::Resumed, outcome);
         self.call_beside(Hook::AfterFailure);
         Ok(())
@@ -90,10 +91,10 @@ impl Migration {
             };
         };
         fail::point("source.continued");
-        if ours {
-            if let Err(defect) = self.owner.step(SourceStep::Continued) {
-                tracing::error!(%defect, "it was continued");
-            }
+        if ours && let Err(defect) = self.owner.step(SourceStep::Continued) {
+            tracing::error!(%defect, "it was continued");
+        }
+        if ours || self.recorded {
             self.forget_record().await;
         }
         guest

@@ -144,7 +144,7 @@ impl SourceGuest {
         };
         let facts = facts(&qmp).await?;
         let process = ProcessId::behind(&qmp);
-        let guest = SourceGuest { qmp, facts, process, hold, runs: state.running, may_throttle, before };
+        let guest = SourceGuest { qmp, facts, process, hold, runs: state.lives(), may_throttle, before };
         if may_throttle && !guest.can_be_throttled() {
             return Err(GuestError::NoThrottle);
         }
@@ -193,10 +193,14 @@ impl SourceGuest {
         Ok(ours)
     }
 
-    /// Somebody else has stopped it, or it has ended. QEMU may be completing then, and answers when its socket has been drained.
-    pub async fn stands(&self, timeout: Duration) -> Result<bool, GuestError> {
-        let state: RunState = self.qmp.execute_within("query-status", (), timeout).await?;
-        Ok(stood_before(&state.status, self.hold))
+    /// QEMU may be completing, and answers when its socket has been drained.
+    pub async fn state(&self, timeout: Duration) -> Result<RunState, GuestError> {
+        Ok(self.qmp.execute_within("query-status", (), timeout).await?)
+    }
+
+    /// Somebody else has stopped it, or it has ended.
+    pub fn stands(&self, state: &RunState) -> bool {
+        stood_before(&state.status, self.hold)
     }
 
     /// On `Ok` the guest is stopped, by us: it stays stopped whatever becomes of QEMU's migration. On `Err` it may be. QEMU
@@ -269,6 +273,13 @@ impl SourceGuest {
         self.comes_to("completed", timeout).await.unwrap_or(Err(GuestError::Slow("end its migration")))
     }
 
+    /// Ends the QEMU, which is of no use any more.
+    pub async fn quit(&self) {
+        if let Err(error) = self.qmp.quit().await {
+            tracing::warn!(%error, "the QEMU is not ended");
+        }
+    }
+
     async fn comes_to(&self, status: &str, timeout: Duration) -> Result<Result<(), GuestError>, Overdue> {
         within(timeout, async {
             while !self.look().await?.is(status) {
@@ -299,13 +310,17 @@ impl SourceGuest {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         self.restore().await;
-        while run && !self.qmp.query_status().await?.running {
+        let mut said = String::new();
+        while run && !self.qmp.query_status().await?.lives() {
             // Disks that are being re-activated can refuse the first attempts.
             if let Err(error) = self.qmp.cont().await {
                 if late() {
                     return Err(error.into());
                 }
-                tracing::warn!(%error, "the guest cannot be continued yet");
+                if error.to_string() != said {
+                    said = error.to_string();
+                    tracing::warn!(%error, "the guest cannot be continued yet");
+                }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             } else if late() {
                 return Err(GuestError::Slow("continue the guest"));
@@ -386,7 +401,7 @@ async fn continue_held(
     let deadline = tokio::time::Instant::now() + timeout;
     loop {
         let state = qmp.query_status().await?;
-        if state.running {
+        if state.lives() {
             return Ok(());
         }
         let migration = qmp.query_migrate().await?;
@@ -480,6 +495,7 @@ mod tests {
         assert!(!stood_before("suspended", Hold::Ack));
         assert!(stood_before("paused", Hold::Ack));
         assert!(stood_before("paused", Hold::Gate));
+        assert!(stood_before("io-error", Hold::Ack));
         assert!(stood_before("finish-migrate", Hold::Ack));
         assert!(!stood_before("finish-migrate", Hold::Gate));
     }

@@ -3,7 +3,7 @@
 //! Nothing here asks the destination anything, unless the switch-over is the safe one or QEMU's stream is relayed raw.
 
 use super::guest::{GuestError, Hold};
-use super::meddling::Meddling;
+use super::meddling::{Meddling, stop_again};
 use super::pump::{FromPump, ToPump};
 use super::standing::{Overlong, Patience, Standing};
 use super::{Migration, SHUT_OK, SourceError, ms};
@@ -25,9 +25,13 @@ impl Migration {
         let (guest, timeout) = (self.guest.clone(), self.daemon.config.guest.load_timeout);
         self.standing = Standing::new(Instant::now());
         // Asked as late as can be: once we have stopped it too, QEMU cannot tell who did.
-        if self.runs && self.beside(guest.stands(timeout)).await? {
-            self.runs = false;
-            self.mark().await?;
+        if self.runs {
+            let state = self.beside(guest.state(timeout)).await?;
+            self.sleeps = state.status == "suspended";
+            if guest.stands(&state) {
+                self.runs = false;
+                self.mark().await?;
+            }
         }
         self.ebb = None;
         // What came while the disk was waited for.
@@ -63,6 +67,7 @@ impl Migration {
     /// On `Ok` a daemon that comes after this one continues the guest, if it ran.
     async fn mark(&mut self) -> Result<(), SourceError> {
         self.owner.step(SourceStep::Mark)?;
+        self.recorded = true;
         fail::point("source.marking");
         self.daemon.records.write(&self.record(records::Phase::Stopped)).await?;
         fail::point("source.marked");
@@ -120,7 +125,7 @@ impl Migration {
                 after: patience,
             })??;
         }
-        if self.guest.hold == Hold::Gate {
+        if self.completes_early() {
             // It may have stopped the guest by itself before we did, and nobody can tell. Then it would continue the guest as soon
             // as its migration failed, as it does when we die: so it is over before the guest is let go.
             let (guest, timeout) = (self.guest.clone(), self.daemon.config.guest.qmp_timeout);
@@ -135,10 +140,10 @@ impl Migration {
         let go = protocol::encode(&ToDestination::Go { last_seq: last_seq.0, run: self.runs })?;
         self.owner.step(SourceStep::Cede)?;
         fail::point("source.ceding");
-        self.daemon.records.write(&self.record(records::Phase::Ceded)).await?;
+        self.write_ceded().await?;
         self.owner.step(SourceStep::Ceded)?;
         fail::point("source.ceded");
-        if self.guest.hold == Hold::Gate {
+        if self.completes_early() {
             // One whose migration is over lets anybody continue its guest. It has said so before it answers.
             let (guest, timeout) = (self.guest.clone(), self.daemon.config.guest.qmp_timeout);
             self.beside(guest.answers(timeout)).await?;
@@ -169,6 +174,29 @@ impl Migration {
         Ok(())
     }
 
+    /// The guest stands meanwhile: a disk that hangs gives it back. What is on its way to it then is waited for before the record is removed.
+    async fn write_ceded(&mut self) -> Result<(), SourceError> {
+        let (records, record) = (self.daemon.records.clone(), self.record(records::Phase::Ceded));
+        let mut writing = tokio::task::spawn_local(async move { records.write(&record).await });
+        let patience = self.daemon.config.guest.qmp_timeout;
+        let error = tokio::select! {
+            biased;
+            written = &mut writing => return Ok(written.map_err(|_| SourceError::Cancelled)??),
+            () = self.entry.cancelled() => SourceError::Cancelled,
+            () = tokio::time::sleep(patience) => {
+                SourceError::Slow { what: "the disk of the state directory to take a record", after: patience }
+            }
+        };
+        self.writing = Some(writing);
+        Err(error)
+    }
+
+    /// QEMU ends its migration before the guest is let go.
+    pub(super) fn completes_early(&self) -> bool {
+        // One that sleeps is stopped by QEMU itself, which waits for no SWITCHOVER_ACK of a guest that does not run.
+        self.guest.hold == Hold::Gate || self.sleeps
+    }
+
     /// None: it cannot be had over this session, or not in time.
     pub(super) async fn await_verdict(&mut self) -> Option<Verdict> {
         let (qmp_timeout, load_timeout) =
@@ -191,10 +219,7 @@ impl Migration {
                 }
                 () = tokio::time::sleep_until(late), if self.down.is_none() => return None,
                 () = self.meddling.next() => {
-                    tracing::error!(guest = %self.arguments.guest, "somebody continued the guest, which is let go: it is stopped again");
-                    if let Err(error) = self.guest.stop(qmp_timeout).await {
-                        tracing::error!(%error, "it cannot be stopped again");
-                    }
+                    stop_again(&self.guest, &self.arguments.guest, qmp_timeout).await;
                 }
                 // It is asked for once more, there.
                 _ = self.entry.resolved() => return None,

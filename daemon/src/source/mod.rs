@@ -24,6 +24,7 @@ mod give_back;
 mod guest;
 mod handover;
 mod intake;
+mod leftovers;
 mod meddling;
 mod options;
 mod pump;
@@ -35,6 +36,7 @@ mod throttle;
 
 pub use error::SourceError;
 pub use guest::{GuestError, continue_guest, facts};
+pub use meddling::{stop_again_whoever_continues, stop_copy};
 pub use options::{POLICIES, check};
 pub use survey::{Survey, survey};
 
@@ -53,7 +55,7 @@ use crate::ownership::{Forbidden, Phase, Source, SourceStep};
 use crate::protocol::{
     self, ArrivalTimes, Migrate, Note, PROTOCOL, Refusal, Relay, ToSource, Verdict, Welcome,
 };
-use crate::records::{self, Record};
+use crate::records::{self, Record, RecordError};
 use crate::registry::Entry;
 use crate::report::{self, Report};
 use answer::{Answer, Opened};
@@ -69,6 +71,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::task::JoinHandle;
 
 /// Moves the guest, to the end, whatever that is; tells the registry.
 pub async fn run(daemon: Rc<Daemon>, entry: Arc<Entry>, arguments: MigrateArguments) {
@@ -120,6 +123,12 @@ struct Migration {
     may_stop: bool,
     /// A QEMU that knows no SWITCHOVER_ACK stopped the guest before it was told to.
     gone_on: bool,
+    /// It slept when it was stopped.
+    sleeps: bool,
+    /// There is a record of it, or may be.
+    recorded: bool,
+    /// *Ceded*, on its way to a disk that nobody waited for any longer.
+    writing: Option<JoinHandle<Result<(), RecordError>>>,
     /// The destination's QEMU has loaded everything.
     ready: bool,
     verdict: Option<Verdict>,
@@ -161,6 +170,7 @@ impl Migration {
             )
             .await
             .map_err(SourceError::Qmp)?;
+            leftovers::clear(daemon, &arguments.qmp, guest.process).await?;
             let inbox = Arc::new(Inbox::new().map_err(SourceError::Resources)?);
             let hello = Migrate {
                 protocol: PROTOCOL,
@@ -229,6 +239,9 @@ impl Migration {
             sharing,
             may_stop: answer.is_had() && !welcome.sends_ack,
             gone_on: false,
+            sleeps: false,
+            recorded: false,
+            writing: None,
             welcome,
             answer,
             inbox,
@@ -298,7 +311,7 @@ impl Migration {
     async fn until_let_go(&mut self) -> Result<(), SourceError> {
         let mut announced = false;
         loop {
-            self.copy().await?;
+            self.copy(announced).await?;
             // When to stop is decided anew after a hook: the guest has worked on.
             if !std::mem::replace(&mut announced, true) && self.before_switchover().await? {
                 continue;
@@ -331,14 +344,28 @@ impl Migration {
     }
 
     fn call_beside(&self, hook: Hook) {
-        hooks::call_beside(&self.daemon.config.hooks, hook, &self.entry, &self.arguments.qmp);
+        hooks::call_beside(&self.daemon.config.hooks, hook, &self.entry, &self.arguments.qmp, None);
     }
 
     async fn after_let_go(mut self) -> Result<(), Forbidden> {
         let waited = Instant::now();
         let verdict = match self.await_verdict().await {
             Some(verdict) => verdict,
-            None => doubt::ask(&self.daemon, &self.entry, &self.record(records::Phase::Ceded)).await,
+            None => {
+                let record = self.record(records::Phase::Ceded);
+                let Migration { daemon, entry, meddling: heard, guest, arguments, .. } = &mut self;
+                let timeout = daemon.config.guest.qmp_timeout;
+                let stays = async {
+                    loop {
+                        heard.next().await;
+                        meddling::stop_again(guest, &arguments.guest, timeout).await;
+                    }
+                };
+                tokio::select! {
+                    verdict = doubt::ask(daemon, entry, &record) => verdict,
+                    () = stays => unreachable!("it never ends"),
+                }
+            }
         };
         self.times.verdict_ms = ms(waited);
         self.entry.set_stop(self.times);
@@ -366,14 +393,25 @@ impl Migration {
     async fn release(mut self, guest: Whereabouts) -> Result<(), Forbidden> {
         self.forget_record().await;
         fail::point("source.forgotten");
-        if self.guest.hold == Hold::Ack {
+        let mut ended = Ok(());
+        if !self.completes_early() {
             self.inbox.push(ToPump::ReturnPath(SHUT_OK.to_vec()));
-            if let Err(error) = self.guest.completed(self.daemon.config.guest.qmp_timeout).await {
-                // The guest is gone from here; what is left is a stopped copy in a QEMU that did not notice.
-                tracing::warn!(%error, "the source QEMU did not end its migration as it should");
-            }
+            ended = self.guest.completed(self.daemon.config.guest.qmp_timeout).await;
+        }
+        if let Err(error) = &ended {
+            // The guest is gone from here; what is left is a stopped copy in a QEMU that did not notice.
+            tracing::warn!(%error, "the source QEMU did not end its migration as it should");
+        }
+        // Somebody may have continued it just now.
+        let timeout = self.daemon.config.guest.qmp_timeout;
+        if self.guest.state(timeout).await.is_ok_and(|state| state.lives()) {
+            meddling::stop_again(&self.guest, &self.arguments.guest, timeout).await;
         }
         self.end_pump().await;
+        // One that did not notice may hold the guest's images, and would write to them at its end.
+        if self.daemon.config.guest.quit_moved && ended.is_ok() {
+            self.guest.quit().await;
+        }
         self.report();
         self.session.close(Refusal::Done as u16, "moved");
         self.entry.finish(
@@ -410,8 +448,16 @@ impl Migration {
     }
 
     /// The guest's fate is known. A daemon that finds the record all the same asks the destination once more.
-    async fn forget_record(&self) {
-        forget(&self.daemon, self.entry.id, &self.arguments.to).await;
+    async fn forget_record(&mut self) {
+        let (daemon, id, peer) = (self.daemon.clone(), self.entry.id, self.arguments.to.clone());
+        match self.writing.take() {
+            None => forget(&daemon, id, &peer).await,
+            // The two must not overtake each other; and the guest runs by now.
+            Some(writing) => drop(tokio::task::spawn_local(async move {
+                let _ = writing.await;
+                forget(&daemon, id, &peer).await;
+            })),
+        }
     }
 
     fn record(&self, phase: records::Phase) -> Record {
@@ -526,12 +572,24 @@ impl Migration {
 }
 
 /// At the source nothing has to be known of a migration any more; the destination is told so, once that is durable.
-pub async fn forget(daemon: &Daemon, id: Id, peer: &str) {
+pub async fn forget(daemon: &Rc<Daemon>, id: Id, peer: &str) {
     match daemon.records.forget(id).await {
         Ok(()) => awaited::tell(&daemon.node, peer, &Note::Over { migration: id }),
-        Err(error) => tracing::error!(%error, "a restart of this daemon will look into this migration again"),
+        Err(error) => {
+            tracing::error!(%error, "until its record is removed, a restart of this daemon looks into this migration again");
+            let (daemon, peer) = (daemon.clone(), peer.to_owned());
+            tokio::task::spawn_local(async move {
+                while daemon.records.forget(id).await.is_err() {
+                    tokio::time::sleep(FORGET_AGAIN).await;
+                }
+                awaited::tell(&daemon.node, &peer, &Note::Over { migration: id });
+            });
+        }
     }
 }
+
+/// Between two attempts to remove a record from a disk that does not let it go.
+const FORGET_AGAIN: Duration = Duration::from_secs(5);
 
 /// From a session's end until its answer is known, on two threads of this daemon.
 const ANSWER_SOON: Duration = Duration::from_millis(500);

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use hikyaku_tests::crash::{
-    CUT_OFF, DEAF, DISKS, KILLED, KILLED_SAFE, Row, SAFE, STANDING_STILL, by_name, rig, survive,
+    CUT_OFF, DEAF, DISKS, KILLED, KILLED_SAFE, MUTE, Row, SAFE, STANDING_STILL, by_name, rig, survive,
 };
 use hikyaku_tests::rig::{Rig, Side};
 
@@ -69,7 +69,7 @@ fn soak(time: Duration, seed: u64) -> ExitCode {
 }
 
 fn faults() -> Vec<Fault> {
-    let plain = [&KILLED[..], &STANDING_STILL, &CUT_OFF, &DEAF].concat();
+    let plain = [&KILLED[..], &STANDING_STILL, &CUT_OFF, &DEAF, &MUTE].concat();
     let plain = plain.into_iter().map(|row| (by_name(row), &[][..]));
     let safe = KILLED_SAFE.into_iter().map(|row| (by_name(row), SAFE));
     plain.chain(safe).chain(DISKS.into_iter().map(|fault| (fault, &[][..]))).collect()

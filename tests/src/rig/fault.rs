@@ -168,6 +168,11 @@ impl Rig {
         self.network.set_outage_of(self.there, self.here, out);
     }
 
+    /// The same of the direction in which pages and orders travel.
+    pub fn set_forward_outage(&self, out: bool) {
+        self.network.set_outage_of(self.here, self.there, out);
+    }
+
     /// The guest's own QEMU is killed, and the guest with it.
     pub fn kill_source_qemu(&self) {
         kill(Pid::from_raw(self.source.pid()), Signal::SIGKILL).expect("the source's QEMU is there");
@@ -262,9 +267,15 @@ impl Rig {
         assert_eq!(beat.unwrap_or_else(|e| panic!("{e}")).bad, 0, "bad pages");
     }
 
+    /// Heard on both consoles, and said by both QEMUs as long as they are there.
     #[track_caller]
-    fn assert_never_two(&self) {
+    fn assert_never_two(&mut self) {
         assert_eq!(Timeline::merge(&self.consoles()).overlap(), None, "two guests ran");
+        let Some(destination) = &mut self.destination else { return };
+        if self.source.status().is_ok() && destination.status().is_ok() {
+            let both = self.source.runs().overlap(destination.runs());
+            assert_eq!(both, None, "both QEMUs ran the guest, by their own clocks");
+        }
     }
 
     fn consoles(&self) -> Vec<&Console> {
