@@ -129,6 +129,7 @@ pub fn run(args: &SoakArgs) -> anyhow::Result<ExitCode> {
             let rss = [sites[0].rss_bytes()?, sites[1].rss_bytes()?];
             println!("{}", line(round, times, &row, rss, manner.swept));
             record.take(round, row, outage);
+            record.faults.extend(guest.reports());
             if from == 1 {
                 record.rss.push(rss);
                 record.held.push([sites[0].held()?, sites[1].held()?]);

@@ -141,6 +141,11 @@ impl Traveller {
         Ok(Traveller { spec, here })
     }
 
+    /// What the guest itself says of its first bad pages.
+    pub fn reports(&self) -> Vec<String> {
+        self.here.console().reports()
+    }
+
     /// Moves the guest. On `Ok` it runs at `to`; on `Err` where it is has to be looked up.
     pub fn travel(
         &mut self,
