@@ -413,12 +413,12 @@ impl Reception {
         }
         let runs = verdict == Verdict::Running;
         say(&self.session, verdict);
-        if runs {
-            self.guest.announce().await;
-        }
         let desc = format!("arrived from {}", self.peer);
         self.entry.finish(Phase::Running, Outcome::new(Ending::Moved, guest, desc));
         self.call_beside(Hook::AfterSwitchover);
+        if runs {
+            self.guest.announce().await;
+        }
         self.inbox.push(ToApply::End);
         part(self.session, &mut self.mailbox).await;
     }

@@ -44,11 +44,12 @@ impl Reception {
             self.refuse_durably(&outcome.desc).await;
         }
         self.session.close(error.code() as u16, &outcome.desc);
+        self.entry.finish(Phase::Refused, outcome);
+        self.call_beside(Hook::AfterFailure);
+        // Last: one that hangs answers late, and nobody is to wait for that.
         if self.daemon.config.guest.quit_refused {
             self.guest.quit().await;
         }
-        self.entry.finish(Phase::Refused, outcome);
-        self.call_beside(Hook::AfterFailure);
     }
 
     /// What was let go is refused for good. One that was not is not ours to speak of; a source that asks all the same is answered then.

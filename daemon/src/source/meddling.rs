@@ -66,7 +66,7 @@ pub async fn stop_again_whoever_continues(socket: &Path, process: Option<Process
 
 async fn listen(socket: &Path, process: Option<ProcessId>, timeout: Duration) -> Result<(), QmpError> {
     let qmp = connect(socket, timeout).await?;
-    if process.is_some_and(|process| process.is_not_behind(&qmp)) {
+    if !is_it(&qmp, process) {
         return Ok(());
     }
     let mut events = qmp.events();
@@ -86,12 +86,17 @@ pub async fn stop_copy(
     timeout: Duration,
 ) -> Result<bool, QmpError> {
     let qmp = connect(socket, timeout).await?;
-    if process.is_some_and(|process| process.is_not_behind(&qmp)) || !qmp.query_status().await?.lives() {
+    if !is_it(&qmp, process) || !qmp.query_status().await?.lives() {
         return Ok(false);
     }
     tracing::error!(qmp = %socket.display(), "the guest runs at the destination, and its copy here ran, too: it is stopped");
     qmp.stop().await?;
     Ok(true)
+}
+
+/// For sure: by now the guest may have come back, and another QEMU listen where the one did that gave it away.
+fn is_it(qmp: &Client, process: Option<ProcessId>) -> bool {
+    process.is_some() && ProcessId::behind(qmp) == process
 }
 
 async fn connect(socket: &Path, timeout: Duration) -> Result<Client, QmpError> {
