@@ -16,12 +16,12 @@ impl Migration {
     /// The destination refused after GO: the guest is ours again.
     pub(super) async fn take_back(mut self, why: String) -> Result<(), Forbidden> {
         self.sharing.hurry(false);
+        // A GO that was not heard is not to be heard any more, once the guest runs here.
+        self.session.abandon(Refusal::Done as u16, "taken back");
         self.end_pump().await;
         let guest = self.return_guest().await;
         let outcome =
             Outcome::new(Ending::Failed, guest, format!("the destination could not run the guest: {why}"));
-        // A GO that was not heard is not to be heard any more.
-        self.session.abandon(Refusal::Done as u16, "taken back");
         self.entry.finish(Phase::Resumed, outcome);
         self.call_beside(Hook::AfterFailure);
         Ok(())
