@@ -188,7 +188,7 @@ async fn a_peer_that_may_not_send_is_refused_with_a_text() {
 #[tokio::test]
 async fn nobody_there_lists_what_was_tried() {
     let key = StaticKey::generate().unwrap();
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let closed = free_address();
     let source = source_for(closed, &key, StaticKey::generate().unwrap().public());
     let error = error_of(&source).await;
     let LinkError::Unreachable { tried, .. } = &error else { panic!("{error}") };
@@ -248,10 +248,8 @@ async fn a_changed_greeting_breaks_the_handshake() {
 #[tokio::test]
 async fn a_replayed_first_message_makes_no_link_and_a_replayed_lane_no_lane() {
     // Records what the source says on every connection, passing it on.
-    let spare = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mut setup = Setup::new(Io::Plain);
-    setup.listen = spare.local_addr().unwrap();
-    drop(spare);
+    setup.listen = free_address();
     let heard: Arc<Watched<Vec<Vec<u8>>>> = Arc::default();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     setup.via = Some(vec![listener.local_addr().unwrap().to_string()]);

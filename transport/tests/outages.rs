@@ -234,11 +234,9 @@ over_both! {
 
     async fn an_address_that_does_not_answer_costs_its_lanes_nothing_but_their_path(io: Io) {
         let mut setup = Setup::new(io);
-        let spare = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        setup.listen = spare.local_addr().unwrap();
-        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        setup.listen = free_address();
+        let closed = free_address();
         setup.via = Some(vec![setup.listen.to_string(), closed.to_string()]);
-        drop(spare);
         let pair = setup.pair(ACCEPT);
         let (tx, sender, _rx, receiver) = pair.open().await;
         assert_eq!(tx.stats().lanes, 8);
@@ -248,9 +246,7 @@ over_both! {
 
     async fn lanes_are_spread_over_the_peers_addresses_and_move_when_one_goes(io: Io) {
         let mut setup = Setup::new(io);
-        let spare = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        setup.listen = spare.local_addr().unwrap();
-        drop(spare);
+        setup.listen = free_address();
         let (first, second) = (Arc::new(Meddler::default()), Arc::new(Meddler::default()));
         let via = [proxy(setup.listen, first.clone()).await, proxy(setup.listen, second.clone()).await];
         setup.via = Some(via.iter().map(ToString::to_string).collect());
@@ -280,9 +276,7 @@ over_both! {
 
     async fn lanes_whose_own_path_takes_connections_and_no_hello_are_not_lost(io: Io) {
         let mut setup = Setup::new(io);
-        let spare = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        setup.listen = spare.local_addr().unwrap();
-        drop(spare);
+        setup.listen = free_address();
         let first = Arc::new(Meddler { spares_first: true, ..Meddler::default() });
         let second = Arc::new(Meddler::default());
         let via = [proxy(setup.listen, first.clone()).await, proxy(setup.listen, second.clone()).await];

@@ -77,10 +77,8 @@ async fn nothing_in_common_is_said_clearly() {
 /// The source would only ever take AES, the destination only ChaCha; someone between them makes the offer fit.
 #[tokio::test]
 async fn an_offer_that_was_changed_on_the_way_breaks_the_handshake() {
-    let spare = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mut setup = Setup::new(Io::Plain);
-    setup.listen = spare.local_addr().unwrap();
-    drop(spare);
+    setup.listen = free_address();
     let between = TcpListener::bind("127.0.0.1:0").await.unwrap();
     setup.via = Some(vec![between.local_addr().unwrap().to_string()]);
     setup.change = |config| config.suites = if config.listen.is_empty() { AES } else { CHACHA };

@@ -181,9 +181,9 @@ impl End {
     }
 }
 
-/// A port that was free a moment ago: the receiver is told where to listen before it does.
+/// Where nobody listens: the receiver is told before it does. No connection goes out from that address: none takes the port.
 fn free_address() -> anyhow::Result<SocketAddr> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+    Ok(std::net::TcpListener::bind("127.77.0.1:0")?.local_addr()?)
 }
 
 /// Fails with a line that says how to get it, if a program of this name cannot be run.

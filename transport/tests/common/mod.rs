@@ -247,7 +247,7 @@ pub struct Setup {
 
 impl Setup {
     pub fn new(io: Io) -> Self {
-        Self { io, listen: "127.0.0.1:0".parse().unwrap(), via: None, may_send: true, change: |_| {} }
+        Self { io, listen: "127.77.0.1:0".parse().unwrap(), via: None, may_send: true, change: |_| {} }
     }
 
     pub fn pair(&self, answer: Answer) -> Pair {
@@ -297,6 +297,12 @@ impl Pair {
         assert_eq!(rx.id(), SessionId([7; 16]));
         (tx, sender, rx, receiver)
     }
+}
+
+/// An address that nobody listens at, and which stays free: connections go out from 127.0.0.1, and what they take
+/// a port of is not this.
+pub fn free_address() -> SocketAddr {
+    std::net::TcpListener::bind("127.77.0.1:0").unwrap().local_addr().unwrap()
 }
 
 pub const ACCEPT: Answer = Answer::Accept { credit_bytes: 64 << 20, applies: true };

@@ -9,7 +9,7 @@ use hikyaku_transport::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{ACCEPT, Pair, Setup};
+use super::{ACCEPT, Pair, Setup, free_address};
 
 /// What a proxy does to the bytes from the source to the destination.
 #[derive(Default)]
@@ -129,9 +129,7 @@ pub async fn through(io: Io, meddler: Meddler, change: fn(&mut NodeConfig)) -> (
     // The proxy must know the destination before the source knows the proxy.
     let mut setup = Setup::new(io);
     setup.change = change;
-    let spare = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    setup.listen = spare.local_addr().unwrap();
-    drop(spare);
+    setup.listen = free_address();
     let meddler = Arc::new(meddler);
     let via = proxy(setup.listen, meddler.clone()).await;
     setup.via = Some(vec![via.to_string()]);
