@@ -29,7 +29,7 @@ impl Source {
             pass: self.passes.take_stats(),
             link: self.window.link,
             residual,
-            prediction: Prediction::of(&self.terms(), &self.window.link, &residual),
+            prediction: self.predict(now, &residual),
             whole_guest_seen: self.passes.whole_guest_seen(),
             pages_total: self.table.len().into(),
             pages_sent: self.counts.pages_sent,
@@ -52,6 +52,11 @@ impl Source {
         }
     }
 
+    /// How long the guest would stand if it were stopped now.
+    pub(super) fn predict(&self, now: Time, residual: &Residual) -> Prediction {
+        Prediction::of(&self.terms(), &self.window.link_for_the_rest(now), residual)
+    }
+
     /// What the caller said of the stop, with what was measured here.
     pub(super) fn terms(&self) -> Terms {
         let again = (self.staged_again + self.encoding_again) as f64;
@@ -65,7 +70,7 @@ impl Source {
     /// only bring pages that come again before their turn, each copied in vain.
     pub(super) fn pace(&mut self, now: Time) {
         let residual = self.residual(now);
-        let left_ns = Prediction::of(&self.terms(), &self.window.link, &residual).residual_ns;
+        let left_ns = self.predict(now, &residual).residual_ns;
         let pause_ns = (left_ns / u64::from(self.config.passes_per_residual.max(1)))
             .clamp(ns(self.config.pass_pause_least), ns(self.config.pass_pause_most));
         self.idle_until = Some(now.plus_ns(pause_ns));
@@ -111,7 +116,7 @@ impl Source {
             + self.tail.queued_bytes()
             + self.encoding_stream_bytes) as u64;
         let raw_bytes = content_pages.saturating_mul(PAGE_BYTES as u64).saturating_add(stream_bytes);
-        let link = &self.window.link;
+        let link = self.window.link_for_the_rest(now);
         let carried_by_delay = u128::from(link.goodput_bytes_per_s) * u128::from(link.rtt_ns) / 1_000_000_000;
         let late_bytes =
             link.in_flight_bytes.saturating_sub(u64::try_from(carried_by_delay).unwrap_or(u64::MAX));

@@ -474,8 +474,8 @@ impl Source {
     }
 
     /// What the transport knows now.
-    pub fn link(&mut self, _now: Time, stats: LinkStats) {
-        self.window.linked(stats, self.ready_bytes);
+    pub fn link(&mut self, now: Time, stats: LinkStats) {
+        self.window.linked(now, stats, self.ready_bytes);
     }
 
     /// The deadline has come, for a caller that keeps its own: what the policy does then, it does now.
@@ -534,7 +534,7 @@ impl Source {
     /// Where the migration stood when [`Source::poll`] was last called.
     pub fn progress(&self) -> Progress {
         let residual = self.residual(self.polled_at);
-        let prediction = Prediction::of(&self.terms(), &self.window.link, &residual);
+        let prediction = self.predict(self.polled_at, &residual);
         Progress {
             pages_total: self.table.len().into(),
             pages_seen: self.counts.pages_seen,

@@ -10,9 +10,6 @@ use crate::source::window::Window;
 /// Weight of the newest chunk in the running speed: the last twenty or so count.
 const WEIGHT: f64 = 0.05;
 
-/// Less than this part of a second waits for the wire.
-const DRY_PARTS: u64 = 200;
-
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Speed {
@@ -102,9 +99,7 @@ impl Speed {
     /// `opening`: the wire carries less than it will.
     pub(super) fn method(&mut self, window: &Window, opening: bool) -> Method {
         let goodput = window.link.goodput_bytes_per_s;
-        // A wire that has nothing to carry shows how fast chunks are encoded, and not what it could do.
-        let dry = window.unsent_bytes() < goodput / DRY_PARTS;
-        let path = if dry { window.link.path_bytes_per_s } else { 0 };
+        let path = if window.waits_for_more() { window.link.path_bytes_per_s } else { 0 };
         let opens = if opening { self.opening_bytes_per_s } else { 0 };
         self.chooser.choose(&Wire {
             goodput_bytes_per_s: goodput.max(path).max(opens),

@@ -23,7 +23,19 @@ pub(super) struct Window {
     acked_beyond: u64,
     /// When the peer last said that it applied something; or when something was issued, and nothing was under way before.
     moved_at: Time,
+    /// The most that was carried per second lately, forgotten as time goes by ([`LATELY`]).
+    most_bytes_per_s: f64,
+    linked_at: Time,
+    /// When next to nothing was left to carry.
+    dry_at: Option<Time>,
 }
+
+/// A rate that was seen counts less and less, a third after this time.
+const LATELY: Duration = Duration::from_secs(5);
+/// A wire that had nothing to carry within this time is not what holds the migration up.
+const DRY_LATELY: Duration = Duration::from_millis(500);
+/// Less than this part of a second waits for the wire.
+const DRY_PARTS: u64 = 200;
 
 /// A link of which nothing comes back for so long stands.
 const STANDS_AFTER: Duration = Duration::from_secs(1);
@@ -53,13 +65,35 @@ impl Window {
             acked_through: ChunkSeq::NONE,
             acked_beyond: 0,
             moved_at: Time(0),
+            most_bytes_per_s: 0.0,
+            linked_at: Time(0),
+            dry_at: None,
         }
     }
 
     /// `held_bytes` are encoded and not yet with the transport.
-    pub(super) fn linked(&mut self, link: LinkStats, held_bytes: usize) {
+    pub(super) fn linked(&mut self, now: Time, link: LinkStats, held_bytes: usize) {
         self.link = link;
         self.unknown_bytes = held_bytes as u64;
+        let forgotten = (-(now.since(self.linked_at) as f64) / LATELY.as_nanos() as f64).exp();
+        self.most_bytes_per_s = (self.most_bytes_per_s * forgotten).max(link.goodput_bytes_per_s as f64);
+        self.linked_at = now;
+        if self.waits_for_more() {
+            self.dry_at = Some(now);
+        }
+    }
+
+    /// The wire has next to nothing to carry: its rate tells how fast chunks are encoded, and not what it could do.
+    pub(super) fn waits_for_more(&self) -> bool {
+        self.unsent_bytes() < self.link.goodput_bytes_per_s / DRY_PARTS
+    }
+
+    /// What the link will do with the rest of a guest that is stopped now. While the guest runs on a busy host chunks are encoded, and taken by
+    /// lanes, more slowly than the wire carries them; then what it carried before is to be had again.
+    pub(super) fn link_for_the_rest(&self, now: Time) -> LinkStats {
+        let dry_lately = self.dry_at.is_some_and(|at| u128::from(now.since(at)) < DRY_LATELY.as_nanos());
+        let most = if dry_lately { self.most_bytes_per_s as u64 } else { 0 };
+        LinkStats { goodput_bytes_per_s: self.link.goodput_bytes_per_s.max(most), ..self.link }
     }
 
     /// The number of the next chunk; None: there are no more.
@@ -150,5 +184,32 @@ impl Window {
     fn target_bytes(&self, config: &SourceConfig) -> u64 {
         let in_time = u128::from(self.link.goodput_bytes_per_s) * config.window.as_nanos() / 1_000_000_000;
         config.window_bytes.max(u64::try_from(in_time).unwrap_or(u64::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_carried_counts_again_where_the_wire_is_not_what_holds_it_up() {
+        let ms = |ms: u64| Time(ms * 1_000_000);
+        let link = |goodput_bytes_per_s, unsent_bytes| LinkStats {
+            goodput_bytes_per_s,
+            unsent_bytes,
+            ..LinkStats::default()
+        };
+        let mut window = Window::new();
+        let mut rate = |at, goodput, unsent| {
+            window.linked(at, link(goodput, unsent), 0);
+            window.link_for_the_rest(at).goodput_bytes_per_s
+        };
+        assert_eq!(rate(ms(0), 100_000_000, 5_000_000), 100_000_000);
+        // Chunks are waited for.
+        let waits = rate(ms(1000), 40_000_000, 0);
+        assert!((80_000_000..84_000_000).contains(&waits), "{waits}");
+        // The wire is: more than it takes is always there, so the path carries no more.
+        rate(ms(1400), 40_000_000, 2_000_000);
+        assert_eq!(rate(ms(1600), 40_000_000, 2_000_000), 40_000_000);
     }
 }
