@@ -19,10 +19,13 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver, UnboundedSender, channel};
 
 /// Per peer. An honest one asks for one after each crash or outage at the worst moment.
 const NEVER_CAME_MOST: usize = 256;
+/// Records that are looked at, and removed, at once because a peer says so.
+const OVERS_MOST: usize = 64;
 /// Sources that may wait at one armed QEMU's door; one is taken.
 const DOOR: usize = 4;
 
@@ -41,6 +44,10 @@ pub struct Daemon {
     receiving: RefCell<HashSet<Id>>,
     /// By peer: what it asked for that never came, and has not said to be over.
     never_came: RefCell<HashMap<PeerName, HashSet<Id>>>,
+    /// For peers' words that something is over.
+    overs: Arc<Semaphore>,
+    /// Held by whoever still has something to put away.
+    tidying: Rc<()>,
 }
 
 impl Daemon {
@@ -57,7 +64,18 @@ impl Daemon {
             armed: RefCell::default(),
             receiving: RefCell::default(),
             never_came: RefCell::default(),
+            overs: Arc::new(Semaphore::new(OVERS_MOST)),
+            tidying: Rc::default(),
         })
+    }
+
+    /// Something is put away, as long as what is returned lives.
+    pub fn tidying(&self) -> Rc<()> {
+        self.tidying.clone()
+    }
+
+    pub fn is_tidying(&self) -> bool {
+        Rc::strong_count(&self.tidying) > 1
     }
 
     /// The link to a peer, under the limit that the configuration gives it: one that was made anew knows none.
@@ -159,9 +177,12 @@ impl Daemon {
                 if let Some(ids) = self.never_came.borrow_mut().get_mut(&peer) {
                     ids.remove(&migration);
                 }
+                // A record that is kept for nothing is small; a peer that says so without end is not heard.
+                let Ok(permit) = self.overs.clone().try_acquire_owned() else { return };
                 let records = self.records.clone();
                 tokio::task::spawn_local(async move {
-                    destination::over(&records, peer.as_str(), migration).await
+                    destination::over(&records, peer.as_str(), migration).await;
+                    drop(permit);
                 });
             }
             other => tracing::debug!(%peer, ?other, "a note that means nothing here"),
@@ -169,10 +190,10 @@ impl Daemon {
     }
 
     /// Whoever may send guests may ask for ever new ones that never were, and for each a refusal is recorded until he says that it is over.
-    fn may_ask(&self, peer: &PeerName, ask: &Ask) -> Result<(), String> {
+    async fn may_ask(&self, peer: &PeerName, ask: &Ask) -> Result<(), String> {
         let known = self.is_receiving(ask.migration)
             || ask.incarnation != self.records.incarnation()
-            || self.records.read(ask.migration).map_err(|error| error.to_string())?.is_some();
+            || self.records.read(ask.migration).await.map_err(|error| error.to_string())?.is_some();
         if known {
             return Ok(());
         }
@@ -233,7 +254,7 @@ impl Daemon {
                 }
             }
             Ok(Hello::Ask(ask)) => {
-                if let Err(text) = self.may_ask(&peer, &ask) {
+                if let Err(text) = self.may_ask(&peer, &ask).await {
                     return refuse(incoming, Refusal::Other, text);
                 }
                 let answer =

@@ -11,7 +11,7 @@
 //! | `enospc`, `eio` | what is being written is not ([`io`]) |
 
 /// By where they lie on the way of a guest. Behind the phase comes what has just been done.
-pub const POINTS: [&str; 25] = [
+pub const POINTS: [&str; 27] = [
     "source.answered",
     "source.begun",
     "source.marking",
@@ -37,6 +37,8 @@ pub const POINTS: [&str; 25] = [
     "destination.refused",
     "destination.asked",
     "record.write",
+    "record.read",
+    "record.remove",
 ];
 
 pub use of_this_build::{io, point, prepare};

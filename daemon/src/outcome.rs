@@ -58,7 +58,7 @@ pub enum Whereabouts {
     Unknown,
     /// It is stopped at the source, because it was stopped before the migration began.
     StoppedAtSource,
-    /// It is stopped at the source and could not be continued: the operator must.
+    /// It is stopped at the source and could not be continued yet.
     StuckAtSource,
     /// Its QEMU at the source has ended, and the guest with it; it was never given away.
     EndedAtSource,
@@ -81,11 +81,11 @@ impl fmt::Display for Whereabouts {
                 "the guest goes back to the source, which continues it as soon as it hears of this"
             }
             Whereabouts::Unknown => {
-                "where the guest is shows when hikyakud runs again: hikyaku list, at both hosts"
+                "where the guest is shows when hikyakud runs again: hikyaku list, at both hosts; if neither names it, ask its QEMUs (query-status)"
             }
             Whereabouts::StoppedAtSource => "the guest is at the source, stopped as it was before",
             Whereabouts::StuckAtSource => {
-                "the guest is at the source, stopped: continue it there by hand (QMP \"cont\")"
+                "the guest is at the source, stopped; hikyakud goes on trying to continue it"
             }
             Whereabouts::EndedAtSource => {
                 "the guest's QEMU at the source has ended, and the guest with it: start it there again"

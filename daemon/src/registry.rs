@@ -52,6 +52,7 @@ struct State {
     outage: Option<Outage>,
     stop: Option<StopTimes>,
     outcome: Option<Outcome>,
+    let_go: bool,
     ended: Option<Instant>,
 }
 
@@ -127,6 +128,7 @@ impl Registry {
         let state = State {
             phase,
             peer: peer.map(str::to_owned),
+            let_go: false,
             numbers: Numbers::default(),
             throttle_percent: 0,
             throttle_most: 0,
@@ -371,6 +373,19 @@ impl Entry {
         self.sharing.subscribe()
     }
 
+    /// At a destination: the source has let go of the guest, which comes here unless it is refused.
+    pub fn set_let_go(&self) {
+        lock(&self.state).let_go = true;
+    }
+
+    /// It is not in doubt any more, and not over either.
+    pub fn withdraw_doubt(&self) {
+        let mut state = lock(&self.state);
+        if state.outcome.as_ref().is_some_and(|outcome| outcome.ending == Ending::InDoubt) {
+            state.outcome = None;
+        }
+    }
+
     /// Asks the migration to end; it does so at its next step that can be undone.
     pub fn cancel(&self) -> Result<(), Outcome> {
         let phase = self.phase();
@@ -381,15 +396,10 @@ impl Entry {
             // It was given up already, and what is left to do is not to be given up.
             return Err(outcome);
         }
-        if !phase.can_be_cancelled() {
+        if !phase.can_be_cancelled() || lock(&self.state).let_go {
             return Err(Outcome::new(
                 Ending::Other,
-                // While it loads, the source may still keep it: only from Starting on it is this host's.
-                if phase == Phase::Starting {
-                    Whereabouts::StoppedAtDestination
-                } else {
-                    Whereabouts::InDoubt
-                },
+                Whereabouts::InDoubt,
                 format!("too late: migration {} is {phase}, the guest may have been let go", self.id.short()),
             ));
         }
@@ -407,7 +417,7 @@ impl Entry {
         let _ = wish.wait_for(|wish| *wish).await;
     }
 
-    /// A person says where a guest is that is in doubt. `fenced`: and has made sure that the other host cannot run it.
+    /// A person says where a guest is that is in doubt. `fenced`: and has done what that takes.
     pub fn resolve(&self, guest_is: Resolution, fenced: bool) -> Result<(), Outcome> {
         let phase = self.phase();
         let in_doubt = self.outcome().is_some_and(|outcome| outcome.ending == Ending::InDoubt);
@@ -416,7 +426,7 @@ impl Entry {
             return Err(Outcome::new(Ending::Usage, Whereabouts::AsItWas, desc));
         }
         if !fenced {
-            let desc = "nobody has said that the other host cannot run the guest, so nothing was done";
+            let desc = "not confirmed (by the guest's name at a terminal, or --fenced), so nothing was done";
             return Err(Outcome::new(Ending::Usage, Whereabouts::InDoubt, desc));
         }
         self.resolution.send_replace(Some(guest_is));

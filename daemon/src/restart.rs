@@ -24,8 +24,8 @@ use std::time::Duration;
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Takes up every unfinished migration. `Err`: a record cannot be read; the daemon must not run past it.
-pub fn take_up(daemon: &Rc<Daemon>) -> Result<(), RecordError> {
-    for record in daemon.records.unfinished()? {
+pub async fn take_up(daemon: &Rc<Daemon>) -> Result<(), RecordError> {
+    for record in daemon.records.unfinished().await? {
         tracing::warn!(guest = %record.guest, id = %record.id, phase = ?record.phase, "left unfinished; taking it up");
         tokio::task::spawn_local(finish(daemon.clone(), record));
     }
@@ -96,7 +96,10 @@ async fn keep(daemon: &Rc<Daemon>, entry: &Entry, record: &Record) -> Whereabout
     let mut said = String::new();
     loop {
         let error = match record.run {
-            true => continue_guest(&record.qmp, record.qemu, daemon.config.guest.qmp_timeout).await.err(),
+            true => {
+                let timeout = daemon.config.guest.qmp_timeout;
+                continue_guest(&record.qmp, record.qemu, record.completes_early, timeout).await.err()
+            }
             false => None,
         };
         match error {

@@ -5,6 +5,7 @@ use hikyaku_tests::crash::{
     STANDING_STILL, by_name, examine, older_rig, rig, rig_with_clocks, walk,
 };
 use hikyaku_tests::rig::Side;
+use std::time::Duration;
 
 #[test]
 fn a_daemon_dies() {
@@ -56,14 +57,76 @@ fn a_disk_takes_nothing() {
 #[test]
 fn a_disk_that_hangs_gives_the_guest_back() {
     let Some(mut rig) = rig() else { return };
-    rig.restart_daemon(Side::Source, "record.write@2:40s");
+    // At *Stopped* it still runs, at *Ceded* it stands.
+    for (hangs, phase) in [("record.write:40s", "copying"), ("record.write@2:40s", "stopped")] {
+        rig.restart_daemon(Side::Source, hangs);
+        rig.arm();
+        let command = rig.migrate_beside(&[]);
+        command.wait_phase(phase);
+        std::thread::sleep(Duration::from_secs(4));
+        rig.source_site().hikyaku(["cancel", rig.guest_name()], REACHED).expect_code(0);
+        assert_eq!(rig.settles(Duration::from_secs(5)), Side::Source);
+        command.wait(Duration::from_secs(5)).expect_code(8);
+        rig.disarm();
+    }
+}
+
+/// It was given back, and whatever the disk does afterwards the next daemon finds it where it is.
+#[test]
+fn a_record_that_nobody_waited_for_is_not_there_later() {
+    let Some(mut rig) = rig() else { return };
+    rig.restart_daemon(Side::Source, "record.write@2:8s");
     rig.arm();
     let command = rig.migrate_beside(&[]);
     command.wait_phase("stopped");
-    std::thread::sleep(std::time::Duration::from_secs(1));
+    std::thread::sleep(Duration::from_secs(1));
     rig.source_site().hikyaku(["cancel", rig.guest_name()], REACHED).expect_code(0);
-    assert_eq!(rig.settles(std::time::Duration::from_secs(5)), Side::Source);
     command.wait(REACHED).expect_code(8);
+    rig.source_site_mut().stop();
+    assert_eq!(rig.source_site().records(), 0);
+    rig.restart_daemon(Side::Source, "");
+    assert_eq!(rig.source_phase(), None);
+    assert_eq!(rig.settles(Duration::from_secs(5)), Side::Source);
+}
+
+/// What became of the guest is known, and is told.
+#[test]
+fn a_disk_that_does_not_let_go_of_a_record_holds_up_nobody() {
+    let Some(mut rig) = rig() else { return };
+    let soon = Duration::from_secs(15);
+    for (point, cancelled, ends) in
+        [("record.remove:60s", false, 0), ("source.stopped:2s,record.remove:60s", true, 8)]
+    {
+        rig.restart_daemon(Side::Source, point);
+        rig.arm();
+        let there = rig.watch_destination();
+        let command = rig.migrate_beside(&[]);
+        if cancelled {
+            command.wait_phase("stopped");
+            rig.source_site().hikyaku(["cancel", rig.guest_name()], soon).expect_code(0);
+        }
+        command.wait(soon).expect_code(ends);
+        there.wait(soon).expect_code(ends);
+        match rig.settles(soon) {
+            Side::Destination => rig.turn_around(),
+            Side::Source => rig.disarm(),
+        }
+        rig.restart_daemon(Side::Source, "");
+        rig.restart_daemon(Side::Destination, "");
+    }
+}
+
+/// Whoever reads a record waits for the disk, and nobody else.
+#[test]
+fn a_disk_that_is_slow_to_read_holds_up_nobody_else() {
+    let Some(mut rig) = rig() else { return };
+    rig.restart_daemon(Side::Destination, "record.read:10s");
+    rig.arm();
+    let command = rig.migrate_beside(&[]);
+    std::thread::sleep(Duration::from_secs(2));
+    rig.destination_site().hikyaku(["list"], Duration::from_secs(2)).expect_code(0);
+    command.wait(REACHED).expect_code(0);
+    assert_eq!(rig.settles(Duration::from_secs(5)), Side::Destination);
 }
 
 /// The destination refuses after GO, because its disk is full; and whoever has to deal with that dies.

@@ -7,6 +7,7 @@ use hikyaku_tests::rig::{GuestKind, Plan, Rig, Side};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
+const CANCELLED: i32 = 8;
 const FAILED: i32 = 9;
 const COMMAND: Duration = Duration::from_secs(60);
 const SETTLE: Duration = Duration::from_secs(30);
@@ -43,6 +44,22 @@ fn an_older_qemu_that_stops_its_guest_by_itself() {
     rig.assert_whole(Side::Destination);
 }
 
+/// Nobody has noticed yet that the link is out. QEMU's migration fails, or is cancelled, and whoever stopped the guest continues it.
+#[test]
+fn an_older_qemu_that_stops_its_guest_while_the_link_is_out() {
+    let Some(mut rig) = older("rand@20") else { return };
+    rig.arm();
+    let command = rig.migrate_beside(&["--downtime", "1ms"]);
+    command.wait_acked(SOME_PAGES_BYTES);
+    rig.network().set_outage(true);
+    rig.source().qmp("migrate-set-parameters", json!({ "downtime-limit": 2_000_000 })).expect("QMP");
+    let output = command.wait(COMMAND).expect_code(FAILED);
+    assert_eq!(output.whereabouts(), "runs-at-source", "{output}");
+    rig.network().set_outage(false);
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+    rig.assert_whole(Side::Source);
+}
+
 /// What is left of an idle guest may all be in the socket when it is stopped.
 #[test]
 fn an_idle_guest_of_an_older_qemu_is_moved() {
@@ -73,7 +90,58 @@ fn who_continues_a_stopped_guest_keeps_it() {
     rig.assert_whole(Side::Source);
 }
 
+/// We were about to, and did not.
+#[test]
+fn who_stops_a_guest_before_we_do_keeps_it_stopped() {
+    let Some(mut rig) = busy(&[]) else { return };
+    rig.restart_daemon(Side::Source, "record.write:40s");
+    rig.arm();
+    let command = rig.migrate_beside(&[]);
+    command.wait_phase("copying");
+    std::thread::sleep(Duration::from_secs(4));
+    rig.source().stop().expect("QMP");
+    rig.source_site().hikyaku(["cancel", rig.guest_name()], COMMAND).expect_code(0);
+    command.wait(COMMAND).expect_code(CANCELLED);
+    rig.assert_stands();
+    rig.source().cont().expect("QMP");
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+}
+
 // ---- the guest itself
+
+/// The same, to be put to sleep (S3).
+const SLEEP: &str = "o /w 0x604 0x2400";
+
+/// Its QEMU waits for nobody at the end, does not say any more that it sleeps, and would continue it by itself.
+#[test]
+fn a_guest_that_sleeps_arrives_asleep() {
+    let Some(mut rig) = busy(&[]) else { return };
+    rig.source().hmp(SLEEP).expect("HMP");
+    assert_eq!(rig.source().status().expect("QMP"), "suspended");
+    // The next daemon here gives it back to itself, and to nobody else.
+    for point in ["source.stopped", "source.ceded"] {
+        println!("{point}");
+        rig.restart_daemon(Side::Source, &format!("{point}:kill"));
+        rig.arm();
+        let command = rig.migrate_beside(&[]);
+        rig.wait_dead(Side::Source, COMMAND);
+        rig.restart_daemon(Side::Source, "");
+        command.wait(COMMAND).expect_code(1);
+        rig.wait_source_final(SETTLE);
+        assert_eq!(rig.source().status().expect("QMP"), "suspended");
+        rig.disarm();
+    }
+    for flags in [&[][..], &["--switchover", "safe"]] {
+        rig.arm();
+        rig.migrate(flags).expect_code(0);
+        assert_eq!(rig.destination().status().expect("QMP"), "suspended");
+        assert_ne!(rig.source().status().expect("QMP"), "suspended");
+        rig.turn_around();
+    }
+    // It wakes, which resets a guest that knows nothing of sleep.
+    rig.source().qmp("system_wakeup", json!({})).expect("QMP");
+    assert_eq!(rig.source().status().expect("QMP"), "running");
+}
 
 fn busy(args: &[&str]) -> Option<Rig> {
     let qemu = need("QEMU", machine::qemu())?;

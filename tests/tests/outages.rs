@@ -233,6 +233,32 @@ fn an_outage_right_after_go_has_left() {
     rig.assert_one_verdict();
 }
 
+/// The session is given up, and the source asks on links of its own.
+#[test]
+fn a_link_that_does_not_come_back_in_time_after_go() {
+    let adjust = |settings: &mut Settings| {
+        settings.more =
+            "[link]\ntimeout = \"4s\"\ndead_after = \"3s\"\nconnect_timeout = \"3s\"\n".to_owned();
+    };
+    let Some(qemu) = qemu() else { return };
+    let plan = Plan::new("eu", &qemu).memory_mib(64).kind(GuestKind::bare("oltp@1"));
+    let mut rig = Rig::with(plan, adjust);
+    rig.arm();
+    let command = rig.migrate_beside(&[]);
+    command.wait_phase("ceded");
+    rig.network().set_outage(true);
+    ends(command, IN_DOUBT, "in-doubt");
+    // Longer than the session lives.
+    std::thread::sleep(Duration::from_secs(10));
+    assert_eq!(rig.source_status()["phase"], "ceded");
+    assert_ne!(rig.source().status().expect("QMP"), "running");
+    rig.network().set_outage(false);
+    let phase = rig.wait_source_final(SETTLE);
+    let side = rig.settles(SETTLE);
+    assert_eq!(phase, if side == Side::Source { "resumed" } else { "moved" });
+    rig.assert_whole(side);
+}
+
 // ---- what does not come back
 
 #[test]

@@ -85,6 +85,23 @@ fn a_guest_that_is_no_longer_awaited() {
     assert_eq!(rig.settles(SETTLE), Side::Source);
 }
 
+/// The disk is slow, and meanwhile it is not to be awaited any more.
+#[test]
+fn a_guest_that_is_no_longer_awaited_when_it_has_knocked() {
+    let Some(qemu) = need("QEMU", machine::qemu()) else { return };
+    let mut rig = Rig::with(plan("jgn", &qemu), impatient);
+    rig.restart_daemon(Side::Destination, "record.read:6s");
+    rig.arm();
+    let there = rig.watch_destination();
+    let command = rig.migrate_beside(&[]);
+    std::thread::sleep(Duration::from_secs(2));
+    rig.destination_site().hikyaku(["cancel", rig.guest_name()], COMMAND).expect_code(0);
+    there.wait(Duration::from_secs(2)).expect_code(CANCELLED);
+    command.wait(COMMAND).expect_code(FAILED);
+    assert_eq!(rig.destination().status().expect("QMP"), "inmigrate", "its QEMU was touched");
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+}
+
 // ---- while pages travel
 
 #[test]
@@ -500,6 +517,48 @@ fn a_destination_daemon_killed_after_it_took_the_guest_is_asked_again() {
     assert_eq!(rig.settles(SETTLE), Side::Destination);
 }
 
+/// All that the destination has to do takes time; what was let go comes all the same.
+#[test]
+fn a_cancel_at_the_destination_that_comes_behind_go_is_too_late() {
+    let Some(qemu) = need("QEMU", machine::qemu()) else { return };
+    let mut rig = Rig::with(plan("eu", &qemu), impatient);
+    rig.restart_daemon(Side::Source, "source.stopped:stop");
+    rig.arm();
+    let command = rig.migrate_beside(&[]);
+    rig.wait_still(Side::Source, COMMAND);
+    rig.signal_destination_qemu(Signal::SIGSTOP);
+    rig.source_site().signal(Signal::SIGCONT);
+    command.wait_phase("ceded");
+    std::thread::sleep(Duration::from_secs(1));
+    let refused = rig.destination_site().hikyaku(["cancel", rig.guest_name()], COMMAND).expect_code(OTHER);
+    assert!(refused.text().contains("too late"), "{refused}");
+    rig.signal_destination_qemu(Signal::SIGCONT);
+    ends(command, 0, "runs-at-destination");
+    assert_eq!(rig.settles(SETTLE), Side::Destination);
+}
+
+/// It may have run the guest: it is not refused.
+#[test]
+fn a_destination_qemu_that_the_next_daemon_cannot_ask_is_not_given_up() {
+    let Some(qemu) = need("QEMU", machine::qemu()) else { return };
+    let mut rig = Rig::with(plan("eu", &qemu), hasty);
+    rig.restart_daemon(Side::Destination, "destination.started:kill");
+    rig.arm();
+    let command = rig.migrate_beside(&[]);
+    rig.wait_dead(Side::Destination, COMMAND);
+    rig.signal_destination_qemu(Signal::SIGSTOP);
+    rig.restart_daemon(Side::Destination, "");
+    ends(command, IN_DOUBT, "in-doubt");
+    // As long as a QEMU may take to load a guest, and to answer.
+    std::thread::sleep(Duration::from_secs(12));
+    assert_eq!(rig.source_status()["phase"], "ceded");
+    assert_ne!(rig.source().status().expect("QMP"), "running");
+    rig.signal_destination_qemu(Signal::SIGCONT);
+    assert_eq!(rig.settles(SETTLE), Side::Destination);
+    assert_eq!(rig.wait_source_final(SETTLE), "moved");
+    rig.assert_whole(Side::Destination);
+}
+
 /// It cannot have run: it arrives stopped, and nobody told it to run.
 #[test]
 fn a_destination_qemu_that_hangs_while_it_is_filled_is_given_up() {
@@ -541,6 +600,9 @@ fn a_guest_that_stands_arrives_standing() {
     assert_eq!(rig.destination().status().expect("QMP"), "paused");
     rig.assert_stands();
     rig.assert_memory_equal();
+    // Who comes late is told how it ended, too.
+    let said = rig.source_site().hikyaku(["--json", "watch", rig.guest_name()], COMMAND).expect_code(0);
+    assert!(said.stdout.contains(r#""event":"finished""#), "{said}");
     // It was only asleep.
     rig.destination().cont().expect("QMP");
     assert_eq!(rig.settles(SETTLE), Side::Destination);

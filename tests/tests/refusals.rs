@@ -11,6 +11,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use nix::sys::signal::Signal;
 
+const USAGE: i32 = 2;
 const CANCELLED: i32 = 8;
 const FAILED: i32 = 9;
 const COMMAND: Duration = Duration::from_secs(60);
@@ -30,6 +31,17 @@ fn assert_given_back(rig: &mut Rig, begun: Instant) {
     println!("it stood for {gap:?}");
     assert!(gap < GIVEN_BACK, "it stood for {gap:?}");
     rig.assert_whole(Side::Source);
+}
+
+#[test]
+fn a_peer_that_nobody_knows() {
+    let Some(plan) = plan() else { return };
+    let mut rig = Rig::new(plan);
+    let (qmp, guest) = (rig.source().qmp_path().display().to_string(), rig.guest_name());
+    let words = ["migrate", guest, "--to", "nara", "--qmp", &qmp];
+    let output = rig.source_site().hikyaku(words, COMMAND).expect_code(USAGE);
+    assert!(output.text().contains("nara"), "{output}");
+    rig.assert_runs_at_source();
 }
 
 /// Device state comes last: it is found out when the guest stands already.

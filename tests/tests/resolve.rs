@@ -1,6 +1,6 @@
 //! A guest in doubt, and a person who decides.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hikyaku_tests::command::{Output, Running};
 use hikyaku_tests::machine::{self, need};
@@ -47,7 +47,7 @@ fn a_guest_whose_destination_is_gone_goes_on_here() {
     rig.assert_stands();
     // Not by accident.
     let refused = resolve(&rig, &["--here"]).expect_code(USAGE);
-    assert!(refused.text().contains("nobody has said that the other host cannot run the guest"), "{refused}");
+    assert!(refused.text().contains("not confirmed"), "{refused}");
     rig.assert_stands();
     resolve(&rig, &["--here", "--fenced"]).expect_code(0);
     assert_eq!(rig.settles(SETTLE), Side::Source);
@@ -58,6 +58,29 @@ fn a_guest_whose_destination_is_gone_goes_on_here() {
     rig.restart_source_daemon();
     assert_eq!(rig.source_site().records(), 0);
     assert_eq!(rig.settles(SETTLE), Side::Source);
+}
+
+/// The link is back, and the guest is being started there.
+#[test]
+fn what_is_not_in_doubt_any_more_is_not_resolved() {
+    let Some(mut rig) = rig() else { return };
+    rig.disarm();
+    rig.restart_daemon(Side::Destination, "record.write:30s");
+    rig.arm();
+    let command = rig.migrate_beside(&[]);
+    command.wait_phase("ceded");
+    rig.network().set_outage(true);
+    command.wait(COMMAND).expect_code(IN_DOUBT);
+    assert_eq!(rig.source_status()["outcome"]["ending"], "in-doubt");
+    rig.network().set_outage(false);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while rig.source_status()["outcome"].is_object() {
+        assert!(Instant::now() < deadline, "{}", rig.source_status());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    resolve(&rig, &["--here", "--fenced"]).expect_code(USAGE);
+    assert_eq!(rig.settles(2 * SETTLE), Side::Destination);
+    assert_eq!(rig.wait_source_final(SETTLE), "moved");
 }
 
 #[test]

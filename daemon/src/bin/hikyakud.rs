@@ -24,6 +24,8 @@ static HEAP: Heap = Heap::new();
 
 /// How long guests may take to be given back when the daemon is told to end.
 const END_TIMEOUT: Duration = Duration::from_secs(30);
+/// For a disk to let go of what is not true any more.
+const TIDY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Moves running QEMU guests between sites: the daemon on every KVM host.
 #[derive(Debug, Parser)]
@@ -99,9 +101,10 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         let listener =
             server::bind(&api).map_err(|e| anyhow::anyhow!("the API socket {}: {e}", api.display()))?;
         let daemon = Daemon::new(config, node, records, workers);
+        // Whoever knocks meanwhile waits: what was left unfinished is known to this daemon before anybody is answered.
+        restart::take_up(&daemon).await?;
         tokio::task::spawn_local(daemon.clone().answer_the_door(knocks));
         tokio::task::spawn_local(daemon.clone().read_notes(notes));
-        restart::take_up(&daemon)?;
         standing::begin(&daemon, &own);
         tokio::task::spawn_local(server::serve(listener, daemon.clone()));
         tracing::info!(api = %api.display(), io = if uring { "io_uring" } else { "plain" }, "ready");
@@ -134,17 +137,26 @@ fn peer(peer: &hikyaku_daemon::config::Peer) -> Peer {
 struct Told {
     terminate: Signal,
     interrupt: Signal,
+    /// A terminal that is closed, or somebody who expects a reload, ends no daemon.
+    hangup: Signal,
 }
 
 impl Told {
     fn new() -> std::io::Result<Told> {
-        Ok(Told { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        let [terminate, interrupt, hangup] =
+            [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
+        Ok(Told { terminate: terminate?, interrupt: interrupt?, hangup: hangup? })
     }
 
     async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => tracing::info!("told to end (SIGTERM)"),
-            _ = self.interrupt.recv() => tracing::info!("told to end (SIGINT)"),
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return tracing::info!("told to end (SIGTERM)"),
+                _ = self.interrupt.recv() => return tracing::info!("told to end (SIGINT)"),
+                _ = self.hangup.recv() => {
+                    tracing::warn!("SIGHUP is ignored: a changed configuration takes a restart");
+                }
+            }
         }
     }
 }
@@ -195,6 +207,11 @@ async fn end(daemon: &Rc<Daemon>) {
             tokio::time::sleep(Duration::from_secs(1)).await;
             break;
         }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // What is on record of guests that are where they were would be taken up by the next daemon.
+    let deadline = tokio::time::Instant::now() + TIDY_TIMEOUT;
+    while daemon.is_tidying() && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -3,7 +3,7 @@
 use super::CliError;
 use super::progress::Progress;
 use crate::api::client::Client;
-use crate::api::wire::{EventKind, Role, Status};
+use crate::api::wire::{EventKind, Role, SCHEMA, Status};
 use crate::id::Id;
 use crate::outcome::Ending;
 
@@ -12,6 +12,9 @@ pub fn follow(events: &mut Client, id: Id, now: Option<Status>, json: bool) -> R
     let mut progress = Progress::new(json);
     if let Some(status) = now {
         if let Some(ending) = ended(&status) {
+            if json {
+                say!("{}", serde_json::json!({ "event": EventKind::Finished, "v": SCHEMA, "data": status }));
+            }
             progress.last(&status);
             return Ok(ending);
         }

@@ -36,8 +36,8 @@ use std::time::Duration;
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 moved, 1 other, 2 usage, 3 configuration, 4 peer unreachable, 5 not allowed, 6 incompatible,
-7 did not converge (guest runs here), 8 cancelled (guest runs here), 9 failed (guest runs here),
-10 in doubt: do not start either copy by hand.";
+7 did not converge, 8 cancelled, 9 failed, 10 in doubt: do not start either copy by hand.
+After 4 to 9 the source has the guest; the sentence beside says how it is.";
 
 #[derive(Debug, Parser)]
 #[command(name = "hikyaku", version, about = "Move running QEMU guests between sites", after_help = AFTER_HELP)]
@@ -122,17 +122,17 @@ enum Verb {
     Watch { id: String },
     /// End a migration; the guest stays where it is
     Cancel { id: String },
-    /// Say where a guest is that is in doubt, once the other host certainly cannot run it; the daemons would else go on asking
+    /// Say where a guest is that is in doubt; the daemons would else go on asking
     #[command(group(clap::ArgGroup::new("where").required(true)))]
     Resolve {
         id: String,
-        /// It goes on at this host.
+        /// It goes on at this host; the other one was switched off or cut from its disks first.
         #[arg(long, group = "where")]
         here: bool,
-        /// It is the other host's.
+        /// It is the other host's, where it was seen; the copy here is given up.
         #[arg(long, group = "where")]
         there: bool,
-        /// The other host was switched off or cut from the guest's disks and networks; without this it is asked for.
+        /// Do not ask: what --here or --there needs was done.
         #[arg(long)]
         fenced: bool,
     },

@@ -1,6 +1,7 @@
 //! `hikyaku list` and `hikyaku status`.
 
 use crate::api::wire::{Role, Status};
+use crate::outcome::Ending;
 use crate::units::{BitRate, Bytes, Span};
 use std::io::{self, Write};
 use std::time::Duration;
@@ -30,12 +31,20 @@ pub fn list(statuses: &[Status], json: bool) -> io::Result<()> {
             s.id.short(),
             s.guest,
             format!("{arrow} {}", s.peer.as_deref().unwrap_or("any")),
-            s.phase.to_string(),
+            phase(s),
             Span(Duration::from_millis(s.elapsed_ms)).to_string(),
             Bytes(s.numbers.sent_bytes).to_string(),
         )?;
     }
     Ok(())
+}
+
+/// In doubt is what counts, whatever it is in doubt in.
+fn phase(status: &Status) -> String {
+    match &status.outcome {
+        Some(outcome) if outcome.ending == Ending::InDoubt => "IN DOUBT".into(),
+        _ => status.phase.to_string(),
+    }
 }
 
 pub fn status(status: &Status, json: bool) -> io::Result<()> {

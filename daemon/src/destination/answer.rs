@@ -17,7 +17,7 @@ pub async fn answer(
     if ask.incarnation != records.incarnation() {
         return Ok(Answer::Unknown);
     }
-    let record = records.read(ask.migration)?;
+    let record = records.read(ask.migration).await?;
     // A record of another peer's migration says nothing about this one.
     if record.as_ref().is_some_and(|record| record.peer != peer) {
         return Ok(Answer::Unknown);
@@ -41,7 +41,7 @@ pub async fn answer(
 
 /// The source of this migration will not ask: nothing has to be known of it any more.
 pub async fn over(records: &Records, peer: &str, migration: Id) {
-    let forgotten = match records.read(migration) {
+    let forgotten = match records.read(migration).await {
         // What has not come to its end here is still wanted by us.
         Ok(Some(record))
             if record.peer == peer && matches!(record.phase, Phase::Arrived | Phase::Refused) =>
@@ -88,9 +88,9 @@ mod tests {
         let bench = Bench::new();
         let id = Id::random();
         assert_eq!(bench.ask(id, true).await, Answer::Pending);
-        assert_eq!(bench.records.read(id).unwrap(), None);
+        assert_eq!(bench.records.read(id).await.unwrap(), None);
         assert!(matches!(bench.ask(id, false).await, Answer::Verdict(Verdict::Refused { .. })));
-        assert_eq!(bench.records.read(id).unwrap().unwrap().phase, Phase::Refused);
+        assert_eq!(bench.records.read(id).await.unwrap().unwrap().phase, Phase::Refused);
     }
 
     #[tokio::test]
@@ -98,7 +98,7 @@ mod tests {
         let bench = Bench::new();
         let ask = Ask { protocol: PROTOCOL, migration: Id::random(), incarnation: Id::random() };
         assert_eq!(answer(&bench.records, false, "tokyo", &ask).await.unwrap(), Answer::Unknown);
-        assert_eq!(bench.records.read(ask.migration).unwrap(), None);
+        assert_eq!(bench.records.read(ask.migration).await.unwrap(), None);
     }
 
     #[tokio::test]
@@ -122,8 +122,8 @@ mod tests {
         for id in [arrived, starting, Id::random()] {
             over(&bench.records, "tokyo", id).await;
         }
-        assert_eq!(bench.records.read(arrived).unwrap(), None);
-        assert!(bench.records.read(starting).unwrap().is_some());
+        assert_eq!(bench.records.read(arrived).await.unwrap(), None);
+        assert!(bench.records.read(starting).await.unwrap().is_some());
     }
 
     #[tokio::test]

@@ -67,7 +67,10 @@ impl DestinationError {
             _ => Ending::Failed,
         };
         let guest = if let_go { Whereabouts::ReturnsToSource } else { Whereabouts::StaysAtSource };
-        Outcome::new(ending, guest, self.to_string())
-            .advise("The QEMU here is of no use for another attempt: start a new one with -incoming defer")
+        let advice = match self {
+            DestinationError::Hook(_) if !let_go => "The waiting QEMU was not touched: hikyaku receive again",
+            _ => "The QEMU here is of no use for another attempt: start a new one with -incoming defer",
+        };
+        Outcome::new(ending, guest, self.to_string()).advise(advice)
     }
 }

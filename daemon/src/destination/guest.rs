@@ -74,7 +74,11 @@ impl WaitingGuest {
         let knows_ack = qmp.query_migrate_capabilities().await?.get("switchover-ack").is_some();
         let facts = facts(&qmp).await?;
         let process = ProcessId::behind(&qmp);
-        Ok(WaitingGuest { words: process.and_then(Words::of), qmp, facts, process, knows_ack })
+        let words = match process {
+            Some(process) => Words::of(process).await,
+            None => None,
+        };
+        Ok(WaitingGuest { words, qmp, facts, process, knows_ack })
     }
 
     /// Makes QEMU read its guest from the socket that is returned.
@@ -122,7 +126,7 @@ impl WaitingGuest {
     async fn why(&self, what: &str) -> String {
         let Some(words) = &self.words else { return format!("{what}; its own log says why") };
         for _ in 0..20 {
-            if let Some(said) = words.said() {
+            if let Some(said) = words.said().await {
                 return format!("{what}: {said}");
             }
             tokio::time::sleep(LOOK_INTERVAL).await;

@@ -11,6 +11,7 @@ mod answer;
 mod apply;
 mod error;
 mod events;
+mod fit;
 mod guest;
 mod refuse;
 mod restart;
@@ -85,7 +86,18 @@ pub async fn run(daemon: Rc<Daemon>, mut armed: Armed) {
             armed.entry.finish(Phase::Refused, Outcome::new(Ending::Cancelled, Whereabouts::Untouched, desc));
             return;
         };
-        match check(&daemon, &armed, &arrival) {
+        let id = Id(arrival.incoming.id().0);
+        let gone = || Err((Refusal::NotAwaited, "it is awaited there no more".to_owned()));
+        let checked = match fit::check(&armed, &arrival) {
+            Ok(()) => tokio::select! {
+                biased;
+                () = armed.entry.cancelled() => gone(),
+                () = armed.guest.gone() => gone(),
+                record = daemon.records.read(id) => fit::is_new(&daemon, id, record),
+            },
+            refused => refused,
+        };
+        match checked {
             Ok(()) => break arrival,
             Err((code, text)) => {
                 tracing::warn!(guest = %armed.arguments.guest, peer = %arrival.peer, %text, "a guest was refused");
@@ -102,39 +114,6 @@ pub async fn run(daemon: Rc<Daemon>, mut armed: Armed) {
         Err((entry, error)) => {
             entry.finish(Phase::Refused, error.outcome(false));
         }
-    }
-}
-
-/// Before anything is touched: would this guest fit?
-fn check(daemon: &Daemon, armed: &Armed, arrival: &Arrival) -> Result<(), (Refusal, String)> {
-    let (hello, here) = (&arrival.hello, &armed.guest.facts);
-    if let Some(from) = &armed.arguments.from
-        && from != arrival.peer.as_str()
-    {
-        return Err((Refusal::NotAllowed, format!("\"{}\" is awaited from another peer", hello.guest)));
-    }
-    let there = &hello.qemu;
-    if there.machine != here.machine {
-        let text =
-            format!("the guest's machine type is {}, the waiting QEMU's is {}", there.machine, here.machine);
-        return Err((Refusal::Incompatible, text));
-    }
-    if there.ram_bytes != here.ram_bytes {
-        let mib = |bytes: u64| bytes as f64 / 1048576.0;
-        let text = format!(
-            "the guest has {} MiB of RAM, the waiting QEMU {} MiB",
-            mib(there.ram_bytes),
-            mib(here.ram_bytes)
-        );
-        return Err((Refusal::Incompatible, text));
-    }
-    if daemon.is_receiving(Id(arrival.incoming.id().0)) {
-        return Err((Refusal::Other, "a migration of this id is under way here".into()));
-    }
-    match daemon.records.read(Id(arrival.incoming.id().0)) {
-        Ok(None) => Ok(()),
-        Ok(Some(_)) => Err((Refusal::Other, "a migration of this id was here before".into())),
-        Err(error) => Err((Refusal::Other, error.to_string())),
     }
 }
 
@@ -228,7 +207,7 @@ impl Reception {
             qemu: write,
             config: ReceiverConfig {
                 park_budget_bytes: memory.credit as usize + (32 << 20),
-                max_pages: pages_at_most(guest.facts.ram_bytes),
+                max_pages: fit::pages_at_most(guest.facts.ram_bytes),
                 dictionary_slots: memory.dictionary_slots(),
                 ..ReceiverConfig::default()
             },
@@ -452,6 +431,7 @@ impl Reception {
                     ToDestination::Go { last_seq, run } => {
                         self.owner.step(DestinationStep::Go)?;
                         self.go = Some(run);
+                        self.entry.set_let_go();
                         fail::point("destination.go");
                         self.inbox.push(ToApply::Release { last_seq });
                     }
@@ -546,17 +526,10 @@ impl Reception {
             run: self.go == Some(true) && !self.arguments.paused,
             peer_incarnation: self.peer_incarnation,
             qemu: self.guest.process,
+            completes_early: false,
             why: why.to_owned(),
         }
     }
-}
-
-/// RAM's pages, and those of all other memory that QEMU sends: frame buffers, ROMs. The peer says how many there are, and each costs
-/// four bytes here.
-fn pages_at_most(ram_bytes: u64) -> u32 {
-    const OTHERS_BYTES: u64 = 4 << 30;
-    let pages = ram_bytes.saturating_add(OTHERS_BYTES) / PAGE_BYTES as u64;
-    u32::try_from(pages).unwrap_or(u32::MAX).min(ReceiverConfig::default().max_pages)
 }
 
 fn say(session: &RxSession, verdict: Verdict) {
@@ -581,16 +554,3 @@ async fn part(session: RxSession, mailbox: &mut Mailbox) {
 
 /// How long the source may take to close the session after the verdict; it does so at once.
 const LAST_WORDS: Duration = Duration::from_secs(10);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_peer_cannot_claim_many_times_the_memory_that_the_waiting_qemu_has() {
-        let gib = |gib: u64| gib << 30;
-        assert_eq!(pages_at_most(gib(1)), 5 << 18);
-        assert_eq!(pages_at_most(gib(1024)), 1 << 28);
-        assert_eq!(pages_at_most(u64::MAX), 1 << 28);
-    }
-}

@@ -46,9 +46,11 @@ impl Reception {
         self.session.close(error.code() as u16, &outcome.desc);
         self.entry.finish(Phase::Refused, outcome);
         self.call_beside(Hook::AfterFailure);
-        // Last: one that hangs answers late, and nobody is to wait for that.
-        if self.daemon.config.guest.quit_refused {
-            self.guest.quit().await;
+        // Last: one that hangs answers late, and nobody is to wait for that, nor be told until then that the guest may be started.
+        let Reception { daemon, guest, _receives: receives, .. } = self;
+        drop(receives);
+        if daemon.config.guest.quit_refused {
+            guest.quit().await;
         }
     }
 

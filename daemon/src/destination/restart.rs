@@ -92,7 +92,7 @@ pub async fn restart_starting(daemon: &Daemon, entry: &Entry, record: &Record) -
                 let desc = format!("the guest is this host's, but whether it runs cannot be seen: {why}");
                 tracing::error!(guest = %record.guest, %why, "a guest that was being started cannot be seen");
                 entry.set_outcome(
-                    Outcome::new(Ending::InDoubt, Whereabouts::StoppedAtDestination, desc)
+                    Outcome::new(Ending::InDoubt, Whereabouts::InDoubt, desc)
                         .advise(
                             "Look at its QEMU; the source's copy must not be started. Who has made sure which of the two is the guest \
                              says so with hikyaku resolve",

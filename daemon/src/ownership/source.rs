@@ -3,9 +3,10 @@
 //! ```text
 //!          mark          durable         stop          cede         durable        go
 //!  Free ─────────▶ Marking ──▶ Marked ──────▶ Stopped ──────▶ Ceding ──▶ Ceded ──────────▶ LetGo ──arrived──▶ Taken ──▶ Moved
-//!   ▲                │           │               │               │          │   ◀─never left─┘ │
-//!   └────────────────┼──unmark───┤               │               │          │                  │ refused
-//!                    └───────────┴───── fail ────┴───────────────┴──────────┴──▶ Returned ◀────┘ ──continued──▶ Kept
+//!   ▲ │              │           │               │               │          │   ◀─never left─┘ │
+//!   └─┼──────────────┼──unmark───┤               │               │          │                  │ refused
+//!     │              │           │               └──── fail ─────┴──────────┴──▶ Returned ◀────┘ ──continued──▶ Kept
+//!     └───── fail ───┴───────────┴──────────────────────────────────────────────────────────────────────────────▶ Kept
 //! ```
 //!
 //! Each step is asked for before it is done; one that this table does not have is refused, and nothing is done. The table is small enough to be
@@ -102,9 +103,9 @@ impl Source {
             (LetGo, Step::NeverLeft) => Ceded,
             (LetGo, Step::Arrived) => Taken,
             (LetGo, Step::Refused) => Returned,
-            // It was never ours to continue.
-            (Free, Step::Fail) => Kept,
-            (Marking | Marked | Stopped | Ceding | Ceded, Step::Fail) => Returned,
+            // It is not ours to continue: whoever has stopped it was not us.
+            (Free | Marking | Marked, Step::Fail) => Kept,
+            (Stopped | Ceding | Ceded, Step::Fail) => Returned,
             (Returned, Step::Continued) => Kept,
             (Taken, Step::Released) => Moved,
             _ => return Err(Forbidden { state: format!("{self:?}"), step: format!("{step:?}") }),

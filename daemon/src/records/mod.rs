@@ -14,6 +14,7 @@
 
 mod disk;
 
+use crate::fail;
 use crate::id::Id;
 use crate::process::ProcessId;
 use disk::{Disk, Machine};
@@ -23,7 +24,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 #[derive(Debug, thiserror::Error)]
 #[error("state directory: {what} {path}: {source}")]
@@ -74,6 +75,9 @@ pub struct Record {
     /// The process that had the guest; not there if it could not be seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qemu: Option<ProcessId>,
+    /// Source: its QEMU's migration is over before the guest is let go, and that says nothing of where the guest is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub completes_early: bool,
     /// Why, where that matters later: what a refusal said.
     #[serde(default)]
     pub why: String,
@@ -91,6 +95,7 @@ impl Record {
             run: false,
             peer_incarnation: Id([0; 16]),
             qemu: None,
+            completes_early: false,
             why: String::new(),
         }
     }
@@ -120,8 +125,11 @@ impl Records {
     fn on(disk: Arc<dyn Disk>, state: &Path) -> Result<Records, RecordError> {
         let dir = state.join("migrations");
         disk.make_dir(&dir).map_err(at("cannot make", &dir))?;
-        for dir in
-            [Some(state), state.parent()].into_iter().flatten().filter(|dir| !dir.as_os_str().is_empty())
+        // What is found is acted on: a record whose name was not durable yet is to be so before it is read.
+        for dir in [Some(&*dir), Some(state), state.parent()]
+            .into_iter()
+            .flatten()
+            .filter(|dir| !dir.as_os_str().is_empty())
         {
             disk.sync_dir(dir).map_err(at("cannot write", dir))?;
         }
@@ -135,7 +143,8 @@ impl Records {
                 .map_err(at("damaged:", &path))?,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let id = Id::random();
-                replace(&*disk, &path, id.to_string().as_bytes()).map_err(at("cannot write", &path))?;
+                replace(&*disk, &path, id.to_string().as_bytes(), &Wanted::default())
+                    .map_err(at("cannot write", &path))?;
                 id
             }
             Err(e) => return Err(at("cannot read", &path)(e)),
@@ -162,15 +171,21 @@ impl Records {
 
     /// Makes `record` durable. On `Ok` it survives a power cut; on `Err` either the old record or this one is there.
     pub async fn write(&self, record: &Record) -> Result<(), RecordError> {
-        let path = self.path(record.id);
+        self.write_while(record, &Wanted::default()).await
+    }
+
+    /// The same, unless it is withdrawn before it is there: then the old record is.
+    pub async fn write_while(&self, record: &Record, wanted: &Wanted) -> Result<(), RecordError> {
+        let (path, wanted) = (self.path(record.id), wanted.clone());
         let text =
             serde_json::to_vec_pretty(record).map_err(io::Error::from).map_err(at("cannot encode", &path))?;
-        self.beside(path, "cannot write", move |disk, path| replace(disk, path, &text)).await
+        self.beside(path, "cannot write", move |disk, path| replace(disk, path, &text, &wanted)).await
     }
 
     /// Nothing has to be known of it any more. On `Ok` that is durable.
     pub async fn forget(&self, id: Id) -> Result<(), RecordError> {
         self.beside(self.path(id), "cannot remove", |disk, path| {
+            fail::io("record.remove")?;
             match disk.remove(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -181,40 +196,29 @@ impl Records {
     }
 
     /// A thread of tokio's pool waits for the disk: the runtime goes on serving the other guests.
-    async fn beside(
+    async fn beside<T: Send + 'static>(
         &self,
         path: PathBuf,
         what: &'static str,
-        job: impl FnOnce(&dyn Disk, &Path) -> io::Result<()> + Send + 'static,
-    ) -> Result<(), RecordError> {
+        job: impl FnOnce(&dyn Disk, &Path) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, RecordError> {
         let (disk, of) = (self.disk.clone(), path.clone());
         let done = tokio::task::spawn_blocking(move || job(&*disk, &of)).await;
         done.map_err(io::Error::other).and_then(|done| done).map_err(at(what, &path))
     }
 
-    pub fn read(&self, id: Id) -> Result<Option<Record>, RecordError> {
-        let path = self.path(id);
-        match self.disk.read(&path) {
-            Ok(bytes) => {
-                let record =
-                    serde_json::from_slice(&bytes).map_err(io::Error::from).map_err(at("damaged:", &path))?;
-                Ok(Some(record))
-            }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(at("cannot read", &path)(e)),
-        }
+    pub async fn read(&self, id: Id) -> Result<Option<Record>, RecordError> {
+        self.beside(self.path(id), "cannot read", read).await
     }
 
     /// Every record whose migration a restarted daemon has to finish. A damaged one is an error: guessing could start a
     /// second copy of a guest.
-    pub fn unfinished(&self) -> Result<Vec<Record>, RecordError> {
+    pub async fn unfinished(&self) -> Result<Vec<Record>, RecordError> {
+        let names = self.beside(self.dir.clone(), "cannot list", |disk, dir| disk.names(dir)).await?;
+        let ids = names.iter().filter_map(|name| name.to_str()?.strip_suffix(".json")?.parse().ok());
         let mut found = Vec::new();
-        for name in self.disk.names(&self.dir).map_err(at("cannot list", &self.dir))? {
-            let Some(id) = name.to_str().and_then(|n| n.strip_suffix(".json")).and_then(|n| n.parse().ok())
-            else {
-                continue;
-            };
-            found.extend(self.read(id)?.filter(|record| !record.phase.is_final()));
+        for id in ids {
+            found.extend(self.read(id).await?.filter(|record| !record.phase.is_final()));
         }
         Ok(found)
     }
@@ -227,11 +231,51 @@ impl Records {
 /// How the names of files begin, behind the dot, that are being written.
 const UNFINISHED: &str = "new";
 
-fn replace(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn read(disk: &dyn Disk, path: &Path) -> io::Result<Option<Record>> {
+    fail::io("record.read")?;
+    match disk.read(path) {
+        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).map_err(|error| {
+            let error = io::Error::from(error);
+            io::Error::new(error.kind(), format!("damaged: {error}"))
+        })?)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Whether a record that is on its way to a slow disk is still to be there.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted(Arc<AtomicU8>);
+
+impl Wanted {
+    const OPEN: u8 = 0;
+    const TAKEN: u8 = 1;
+    const WITHDRAWN: u8 = 2;
+
+    /// True: the record will never be there. False: it is, or may be.
+    pub fn withdraw(&self) -> bool {
+        self.decide(Self::WITHDRAWN)
+    }
+
+    /// True: it is put there now.
+    fn take(&self) -> bool {
+        self.decide(Self::TAKEN)
+    }
+
+    fn decide(&self, what: u8) -> bool {
+        self.0.compare_exchange(Self::OPEN, what, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+}
+
+fn replace(disk: &dyn Disk, path: &Path, bytes: &[u8], wanted: &Wanted) -> io::Result<()> {
     // Two may write one record at once; neither is to be renamed half written.
     static WRITERS: AtomicU64 = AtomicU64::new(0);
     let new = path.with_extension(format!("{UNFINISHED}{}", WRITERS.fetch_add(1, Ordering::Relaxed)));
     disk.write(&new, bytes)?;
+    if !wanted.take() {
+        disk.remove(&new)?;
+        return Err(io::Error::other("nobody waited for it any longer"));
+    }
     disk.rename(&new, path)?;
     path.parent().map_or(Ok(()), |dir| disk.sync_dir(dir))
 }
@@ -256,6 +300,7 @@ mod tests {
             run: true,
             peer_incarnation: Id::random(),
             qemu: None,
+            completes_early: false,
             why: String::new(),
         }
     }
@@ -273,9 +318,9 @@ mod tests {
         drop(records);
         let next = Records::open(dir.path()).unwrap();
         assert_eq!(next.incarnation(), incarnation);
-        assert_eq!(next.read(moved.id).unwrap(), Some(moved));
-        assert_eq!(next.unfinished().unwrap(), [ceded]);
-        assert_eq!(next.read(Id::random()).unwrap(), None);
+        assert_eq!(next.read(moved.id).await.unwrap(), Some(moved));
+        assert_eq!(next.unfinished().await.unwrap(), [ceded]);
+        assert_eq!(next.read(Id::random()).await.unwrap(), None);
     }
 
     /// The next daemon may be of another version: what is written here must be read for ever.
@@ -310,7 +355,7 @@ mod tests {
         ] {
             ceded.phase = phase;
             std::fs::write(&path, text.replace("ceded", word)).unwrap();
-            assert_eq!(records.read(ceded.id).unwrap(), Some(ceded.clone()));
+            assert_eq!(records.read(ceded.id).await.unwrap(), Some(ceded.clone()));
         }
     }
 
@@ -348,17 +393,55 @@ mod tests {
                     incarnation.is_none_or(|before| before == records.incarnation()),
                     "after {steps} steps"
                 );
-                let found = records.read(of.id).unwrap().map(|record| record.phase);
+                let found = records.read(of.id).await.unwrap().map(|record| record.phase);
                 assert!(
                     found == known || found == perhaps,
                     "after {steps} steps, {survives:?}: {found:?}, and neither {known:?} nor {perhaps:?}"
                 );
-                assert_eq!(records.unfinished().unwrap().len(), usize::from(found.is_some()));
+                assert_eq!(records.unfinished().await.unwrap().len(), usize::from(found.is_some()));
                 let left = records.disk.names(&records.dir).unwrap();
                 assert_eq!(left.len(), usize::from(found.is_some()), "{left:?}");
             }
             if !disk.has_failed() {
                 assert!(steps > 20, "only {steps} steps");
+                return;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_record_that_is_withdrawn_in_time_is_never_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        let mut of = record(Phase::Stopped);
+        records.write(&of).await.unwrap();
+        of.phase = Phase::Ceded;
+        let wanted = Wanted::default();
+        assert!(wanted.withdraw());
+        records.write_while(&of, &wanted).await.unwrap_err();
+        assert_eq!(records.read(of.id).await.unwrap().map(|record| record.phase), Some(Phase::Stopped));
+        assert_eq!(records.disk.names(&records.dir).unwrap().len(), 1);
+        let wanted = Wanted::default();
+        records.write_while(&of, &wanted).await.unwrap();
+        assert!(!wanted.withdraw(), "it is there");
+    }
+
+    /// A daemon acts on the records that it finds; then they are to stay.
+    #[tokio::test]
+    async fn what_is_found_is_durable() {
+        let (state, of) = (Path::new("/var/lib/hikyaku"), record(Phase::Starting));
+        for steps in 0.. {
+            let disk = Arc::new(Volatile::with(Path::new("/var/lib")));
+            let first = Records::on(disk.clone(), state).unwrap();
+            disk.fail_after(steps);
+            let written = first.write(&of).await;
+            disk.fail_after(usize::MAX);
+            // The daemon died there, and the next one looks; later the power is cut.
+            let next = Records::on(disk.clone(), state).unwrap();
+            let found = next.read(of.id).await.unwrap();
+            let later = Records::on(Arc::new(disk.after_power_cut(Survives::Nothing)), state).unwrap();
+            assert_eq!(later.read(of.id).await.unwrap(), found, "after {steps} steps");
+            if written.is_ok() {
                 return;
             }
         }
@@ -371,7 +454,7 @@ mod tests {
         let ceded = record(Phase::Ceded);
         records.write(&ceded).await.unwrap();
         std::fs::write(records.path(ceded.id), b"{").unwrap();
-        assert!(records.unfinished().unwrap_err().to_string().contains("damaged"));
+        assert!(records.unfinished().await.unwrap_err().to_string().contains("damaged"));
     }
 
     #[test]

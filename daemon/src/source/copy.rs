@@ -35,6 +35,10 @@ impl Migration {
         // While the link is down nothing is decided: the guest runs on, and QEMU is read as long as there is room.
         while !(wanted && self.may_stop && self.answer.is_had() && self.down.is_none()) {
             if self.stream_ended() && self.down.is_none() && self.answer.is_had() {
+                if self.sleep.now() {
+                    self.sleeps = true;
+                    return Ok(());
+                }
                 // Whoever stopped the guest wants it stopped: a QEMU whose guest stands waits for nobody.
                 if self.raw && !guest.stands(&guest.state(self.daemon.config.guest.qmp_timeout).await?) {
                     return Err(SourceError::Unexpected("that it has loaded a guest that still runs"));

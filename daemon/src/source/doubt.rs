@@ -68,6 +68,7 @@ fn as_told(resolution: Resolution) -> Verdict {
 pub fn outcome(guest: &str, peer: &str, why: &str) -> Outcome {
     let desc = format!("{guest} was let go to {peer}, and its verdict is not here yet: {why}");
     Outcome::new(Ending::InDoubt, Whereabouts::InDoubt, desc)
+        .advise(format!("Follow it: hikyaku watch {guest}. Only if {peer} is gone for good: hikyaku resolve"))
 }
 
 async fn ask_once(daemon: &Daemon, record: &Record) -> Result<Answer, String> {

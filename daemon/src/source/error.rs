@@ -132,7 +132,11 @@ impl SourceError {
                         Ending::Failed,
                         "Start a QEMU with -incoming defer there, and: hikyaku receive GUEST --qmp PATH",
                     ),
-                    Refusal::Incompatible | Refusal::Protocol => (Ending::Incompatible, ""),
+                    Refusal::Incompatible => (
+                        Ending::Incompatible,
+                        "Start the QEMU there with the source's machine type and memory, then: hikyaku receive",
+                    ),
+                    Refusal::Protocol => (Ending::Incompatible, ""),
                     Refusal::NotAllowed => (Ending::NotAllowed, ""),
                     Refusal::Cancelled => (Ending::Cancelled, ""),
                     _ => (Ending::Failed, ""),

@@ -79,14 +79,14 @@ impl Migration {
             }
             if !run {
                 tracing::warn!(%error, "the guest's QEMU was not left as it was found");
-                break Whereabouts::RunsAtSource;
+                break if self.runs { Whereabouts::RunsAtSource } else { Whereabouts::StoppedAtSource };
             }
             let stuck = format!("the guest could not be continued yet: {error}; it is tried again");
             tracing::error!(guest = %self.arguments.guest, "{stuck}");
             self.entry.set_outcome(Outcome::new(Ending::Failed, Whereabouts::StuckAtSource, stuck));
             tokio::time::sleep(RETRY_INTERVAL).await;
             result = match error.is_gone() {
-                true => continue_guest(&socket, self.guest.process, timeout).await,
+                true => continue_guest(&socket, self.guest.process, self.completes_early(), timeout).await,
                 false => self.guest.give_back(run, timeout).await,
             };
         };

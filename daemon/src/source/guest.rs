@@ -100,6 +100,8 @@ pub struct SourceGuest {
     pub hold: Hold,
     /// It runs, so it is to run afterwards.
     pub runs: bool,
+    /// It sleeps (S3), and so it runs.
+    pub sleeps: bool,
     /// Its time may be taken from it if it does not converge.
     may_throttle: bool,
     before: Before,
@@ -144,7 +146,8 @@ impl SourceGuest {
         };
         let facts = facts(&qmp).await?;
         let process = ProcessId::behind(&qmp);
-        let guest = SourceGuest { qmp, facts, process, hold, runs: state.lives(), may_throttle, before };
+        let (runs, sleeps) = (state.lives(), state.status == "suspended");
+        let guest = SourceGuest { qmp, facts, process, hold, runs, sleeps, may_throttle, before };
         if may_throttle && !guest.can_be_throttled() {
             return Err(GuestError::NoThrottle);
         }
@@ -364,9 +367,10 @@ pub async fn facts(qmp: &Client) -> Result<GuestFacts, QmpError> {
 pub async fn continue_guest(
     socket: &Path,
     process: Option<ProcessId>,
+    completes_early: bool,
     timeout: Duration,
 ) -> Result<(), GuestError> {
-    match continue_held(socket, process, timeout).await {
+    match continue_held(socket, process, completes_early, timeout).await {
         Err(error) if has_ended(&error, socket).await => Err(GuestError::Ended),
         result => result,
     }
@@ -391,6 +395,7 @@ pub async fn has_ended(error: &GuestError, socket: &Path) -> bool {
 async fn continue_held(
     socket: &Path,
     process: Option<ProcessId>,
+    completes_early: bool,
     timeout: Duration,
 ) -> Result<(), GuestError> {
     let config = ClientConfig { command_timeout: timeout, ..ClientConfig::default() };
@@ -405,8 +410,8 @@ async fn continue_held(
             return Ok(());
         }
         let migration = qmp.query_migrate().await?;
-        let hold = hold(&qmp.query_migrate_capabilities().await?);
-        if !is_held(&state.status, migration.status.as_deref(), hold) {
+        let completes_early = completes_early || hold(&qmp.query_migrate_capabilities().await?) == Hold::Gate;
+        if !is_held(&state.status, migration.status.as_deref(), completes_early) {
             return Err(GuestError::NotHeld(state.status));
         }
         let refused = qmp.cont().await.err();
@@ -430,8 +435,8 @@ fn hold(capabilities: &Capabilities) -> Hold {
 /// Whether a QEMU whose guest stands may be told to run it. One that waits for a guest would start it by itself on arrival, and
 /// one that completed a migration has given its guest away, unless it is one that is made to complete before its guest is
 /// let go. (The state is no help there: before 8.1 `postmigrate` is also what a stopped guest is in after a migration that failed.)
-fn is_held(state: &str, migration: Option<&str>, hold: Hold) -> bool {
-    state != "inmigrate" && (migration != Some("completed") || hold == Hold::Gate)
+fn is_held(state: &str, migration: Option<&str>, completes_early: bool) -> bool {
+    state != "inmigrate" && (migration != Some("completed") || completes_early)
 }
 
 /// Whether a guest in this state stands by another's hand. One that sleeps runs on; and a QEMU that is not held by its ACK may
@@ -473,20 +478,20 @@ mod tests {
         assert!(nobody_listens(&dir.path().join("never")).await);
         assert!(nobody_listens(&left).await);
         assert!(!nobody_listens(&busy).await);
-        let ended = continue_guest(&left, None, Duration::from_secs(1)).await;
+        let ended = continue_guest(&left, None, false, Duration::from_secs(1)).await;
         assert!(matches!(ended, Err(GuestError::Ended)), "{ended:?}");
     }
 
     #[test]
     fn only_a_guest_that_merely_stands_is_continued() {
-        for hold in [Hold::Ack, Hold::Gate] {
-            assert!(is_held("paused", Some("failed"), hold));
-            assert!(is_held("postmigrate", Some("cancelled"), hold));
-            assert!(is_held("finish-migrate", Some("device"), hold));
-            assert!(!is_held("inmigrate", None, hold));
+        for early in [false, true] {
+            assert!(is_held("paused", Some("failed"), early));
+            assert!(is_held("postmigrate", Some("cancelled"), early));
+            assert!(is_held("finish-migrate", Some("device"), early));
+            assert!(!is_held("inmigrate", None, early));
         }
-        assert!(!is_held("postmigrate", Some("completed"), Hold::Ack));
-        assert!(is_held("postmigrate", Some("completed"), Hold::Gate));
+        assert!(!is_held("postmigrate", Some("completed"), false));
+        assert!(is_held("postmigrate", Some("completed"), true));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::{Migration, SHUT_OK, SourceError, ms};
 use crate::fail;
 use crate::ownership::{Phase, SourceStep};
 use crate::protocol::{self, ToDestination, Verdict};
-use crate::records;
+use crate::records::{self, RecordError, Wanted};
 use hikyaku_engine::ChunkSeq;
 use hikyaku_qemu::qmp::{Overdue, within};
 use std::time::Instant;
@@ -25,7 +25,7 @@ impl Migration {
         let (guest, timeout) = (self.guest.clone(), self.daemon.config.guest.load_timeout);
         self.standing = Standing::new(Instant::now());
         // Asked as late as can be: once we have stopped it too, QEMU cannot tell who did.
-        if self.runs {
+        if self.runs && !self.sleeps {
             let state = self.beside(guest.state(timeout)).await?;
             self.sleeps = state.status == "suspended";
             if guest.stands(&state) {
@@ -40,7 +40,9 @@ impl Migration {
         }
         if self.down.is_some() {
             // The migration is not over: the destination is told nothing. A record that stays says nothing wrong: the guest runs.
-            if let Err(error) = self.daemon.records.forget(self.entry.id).await {
+            let (records, id) = (self.daemon.records.clone(), self.entry.id);
+            let forgotten = self.at_disk(&Wanted::default(), async move { records.forget(id).await }).await?;
+            if let Err(error) = forgotten {
                 tracing::warn!(%error, "the guest is not stopped, and its record says that it may be");
             }
             self.owner.step(SourceStep::Unmark)?;
@@ -69,7 +71,7 @@ impl Migration {
         self.owner.step(SourceStep::Mark)?;
         self.recorded = true;
         fail::point("source.marking");
-        self.daemon.records.write(&self.record(records::Phase::Stopped)).await?;
+        self.write(records::Phase::Stopped).await?;
         fail::point("source.marked");
         Ok(self.owner.step(SourceStep::Marked)?)
     }
@@ -140,7 +142,7 @@ impl Migration {
         let go = protocol::encode(&ToDestination::Go { last_seq: last_seq.0, run: self.runs })?;
         self.owner.step(SourceStep::Cede)?;
         fail::point("source.ceding");
-        self.write_ceded().await?;
+        self.write(records::Phase::Ceded).await?;
         self.owner.step(SourceStep::Ceded)?;
         fail::point("source.ceded");
         if self.completes_early() {
@@ -174,20 +176,31 @@ impl Migration {
         Ok(())
     }
 
-    /// The guest stands meanwhile: a disk that hangs gives it back. What is on its way to it then is waited for before the record is removed.
-    async fn write_ceded(&mut self) -> Result<(), SourceError> {
-        let (records, record) = (self.daemon.records.clone(), self.record(records::Phase::Ceded));
-        let mut writing = tokio::task::spawn_local(async move { records.write(&record).await });
+    async fn write(&mut self, phase: records::Phase) -> Result<(), SourceError> {
+        let (records, record, wanted) = (self.daemon.records.clone(), self.record(phase), Wanted::default());
+        let while_wanted = wanted.clone();
+        let writing = async move { records.write_while(&record, &while_wanted).await };
+        Ok(self.at_disk(&wanted, writing).await??)
+    }
+
+    /// The guest may stand meanwhile: a disk that hangs gives it back. What may take effect later all the same is waited for before the record
+    /// is removed.
+    async fn at_disk(
+        &mut self,
+        wanted: &Wanted,
+        job: impl Future<Output = Result<(), RecordError>> + 'static,
+    ) -> Result<Result<(), RecordError>, SourceError> {
+        let mut working = tokio::task::spawn_local(job);
         let patience = self.daemon.config.guest.qmp_timeout;
         let error = tokio::select! {
             biased;
-            written = &mut writing => return Ok(written.map_err(|_| SourceError::Cancelled)??),
+            done = &mut working => return done.map_err(|_| SourceError::Cancelled),
             () = self.entry.cancelled() => SourceError::Cancelled,
             () = tokio::time::sleep(patience) => {
                 SourceError::Slow { what: "the disk of the state directory to take a record", after: patience }
             }
         };
-        self.writing = Some(writing);
+        self.writing = Some(working).filter(|_| !wanted.withdraw());
         Err(error)
     }
 

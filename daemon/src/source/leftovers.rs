@@ -11,7 +11,8 @@ use std::path::Path;
 
 /// On `Ok` no record says anything of the guest of this QEMU. `Err`: one does, and nothing was touched.
 pub async fn clear(daemon: &Daemon, qmp: &Path, process: Option<ProcessId>) -> Result<(), SourceError> {
-    for record in daemon.records.unfinished()?.into_iter().filter(|record| is_of(record, qmp, process)) {
+    for record in daemon.records.unfinished().await?.into_iter().filter(|record| is_of(record, qmp, process))
+    {
         if daemon.registry.unfinished().iter().any(|entry| entry.id == record.id) {
             return Err(SourceError::InHand { id: record.id.short(), phase: record.phase });
         }

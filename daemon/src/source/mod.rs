@@ -19,6 +19,7 @@ mod ebb;
 mod error;
 mod events;
 pub mod experience;
+mod forget;
 mod gate;
 mod give_back;
 mod guest;
@@ -30,32 +31,30 @@ mod options;
 mod pump;
 mod return_path;
 mod sharing;
+mod sleep;
 mod standing;
 mod survey;
 mod throttle;
 
 pub use error::SourceError;
+pub use forget::forget;
 pub use guest::{GuestError, continue_guest, facts};
 pub use meddling::{stop_again_whoever_continues, stop_copy};
 pub use options::{POLICIES, check};
 pub use survey::{Survey, survey};
 
 use crate::api::wire::{MigrateArguments, StopTimes, Switchover};
-use crate::awaited;
 use crate::daemon::Daemon;
 use crate::estimate::Estimate;
 use crate::fail;
 use crate::hooks::{self, Hook};
-use crate::id::Id;
 use crate::inbox::Inbox;
 use crate::mailbox::{FromPeer, Mailbox};
 use crate::outage;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::{Forbidden, Phase, Source, SourceStep};
-use crate::protocol::{
-    self, ArrivalTimes, Migrate, Note, PROTOCOL, Refusal, Relay, ToSource, Verdict, Welcome,
-};
-use crate::records::{self, Record, RecordError};
+use crate::protocol::{self, ArrivalTimes, Migrate, PROTOCOL, Refusal, Relay, ToSource, Verdict, Welcome};
+use crate::records::{self, Record};
 use crate::registry::Entry;
 use crate::report::{self, Report};
 use answer::{Answer, Opened};
@@ -71,7 +70,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use tokio::task::JoinHandle;
 
 /// Moves the guest, to the end, whatever that is; tells the registry.
 pub async fn run(daemon: Rc<Daemon>, entry: Arc<Entry>, arguments: MigrateArguments) {
@@ -123,12 +121,13 @@ struct Migration {
     may_stop: bool,
     /// A QEMU that knows no SWITCHOVER_ACK stopped the guest before it was told to.
     gone_on: bool,
-    /// It slept when it was stopped.
+    sleep: sleep::Sleep,
+    /// It slept when it was stopped, or when its QEMU came to the end by itself.
     sleeps: bool,
     /// There is a record of it, or may be.
     recorded: bool,
-    /// *Ceded*, on its way to a disk that nobody waited for any longer.
-    writing: Option<JoinHandle<Result<(), RecordError>>>,
+    /// Its record, on its way to a disk that nobody waited for any longer.
+    writing: Option<forget::Writing>,
     /// The destination's QEMU has loaded everything.
     ready: bool,
     verdict: Option<Verdict>,
@@ -233,6 +232,7 @@ impl Migration {
             raw: arguments.raw,
             arguments,
             runs: guest.runs,
+            sleep: sleep::Sleep::begin(&guest),
             ram_ended: false,
             guest: Rc::new(guest),
             session,
@@ -449,15 +449,7 @@ impl Migration {
 
     /// The guest's fate is known. A daemon that finds the record all the same asks the destination once more.
     async fn forget_record(&mut self) {
-        let (daemon, id, peer) = (self.daemon.clone(), self.entry.id, self.arguments.to.clone());
-        match self.writing.take() {
-            None => forget(&daemon, id, &peer).await,
-            // The two must not overtake each other; and the guest runs by now.
-            Some(writing) => drop(tokio::task::spawn_local(async move {
-                let _ = writing.await;
-                forget(&daemon, id, &peer).await;
-            })),
-        }
+        forget::forget_behind(&self.daemon, self.writing.take(), self.entry.id, &self.arguments.to).await;
     }
 
     fn record(&self, phase: records::Phase) -> Record {
@@ -470,6 +462,7 @@ impl Migration {
             run: self.runs,
             peer_incarnation: self.welcome.incarnation,
             qemu: self.guest.process,
+            completes_early: self.completes_early(),
             why: String::new(),
         }
     }
@@ -525,6 +518,8 @@ impl Migration {
     fn link_up(&mut self) {
         self.down = None;
         self.inbox.push(ToPump::LinkUp);
+        // The verdict is awaited as if it had never been gone.
+        self.entry.withdraw_doubt();
         self.entry.link_up();
         if self.entry.phase() == Phase::LinkLost {
             self.entry.advance(Phase::Copying);
@@ -570,26 +565,6 @@ impl Migration {
         self.raw || self.arguments.switchover == Switchover::Safe
     }
 }
-
-/// At the source nothing has to be known of a migration any more; the destination is told so, once that is durable.
-pub async fn forget(daemon: &Rc<Daemon>, id: Id, peer: &str) {
-    match daemon.records.forget(id).await {
-        Ok(()) => awaited::tell(&daemon.node, peer, &Note::Over { migration: id }),
-        Err(error) => {
-            tracing::error!(%error, "until its record is removed, a restart of this daemon looks into this migration again");
-            let (daemon, peer) = (daemon.clone(), peer.to_owned());
-            tokio::task::spawn_local(async move {
-                while daemon.records.forget(id).await.is_err() {
-                    tokio::time::sleep(FORGET_AGAIN).await;
-                }
-                awaited::tell(&daemon.node, &peer, &Note::Over { migration: id });
-            });
-        }
-    }
-}
-
-/// Between two attempts to remove a record from a disk that does not let it go.
-const FORGET_AGAIN: Duration = Duration::from_secs(5);
 
 /// From a session's end until its answer is known, on two threads of this daemon.
 const ANSWER_SOON: Duration = Duration::from_millis(500);
