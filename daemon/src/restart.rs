@@ -98,7 +98,7 @@ async fn keep(daemon: &Rc<Daemon>, entry: &Entry, record: &Record) -> Whereabout
         let error = match record.run {
             true => {
                 let timeout = daemon.config.guest.qmp_timeout;
-                continue_guest(&record.qmp, record.qemu, record.completes_early, timeout).await.err()
+                continue_guest(&record.qmp, record.qemu, timeout).await.err()
             }
             false => None,
         };

@@ -9,6 +9,7 @@ use serde_json::json;
 
 const CANCELLED: i32 = 8;
 const FAILED: i32 = 9;
+const IN_DOUBT: i32 = 10;
 const COMMAND: Duration = Duration::from_secs(60);
 const SETTLE: Duration = Duration::from_secs(30);
 /// Pages have arrived, and most of them have not.
@@ -44,7 +45,7 @@ fn an_older_qemu_that_stops_its_guest_by_itself() {
     rig.assert_whole(Side::Destination);
 }
 
-/// Nobody has noticed yet that the link is out. QEMU's migration fails, or is cancelled, and whoever stopped the guest continues it.
+/// Nobody has noticed yet that the link is out: the guest is let go, and comes with the link. Or QEMU is held until the link is back.
 #[test]
 fn an_older_qemu_that_stops_its_guest_while_the_link_is_out() {
     let Some(mut rig) = older("rand@20") else { return };
@@ -53,11 +54,13 @@ fn an_older_qemu_that_stops_its_guest_while_the_link_is_out() {
     command.wait_acked(SOME_PAGES_BYTES);
     rig.network().set_outage(true);
     rig.source().qmp("migrate-set-parameters", json!({ "downtime-limit": 2_000_000 })).expect("QMP");
-    let output = command.wait(COMMAND).expect_code(FAILED);
-    assert_eq!(output.whereabouts(), "runs-at-source", "{output}");
+    std::thread::sleep(Duration::from_secs(6));
     rig.network().set_outage(false);
-    assert_eq!(rig.settles(SETTLE), Side::Source);
-    rig.assert_whole(Side::Source);
+    let output = command.wait(COMMAND);
+    assert!(matches!(output.code, Some(0 | IN_DOUBT)), "{output}");
+    assert_eq!(rig.settles(SETTLE), Side::Destination);
+    assert_eq!(rig.wait_source_final(SETTLE), "moved");
+    rig.assert_whole(Side::Destination);
 }
 
 /// What is left of an idle guest may all be in the socket when it is stopped.
@@ -112,35 +115,25 @@ fn who_stops_a_guest_before_we_do_keeps_it_stopped() {
 /// The same, to be put to sleep (S3).
 const SLEEP: &str = "o /w 0x604 0x2400";
 
-/// Its QEMU waits for nobody at the end, does not say any more that it sleeps, and would continue it by itself.
+/// Its QEMU waits for nobody at the end, and would not survive being told to continue it.
 #[test]
-fn a_guest_that_sleeps_arrives_asleep() {
+fn a_guest_that_sleeps_is_not_moved() {
     let Some(mut rig) = busy(&[]) else { return };
+    rig.arm();
+    let command = rig.migrate_beside(&[]);
+    command.wait_acked(SOME_PAGES_BYTES);
     rig.source().hmp(SLEEP).expect("HMP");
+    let output = command.wait(COMMAND).expect_code(FAILED);
+    assert!(output.text().contains("sleeps"), "{output}");
     assert_eq!(rig.source().status().expect("QMP"), "suspended");
-    // The next daemon here gives it back to itself, and to nobody else.
-    for point in ["source.stopped", "source.ceded"] {
-        println!("{point}");
-        rig.restart_daemon(Side::Source, &format!("{point}:kill"));
-        rig.arm();
-        let command = rig.migrate_beside(&[]);
-        rig.wait_dead(Side::Source, COMMAND);
-        rig.restart_daemon(Side::Source, "");
-        command.wait(COMMAND).expect_code(1);
-        rig.wait_source_final(SETTLE);
-        assert_eq!(rig.source().status().expect("QMP"), "suspended");
-        rig.disarm();
-    }
-    for flags in [&[][..], &["--switchover", "safe"]] {
-        rig.arm();
-        rig.migrate(flags).expect_code(0);
-        assert_eq!(rig.destination().status().expect("QMP"), "suspended");
-        assert_ne!(rig.source().status().expect("QMP"), "suspended");
-        rig.turn_around();
-    }
+    rig.disarm();
+    rig.arm();
+    let output = rig.migrate(&[]).expect_code(FAILED);
+    assert!(output.text().contains("sleeps"), "{output}");
+    assert_eq!(rig.source().status().expect("QMP"), "suspended");
     // It wakes, which resets a guest that knows nothing of sleep.
     rig.source().qmp("system_wakeup", json!({})).expect("QMP");
-    assert_eq!(rig.source().status().expect("QMP"), "running");
+    assert_eq!(rig.settles(SETTLE), Side::Source);
 }
 
 fn busy(args: &[&str]) -> Option<Rig> {

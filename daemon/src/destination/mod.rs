@@ -526,7 +526,6 @@ impl Reception {
             run: self.go == Some(true) && !self.arguments.paused,
             peer_incarnation: self.peer_incarnation,
             qemu: self.guest.process,
-            completes_early: false,
             why: why.to_owned(),
         }
     }

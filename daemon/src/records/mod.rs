@@ -75,9 +75,6 @@ pub struct Record {
     /// The process that had the guest; not there if it could not be seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qemu: Option<ProcessId>,
-    /// Source: its QEMU's migration is over before the guest is let go, and that says nothing of where the guest is.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub completes_early: bool,
     /// Why, where that matters later: what a refusal said.
     #[serde(default)]
     pub why: String,
@@ -95,7 +92,6 @@ impl Record {
             run: false,
             peer_incarnation: Id([0; 16]),
             qemu: None,
-            completes_early: false,
             why: String::new(),
         }
     }
@@ -300,7 +296,6 @@ mod tests {
             run: true,
             peer_incarnation: Id::random(),
             qemu: None,
-            completes_early: false,
             why: String::new(),
         }
     }

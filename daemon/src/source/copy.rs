@@ -36,8 +36,7 @@ impl Migration {
         while !(wanted && self.may_stop && self.answer.is_had() && self.down.is_none()) {
             if self.stream_ended() && self.down.is_none() && self.answer.is_had() {
                 if self.sleep.now() {
-                    self.sleeps = true;
-                    return Ok(());
+                    return Err(SourceError::Asleep);
                 }
                 // Whoever stopped the guest wants it stopped: a QEMU whose guest stands waits for nobody.
                 if self.raw && !guest.stands(&guest.state(self.daemon.config.guest.qmp_timeout).await?) {

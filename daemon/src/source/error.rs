@@ -20,6 +20,8 @@ pub enum SourceError {
     UnknownPolicy(String),
     #[error("the configuration does not allow sending guests to \"{0}\"")]
     NotAllowedHere(String),
+    #[error("{}", super::guest::ASLEEP)]
+    Asleep,
     #[error("the guest cannot be asked: {0}")]
     Qmp(GuestError),
     #[error("the guest's QEMU: {0}")]

@@ -86,7 +86,7 @@ impl Migration {
             self.entry.set_outcome(Outcome::new(Ending::Failed, Whereabouts::StuckAtSource, stuck));
             tokio::time::sleep(RETRY_INTERVAL).await;
             result = match error.is_gone() {
-                true => continue_guest(&socket, self.guest.process, self.completes_early(), timeout).await,
+                true => continue_guest(&socket, self.guest.process, timeout).await,
                 false => self.guest.give_back(run, timeout).await,
             };
         };

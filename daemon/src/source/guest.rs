@@ -74,11 +74,16 @@ impl GuestError {
     }
 }
 
+/// Its QEMU waits for nobody at the end of its stream, continues it by itself if nobody takes it, and, once its migration is over, does not
+/// survive being told to.
+pub const ASLEEP: &str = "the guest sleeps (S3) and cannot be moved now: wake it first";
+
 fn cannot_be_moved(state: &str) -> String {
     match state {
         "postmigrate" => "this QEMU has given its guest away, or keeps it stopped since it tried to (postmigrate); hikyaku list \
                           says whether it was moved from here"
             .to_owned(),
+        "suspended" => ASLEEP.to_owned(),
         "prelaunch" => "the guest has not been started (prelaunch): tell its QEMU to cont first".to_owned(),
         state => format!("the guest is {state} and cannot be moved now"),
     }
@@ -100,8 +105,6 @@ pub struct SourceGuest {
     pub hold: Hold,
     /// It runs, so it is to run afterwards.
     pub runs: bool,
-    /// It sleeps (S3), and so it runs.
-    pub sleeps: bool,
     /// Its time may be taken from it if it does not converge.
     may_throttle: bool,
     before: Before,
@@ -125,7 +128,7 @@ impl SourceGuest {
         let state = qmp.query_status().await?;
         match state.status.as_str() {
             "inmigrate" => return Err(GuestError::Waits),
-            "running" | "paused" | "suspended" => {}
+            "running" | "paused" => {}
             other => return Err(GuestError::State(other.to_owned())),
         }
         let migration = qmp.query_migrate().await?;
@@ -146,8 +149,7 @@ impl SourceGuest {
         };
         let facts = facts(&qmp).await?;
         let process = ProcessId::behind(&qmp);
-        let (runs, sleeps) = (state.lives(), state.status == "suspended");
-        let guest = SourceGuest { qmp, facts, process, hold, runs, sleeps, may_throttle, before };
+        let guest = SourceGuest { qmp, facts, process, hold, runs: state.lives(), may_throttle, before };
         if may_throttle && !guest.can_be_throttled() {
             return Err(GuestError::NoThrottle);
         }
@@ -367,10 +369,9 @@ pub async fn facts(qmp: &Client) -> Result<GuestFacts, QmpError> {
 pub async fn continue_guest(
     socket: &Path,
     process: Option<ProcessId>,
-    completes_early: bool,
     timeout: Duration,
 ) -> Result<(), GuestError> {
-    match continue_held(socket, process, completes_early, timeout).await {
+    match continue_held(socket, process, timeout).await {
         Err(error) if has_ended(&error, socket).await => Err(GuestError::Ended),
         result => result,
     }
@@ -395,7 +396,6 @@ pub async fn has_ended(error: &GuestError, socket: &Path) -> bool {
 async fn continue_held(
     socket: &Path,
     process: Option<ProcessId>,
-    completes_early: bool,
     timeout: Duration,
 ) -> Result<(), GuestError> {
     let config = ClientConfig { command_timeout: timeout, ..ClientConfig::default() };
@@ -410,8 +410,8 @@ async fn continue_held(
             return Ok(());
         }
         let migration = qmp.query_migrate().await?;
-        let completes_early = completes_early || hold(&qmp.query_migrate_capabilities().await?) == Hold::Gate;
-        if !is_held(&state.status, migration.status.as_deref(), completes_early) {
+        let hold = hold(&qmp.query_migrate_capabilities().await?);
+        if !is_held(&state.status, migration.status.as_deref(), hold) {
             return Err(GuestError::NotHeld(state.status));
         }
         let refused = qmp.cont().await.err();
@@ -435,8 +435,8 @@ fn hold(capabilities: &Capabilities) -> Hold {
 /// Whether a QEMU whose guest stands may be told to run it. One that waits for a guest would start it by itself on arrival, and
 /// one that completed a migration has given its guest away, unless it is one that is made to complete before its guest is
 /// let go. (The state is no help there: before 8.1 `postmigrate` is also what a stopped guest is in after a migration that failed.)
-fn is_held(state: &str, migration: Option<&str>, completes_early: bool) -> bool {
-    state != "inmigrate" && (migration != Some("completed") || completes_early)
+fn is_held(state: &str, migration: Option<&str>, hold: Hold) -> bool {
+    state != "inmigrate" && (migration != Some("completed") || hold == Hold::Gate)
 }
 
 /// Whether a guest in this state stands by another's hand. One that sleeps runs on; and a QEMU that is not held by its ACK may
@@ -478,20 +478,20 @@ mod tests {
         assert!(nobody_listens(&dir.path().join("never")).await);
         assert!(nobody_listens(&left).await);
         assert!(!nobody_listens(&busy).await);
-        let ended = continue_guest(&left, None, false, Duration::from_secs(1)).await;
+        let ended = continue_guest(&left, None, Duration::from_secs(1)).await;
         assert!(matches!(ended, Err(GuestError::Ended)), "{ended:?}");
     }
 
     #[test]
     fn only_a_guest_that_merely_stands_is_continued() {
-        for early in [false, true] {
-            assert!(is_held("paused", Some("failed"), early));
-            assert!(is_held("postmigrate", Some("cancelled"), early));
-            assert!(is_held("finish-migrate", Some("device"), early));
-            assert!(!is_held("inmigrate", None, early));
+        for hold in [Hold::Ack, Hold::Gate] {
+            assert!(is_held("paused", Some("failed"), hold));
+            assert!(is_held("postmigrate", Some("cancelled"), hold));
+            assert!(is_held("finish-migrate", Some("device"), hold));
+            assert!(!is_held("inmigrate", None, hold));
         }
-        assert!(!is_held("postmigrate", Some("completed"), false));
-        assert!(is_held("postmigrate", Some("completed"), true));
+        assert!(!is_held("postmigrate", Some("completed"), Hold::Ack));
+        assert!(is_held("postmigrate", Some("completed"), Hold::Gate));
     }
 
     #[test]

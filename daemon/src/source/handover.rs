@@ -25,9 +25,11 @@ impl Migration {
         let (guest, timeout) = (self.guest.clone(), self.daemon.config.guest.load_timeout);
         self.standing = Standing::new(Instant::now());
         // Asked as late as can be: once we have stopped it too, QEMU cannot tell who did.
-        if self.runs && !self.sleeps {
+        if self.runs {
             let state = self.beside(guest.state(timeout)).await?;
-            self.sleeps = state.status == "suspended";
+            if state.status == "suspended" {
+                return Err(SourceError::Asleep);
+            }
             if guest.stands(&state) {
                 self.runs = false;
                 self.mark().await?;
@@ -206,8 +208,7 @@ impl Migration {
 
     /// QEMU ends its migration before the guest is let go.
     pub(super) fn completes_early(&self) -> bool {
-        // One that sleeps is stopped by QEMU itself, which waits for no SWITCHOVER_ACK of a guest that does not run.
-        self.guest.hold == Hold::Gate || self.sleeps
+        self.guest.hold == Hold::Gate
     }
 
     /// None: it cannot be had over this session, or not in time.

@@ -122,8 +122,6 @@ struct Migration {
     /// A QEMU that knows no SWITCHOVER_ACK stopped the guest before it was told to.
     gone_on: bool,
     sleep: sleep::Sleep,
-    /// It slept when it was stopped, or when its QEMU came to the end by itself.
-    sleeps: bool,
     /// There is a record of it, or may be.
     recorded: bool,
     /// Its record, on its way to a disk that nobody waited for any longer.
@@ -239,7 +237,6 @@ impl Migration {
             sharing,
             may_stop: answer.is_had() && !welcome.sends_ack,
             gone_on: false,
-            sleeps: false,
             recorded: false,
             writing: None,
             welcome,
@@ -462,7 +459,6 @@ impl Migration {
             run: self.runs,
             peer_incarnation: self.welcome.incarnation,
             qemu: self.guest.process,
-            completes_early: self.completes_early(),
             why: String::new(),
         }
     }

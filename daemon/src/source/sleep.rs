@@ -1,6 +1,4 @@
-//! Whether the guest sleeps (S3): its QEMU does not say so any more when it has come to the end of its stream, which it does by itself.
-//!
-//! Such a QEMU waits for no SWITCHOVER_ACK, and whoever sleeps wakes at the destination: the guest is moved as one that runs.
+//! Whether the guest sleeps (S3): its QEMU does not say so any more when it has come to the end of its stream, which it then does by itself.
 
 use super::guest::SourceGuest;
 use hikyaku_qemu::qmp::Events;
@@ -12,8 +10,9 @@ pub struct Sleep {
 }
 
 impl Sleep {
+    /// It is awake.
     pub fn begin(guest: &SourceGuest) -> Sleep {
-        Sleep { events: guest.qmp.events(), asleep: guest.sleeps }
+        Sleep { events: guest.qmp.events(), asleep: false }
     }
 
     /// As far as its QEMU has said.
