@@ -38,6 +38,6 @@ pub(super) async fn forget_behind(daemon: &Rc<Daemon>, writing: Option<Writing>,
 /// A record on its way to the disk.
 pub(super) type Writing = JoinHandle<Result<(), RecordError>>;
 
-const FORGET_SOON: Duration = Duration::from_millis(500);
+const FORGET_SOON: Duration = Duration::from_secs(2);
 /// Between two attempts to remove a record from a disk that does not let it go.
 const FORGET_AGAIN: Duration = Duration::from_secs(5);
