@@ -155,7 +155,7 @@ impl Hold {
     /// How the lanes do; what each is to be paced at, bytes per second.
     ///
     /// `busy`: something waits for a lane. What arrives in a round in which that was not always so tells nothing of the path,
-    /// unless there was a queue all the time.
+    /// unless there was a queue all the time, or it is the ceiling that holds it.
     pub fn look(&mut self, at: Instant, lanes: &[LaneStats], busy: bool) -> Option<u64> {
         let sums = self.adder.add(lanes);
         self.busy &= busy;
@@ -186,7 +186,11 @@ impl Hold {
                 self.round(at, rate, full);
             } else {
                 self.outgrown.interrupted();
-                self.clear();
+                if full.is_none() && self.ceiling().is_some_and(|ceiling| rate >= USED * ceiling) {
+                    self.used_at_times(at, rate);
+                } else {
+                    self.clear();
+                }
             }
             (self.round_begun, self.before, self.had) = (at, sums, arrived(lanes));
         }
@@ -219,6 +223,18 @@ impl Hold {
         if let State::Holding { queue, .. } = &mut self.state {
             *queue = None;
         }
+    }
+
+    /// A round without a queue is over in which as much arrived as the ceiling lets, though at times nothing waited for a lane: the path
+    /// carries that; less it may be the source's.
+    fn used_at_times(&mut self, at: Instant, rate: f64) {
+        self.arrives += LAST * (rate - self.arrives);
+        if self.arrives >= self.most.get() {
+            self.most.add(at, self.arrives);
+        }
+        let rounds = self.used + 1;
+        self.clear();
+        self.used = rounds;
     }
 
     /// A round is over in which so much arrived, bytes per second. `full`: there is a queue.
@@ -515,6 +531,20 @@ mod tests {
         path.rounds(12);
         let (mean, longest) = path.rounds(100);
         assert!(mean > 0.9 && longest < Duration::from_millis(40), "{mean} {longest:?}");
+    }
+
+    /// As the engine, which keeps next to nothing waiting, so that what it sends is of the last moment.
+    #[test]
+    fn a_low_ceiling_is_outgrown_though_at_times_nothing_waits_for_a_lane() {
+        let mut path = Path::new(125e6, Some(21e6));
+        let rounds = (0..120).position(|n| {
+            path.busy = n % 3 == 0;
+            path.round().0 > 0.95
+        });
+        assert!(rounds.is_some_and(|rounds| rounds < 30), "{rounds:?}");
+        path.rounds(12);
+        let (mean, longest) = path.rounds(200);
+        assert!(mean > 0.95 && longest < Duration::from_millis(40), "{mean} {longest:?}");
     }
 
     #[test]
