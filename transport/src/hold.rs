@@ -32,6 +32,8 @@ use crate::warm::usual_rtt;
 const USED: f64 = 0.85;
 /// After so many rounds in which it was, without a queue, the path carries more than what is remembered.
 const ROUNDS_USED: u32 = 8;
+/// After so many, of what a warm-up found, there is more; without a queue that was seen it may have been deceived.
+const ROUNDS_HINT: u32 = 3;
 /// The ceiling is not lower than this, bytes per second, nor than this share of the most that ever arrived: it is there for queues, and
 /// what makes none needs none.
 const FLOOR: f64 = 5e6;
@@ -70,6 +72,8 @@ pub struct Hold {
     most: Most,
     /// What is remembered was found by a warm-up, which may have been deceived, and was not seen since.
     hint: bool,
+    /// Rounds, not in a row, in which as much was used without a queue.
+    hint_used: u32,
     /// The most that ever arrived.
     best: f64,
     /// The round trip of a path that got longer, or has somebody else's queue, and until when that is taken to be so. The kernel remembers
@@ -134,6 +138,7 @@ impl Hold {
             arrives: rate,
             most: Most::new(at, rate),
             hint: found.is_some(),
+            hint_used: 0,
             best: 0.0,
             base: None,
             outgrown: Outgrown::default(),
@@ -211,10 +216,20 @@ impl Hold {
         let of_the_most = match &self.state {
             State::Free { .. } => return None,
             State::Holding { queue: Some(queue), .. } => 1.0 - queue.less,
-            State::Holding { queue: None, found: true } if self.used <= ROUNDS_USED => MORE,
+            State::Holding { queue: None, found: true }
+                if self.used <= ROUNDS_USED && self.hint_used < ROUNDS_HINT =>
+            {
+                MORE
+            }
             State::Holding { queue: None, .. } => MORE_FAST,
         };
         Some((self.most.get() * of_the_most).max(FLOOR).max(self.best * FLOOR_OF_BEST))
+    }
+
+    /// A round in which the ceiling is used, without a queue: if it is a warm-up's, that was deceived when there are more of them.
+    fn outgrows_hint(&mut self) -> bool {
+        self.hint_used += u32::from(self.hint);
+        self.hint_used >= ROUNDS_HINT
     }
 
     /// There is no queue, or what there is says nothing.
@@ -228,7 +243,8 @@ impl Hold {
     /// A round without a queue is over in which as much arrived as the ceiling lets, though at times nothing waited for a lane: the path
     /// carries that; less it may be the source's.
     fn used_at_times(&mut self, at: Instant, rate: f64) {
-        self.arrives += LAST * (rate - self.arrives);
+        self.arrives +=
+            if self.outgrows_hint() && rate > self.arrives { 1.0 } else { LAST } * (rate - self.arrives);
         if self.arrives >= self.most.get() {
             self.most.add(at, self.arrives);
         }
@@ -243,7 +259,8 @@ impl Hold {
         let free = matches!(self.state, State::Free { .. });
         let grows = free && rate > GROWS * self.arrives;
         let used = self.ceiling().is_none_or(|ceiling| rate >= USED * ceiling);
-        self.arrives += if free && rate > self.arrives { 1.0 } else { LAST } * (rate - self.arrives);
+        let at_once = (free || used && full.is_none() && self.outgrows_hint()) && rate > self.arrives;
+        self.arrives += if at_once { 1.0 } else { LAST } * (rate - self.arrives);
         self.best = self.best.max(rate.min(self.arrives));
         if used || full.is_some() {
             self.most.add(at, self.arrives);
@@ -264,6 +281,9 @@ impl Hold {
                 self.state = State::Holding { found: false, queue: Some(Queue::new(at, less, rate, seen)) };
             }
             State::Holding { found, queue: queue @ None } => {
+                // What the warm-up found is forgotten if there was more.
+                self.hint &= self.hint_used < ROUNDS_HINT;
+                self.hint_used = 0;
                 (*found, *queue) = (true, Some(Queue::new(at, less, rate, seen)));
             }
             State::Holding { queue: Some(queue), .. } => {
@@ -342,6 +362,8 @@ mod tests {
         longer: Duration,
         /// Something waits for a lane all the time.
         busy: bool,
+        /// Of what could be sent, what there is to send.
+        has: f64,
         hold: Hold,
     }
 
@@ -360,6 +382,7 @@ mod tests {
                 others: Duration::ZERO,
                 longer: Duration::ZERO,
                 busy: true,
+                has: 1.0,
                 hold,
             }
         }
@@ -370,7 +393,7 @@ mod tests {
             let pace = self.hold.look(self.now, &self.lanes, self.busy);
             let pace = pace.map_or(f64::MAX, |pace| pace as f64 * 8.0);
             self.sends = (2.0 * self.sends).min(2.0 * self.rate).min(pace);
-            let sent = self.sends * RTT.as_secs_f64() + self.queued;
+            let sent = self.has * self.sends * RTT.as_secs_f64() + self.queued;
             let arrived = sent.min(self.rate * RTT.as_secs_f64());
             self.queued = (sent - arrived).min(0.1 * self.rate);
             let queue = Duration::from_secs_f64(self.queued / self.rate).max(self.others);
@@ -533,18 +556,22 @@ mod tests {
         assert!(mean > 0.9 && longest < Duration::from_millis(40), "{mean} {longest:?}");
     }
 
-    /// As the engine, which keeps next to nothing waiting, so that what it sends is of the last moment.
+    /// As with the engine, which keeps next to nothing waiting, so that what it sends is of the last moment.
     #[test]
-    fn a_low_ceiling_is_outgrown_though_at_times_nothing_waits_for_a_lane() {
-        let mut path = Path::new(125e6, Some(21e6));
-        let rounds = (0..120).position(|n| {
-            path.busy = n % 3 == 0;
-            path.round().0 > 0.95
-        });
-        assert!(rounds.is_some_and(|rounds| rounds < 30), "{rounds:?}");
-        path.rounds(12);
-        let (mean, longest) = path.rounds(200);
-        assert!(mean > 0.95 && longest < Duration::from_millis(40), "{mean} {longest:?}");
+    fn a_warm_up_that_was_deceived_is_soon_forgotten_though_at_times_there_is_little_to_send() {
+        for found in [16e6, 21e6, 100e6] {
+            let mut path = Path::new(125e6, Some(found));
+            let rounds = (0..60).position(|n| {
+                path.busy = n % 3 == 0;
+                path.has = if n % 4 == 3 { 0.8 } else { 1.0 };
+                path.round().0 > 0.95
+            });
+            assert!(rounds.is_some_and(|rounds| rounds < 20), "{found}: {rounds:?}");
+            path.has = 1.0;
+            path.rounds(12);
+            let (mean, longest) = path.rounds(200);
+            assert!(mean > 0.95 && longest < Duration::from_millis(40), "{found}: {mean} {longest:?}");
+        }
     }
 
     #[test]
