@@ -60,6 +60,9 @@ const ROUNDS_OTHERS: u32 = 2;
 const ROUNDS_SEEN: u32 = 4;
 /// Of the round before: what grows as much is not full, whoever's the queue is.
 const GROWS: f64 = 1.6;
+/// Rounds without a queue, more than others, in which less arrived than the ceiling lets, though there always was something to send: the lanes
+/// themselves keep it low. `bbr` takes a path for full that does not bring more for three rounds, as one that stood still, and then hardly grows.
+const ROUNDS_TRAPPED: u32 = 6;
 /// How long somebody else's queue, or a longer path, is taken to stay.
 const OTHERS: Duration = Duration::from_secs(10);
 /// It costs some system calls for each lane.
@@ -80,6 +83,11 @@ pub struct Hold {
     /// the shorter one for minutes.
     base: Option<(Duration, Instant)>,
     outgrown: Outgrown,
+    trapped: u32,
+    /// Told once: a host that has no time to send looks alike.
+    trap_told: bool,
+    /// The shortest round trip in the second half of this round: what is held up for a moment is no queue.
+    shortest: Option<Duration>,
     /// Since this round began there always was something to send.
     busy: bool,
     /// There was a queue when it began.
@@ -142,6 +150,9 @@ impl Hold {
             best: 0.0,
             base: None,
             outgrown: Outgrown::default(),
+            trapped: 0,
+            trap_told: false,
+            shortest: None,
             busy: false,
             was_full: false,
             used: 0,
@@ -166,11 +177,16 @@ impl Hold {
         self.busy &= busy;
         let elapsed = at.saturating_duration_since(self.round_begun);
         let round = round(lanes);
+        // What a lane knows that carries nothing is of another time.
+        let at_work: Vec<_> = lanes.iter().filter(|lane| self.has_more(lane)).cloned().collect();
+        if elapsed >= round / 2
+            && let Some(rtt) = usual_rtt(&at_work)
+        {
+            self.shortest = Some(self.shortest.map_or(rtt, |shortest| shortest.min(rtt)));
+        }
         if elapsed >= round {
             let went = sums.since(&self.before);
-            // What a lane knows that carries nothing is of another time.
-            let at_work: Vec<_> = lanes.iter().filter(|lane| self.has_more(lane)).cloned().collect();
-            let rtt = usual_rtt(&at_work).unwrap_or_default();
+            let rtt = self.shortest.take().unwrap_or_default();
             let base = self.base.as_mut().filter(|(_, until)| at < *until).map(|(base, _)| {
                 *base = rtt.min(*base);
                 *base
@@ -181,13 +197,14 @@ impl Hold {
             let rate = went.arrived_bytes as f64 / elapsed.as_secs_f64();
             // Beside a queue that stays, as much arrives as the path carries, whatever waits here; if it is ours.
             let stays = std::mem::replace(&mut self.was_full, full.is_some()) && full.is_some();
-            if std::mem::replace(&mut self.busy, busy) || stays && rate >= USED * self.best {
+            if std::mem::replace(&mut self.busy, busy) || stays && rate >= (USED * self.best).max(FLOOR) {
                 // Of several paths the shortest tells: a longer one is no path that became longer.
                 if let Some(rtt) = at_work.iter().map(|lane| lane.rtt).min() {
                     let (arrived, ceiling) = (sums.arrived_bytes, self.ceiling().unwrap_or(f64::MAX));
                     let seen = outgrown::Round { at, rtt, known: round, arrived, ceiling, best: self.best };
                     self.best = self.outgrown.look(&seen).unwrap_or(self.best);
                 }
+                self.look_for_a_trap(at, rate, full.is_some());
                 self.round(at, rate, full);
             } else {
                 self.outgrown.interrupted();
@@ -200,6 +217,17 @@ impl Hold {
             (self.round_begun, self.before, self.had) = (at, sums, arrived(lanes));
         }
         self.ceiling().map(|ceiling| share(ceiling, lanes))
+    }
+
+    /// There always was something to send.
+    fn look_for_a_trap(&mut self, at: Instant, rate: f64, full: bool) {
+        let slow = !full && self.ceiling().is_some_and(|ceiling| rate < USED * ceiling);
+        self.trapped = if slow { self.trapped + 1 } else { self.trapped.saturating_sub(1) };
+        if self.trapped >= ROUNDS_TRAPPED && !std::mem::replace(&mut self.trap_told, true) {
+            self.outgrown.by_themselves();
+            // Connections that remember nothing find out what the path carries.
+            self.state = State::Free { until: at };
+        }
     }
 
     /// What the lanes remember of the path keeps them from filling it: connections that remember nothing are needed. Told once.
@@ -404,6 +432,24 @@ mod tests {
             (arrived / RTT.as_secs_f64() / self.rate, queue)
         }
 
+        /// A quarter of one, in which the machine, or the path, stands for a while: what it holds up then comes later.
+        fn jump(&mut self, stands: Duration) -> f64 {
+            let quarter = RTT / 4;
+            self.now += quarter;
+            let pace = self.hold.look(self.now, &self.lanes, self.busy);
+            let pace = pace.map_or(f64::MAX, |pace| pace as f64 * 8.0);
+            self.sends = (1.2 * self.sends).min(2.0 * self.rate).min(pace);
+            let sent = self.sends * quarter.as_secs_f64() + self.queued;
+            let arrived = sent.min(self.rate * quarter.saturating_sub(stands).as_secs_f64());
+            self.queued = (sent - arrived).min(0.1 * self.rate);
+            let queue = Duration::from_secs_f64(self.queued / self.rate) + stands;
+            for lane in &mut self.lanes {
+                lane.arrived_bytes += (arrived / 8.0) as u64;
+                lane.rtt = RTT + queue;
+            }
+            arrived / quarter.as_secs_f64() / self.rate
+        }
+
         fn rounds(&mut self, rounds: u32) -> (f64, Duration) {
             let each: Vec<_> = (0..rounds).map(|_| self.round()).collect();
             let mean = each.iter().map(|(arrived, _)| arrived).sum::<f64>() / f64::from(rounds);
@@ -495,6 +541,64 @@ mod tests {
         }
     }
 
+    /// As on a host whose processors are taken from it for moments: what was held up is no queue of ours, and sending less does not help.
+    #[test]
+    fn a_path_that_stands_for_moments_is_kept_full() {
+        for found in [None, Some(120e6), Some(21e6)] {
+            let mut path = Path::new(125e6, found);
+            let mut word = 0x9e37_79b9_u32;
+            let mut each = Vec::new();
+            for _ in 0..1600 {
+                word ^= word << 13;
+                word ^= word >> 17;
+                word ^= word << 5;
+                let stands = if word % 10 < 3 { word >> 8 & 31 } else { 0 };
+                each.push(path.jump(Duration::from_millis(stands.into()).min(RTT / 4)));
+            }
+            for (n, second) in each.chunks(32).enumerate().skip(4) {
+                let mean = second.iter().sum::<f64>() / 32.0;
+                println!("{found:?} {n}: {mean:.3}");
+                assert!(mean > 0.6, "{found:?} {n}: {mean}");
+            }
+            let mean = each[128..].iter().sum::<f64>() / (each.len() - 128) as f64;
+            println!("{found:?}: {mean:.3}");
+            assert!(mean > 0.75, "{found:?}: {mean}");
+        }
+    }
+
+    #[test]
+    fn what_is_held_up_for_a_moment_is_no_queue() {
+        let mut path = Path::new(125e6, Some(120e6));
+        for n in 0..400 {
+            path.jump(Duration::ZERO);
+            // As the last of four looks sees it.
+            let held_up = Duration::from_millis(if n % 4 == 3 { 25 } else { 0 });
+            path.lanes.iter_mut().for_each(|lane| lane.rtt += held_up);
+            assert!(
+                path.hold.ceiling().is_some_and(|ceiling| ceiling > 110e6),
+                "{n}: {:?}",
+                path.hold.ceiling()
+            );
+        }
+    }
+
+    #[test]
+    fn lanes_that_are_slower_than_they_may_be_are_told_once() {
+        let mut path = Path::new(125e6, Some(100e6));
+        let mut told = 0;
+        for n in 0..100 {
+            path.now += RTT;
+            path.hold.look(path.now, &path.lanes, true);
+            // Now and then one brings as much as it may.
+            let rate = if n % 4 == 3 { 95e6 } else { 70e6 };
+            path.lanes[0].arrived_bytes += (rate * RTT.as_secs_f64()) as u64;
+            let outgrown = path.hold.take_outgrown(path.now);
+            assert!(!outgrown || path.hold.ceiling().is_none() && n < 20, "{n}");
+            told += u32::from(outgrown);
+        }
+        assert_eq!(told, 1);
+    }
+
     #[test]
     fn somebody_else_s_short_queue_takes_little() {
         // As it stands, and as a loss-based stream makes it.
@@ -523,7 +627,7 @@ mod tests {
             path.lanes[0].arrived_bytes += 12_000_000;
             path.hold.look(path.now, &path.lanes, true);
         }
-        assert!(path.hold.ceiling().unwrap() > 100e6);
+        assert!(path.hold.ceiling().is_none_or(|ceiling| ceiling > 100e6));
     }
 
     #[test]
@@ -532,7 +636,7 @@ mod tests {
         for _ in 0..50 {
             path.now += RTT;
             path.lanes[0].arrived_bytes += 1_000_000;
-            path.hold.look(path.now, &path.lanes, true);
+            path.hold.look(path.now, &path.lanes, false);
         }
         assert_eq!(path.hold.ceiling(), Some(100e6 * MORE));
         let before = path.hold.ceiling();

@@ -80,6 +80,13 @@ impl Outgrown {
         outgrown.then_some(rate)
     }
 
+    /// The lanes are slow though the path is as long as it was.
+    pub fn by_themselves(&mut self) {
+        if self.state == State::No {
+            self.state = State::Untold;
+        }
+    }
+
     /// There was not always something to send.
     pub fn interrupted(&mut self) {
         self.longer = None;

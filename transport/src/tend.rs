@@ -160,7 +160,7 @@ pub async fn run(bond: Arc<Bond>, sockets: Sockets) {
                     // What was found under a limit says nothing of the path, and the limit may go.
                     let limited = link.queue.limit().is_some();
                     if while_working(&bond, &sockets) {
-                        let found = probe.path().filter(|_| !limited);
+                        let found = probe.path().filter(|_| probe.queued && !limited);
                         hold = Some(Hold::new(found.map(|found| found as f64), sight.at, &lanes));
                     } else {
                         lead = Lead::new(&probe, sight.at, &lanes).filter(|_| !limited);

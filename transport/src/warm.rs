@@ -13,10 +13,11 @@
 //!
 //! [`Warmth`] is told times and figures and answers with orders: no socket, no clock.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::lane_stats::{Adder, LaneStats, Sums};
-use crate::lead::share;
+use crate::lead::{begun, share};
 use crate::limit::queue_in;
 
 /// On a path this short slow start takes less time than it takes to notice: a session's opening does not warm it.
@@ -39,6 +40,8 @@ const MOST: f64 = 1.75;
 const LOOKS: u32 = 10;
 /// The bandwidth is known when a round found no more than this much more: the pieces of both were longer than two looks.
 const KNOWN: f64 = 1.25;
+/// A queue in most of so many looks is one; what is held up for a moment is none.
+const QUEUED_LOOKS: usize = 5;
 /// Of what is known: the pace of padding.
 const PACE: f64 = 1.15;
 /// What a lane has of padding in its socket beyond its window.
@@ -66,6 +69,8 @@ pub struct Probe {
     pub filled: bool,
     /// The bandwidth was no more in the last round trip than in the one before: it is the path's.
     pub known: bool,
+    /// There was a queue in the end, so it is for sure: a path or a machine that stands still for a moment brings no more either, and has none.
+    pub queued: bool,
 }
 
 impl Probe {
@@ -114,6 +119,8 @@ struct Round {
     peak_before: f64,
     /// It is the path's bandwidth, or all that these lanes can.
     known: bool,
+    /// The last round trips that were seen, one a look.
+    rtts: VecDeque<Duration>,
     /// Nothing more is sent; what is under way still arrives, at the rate of the path, until then.
     last_until: Option<Instant>,
     filled: bool,
@@ -157,6 +164,7 @@ impl Warmth {
             peak: 0.0,
             peak_before: 0.0,
             known: false,
+            rtts: VecDeque::new(),
             last_until: None,
             filled: false,
         });
@@ -184,6 +192,11 @@ impl Warmth {
             // One look alone may have got what was held up before.
             round.peak = round.peak.max((arrived + round.arrived) / 2.0);
             round.arrived = arrived;
+            // Without an acknowledgement it is what it was.
+            if let Some(rtt) = rtt.filter(|_| arrived > 0.0) {
+                round.rtts.truncate(QUEUED_LOOKS - 1);
+                round.rtts.push_front(rtt);
+            }
             round.looked = (sight.at, sums.acked_bytes);
         }
         let lanes = sight.lanes.len() as u64;
@@ -221,6 +234,8 @@ impl Warmth {
             || round.last_until.is_some_and(|until| until <= sight.at);
         if over {
             let went = sums.since(&round.first);
+            round.rtts.make_contiguous().sort();
+            let most = round.rtts.get(QUEUED_LOOKS / 2).copied();
             let probe = Probe {
                 rtt,
                 min_rtt: min,
@@ -230,6 +245,7 @@ impl Warmth {
                 padding_bytes: sent,
                 filled: round.filled,
                 known: round.known,
+                queued: most.zip(min).is_some_and(|(rtt, min)| rtt > min + begun(min)),
             };
             self.under_way = None;
             return Step::Done(probe);
@@ -279,13 +295,25 @@ mod tests {
         rate: f64,
         sent: u64,
         chunks: u64,
+        /// Nothing passes just now.
+        stands: bool,
+        /// What comes next was held up for so long.
+        stood: Duration,
     }
 
     impl Path {
         fn new(rate: f64) -> Self {
             let mut lanes: Vec<_> = (0..8).map(some_lane).collect();
             lanes.iter_mut().for_each(|lane| (lane.window_bytes, lane.slow_start) = (14_480, true));
-            Self { now: Instant::now(), lanes, rate, sent: 0, chunks: 0 }
+            Self {
+                now: Instant::now(),
+                lanes,
+                rate,
+                sent: 0,
+                chunks: 0,
+                stands: false,
+                stood: Duration::ZERO,
+            }
         }
 
         fn sight(&self) -> Sight<'_> {
@@ -296,6 +324,11 @@ mod tests {
         /// Passes `time` with so much padding allowed: a window per round trip is sent, and doubles what was acknowledged.
         fn pass(&mut self, time: Duration, up_to: u64) {
             self.now += time;
+            if self.stands {
+                self.stood += time;
+                return;
+            }
+            let stood = std::mem::take(&mut self.stood);
             let windows: u64 = self.lanes.iter().map(|lane| lane.window_bytes).sum();
             let full = self.rate * 0.12;
             let rtt = Duration::from_secs_f64(0.12 * (windows as f64 / full).max(1.0));
@@ -306,11 +339,11 @@ mod tests {
                 lane.acked_bytes += goes / 8;
                 lane.window_bytes += goes / 8;
                 lane.sent_segments += goes / 8 / 1448;
-                lane.rtt = rtt;
+                lane.rtt = rtt + stood;
             }
         }
 
-        fn warm(&mut self, each: impl Fn(&mut Path)) -> Probe {
+        fn warm(&mut self, mut each: impl FnMut(&mut Path)) -> Probe {
             let mut warmth = Warmth::default();
             assert!(warmth.begin(self.sight(), false));
             loop {
@@ -321,6 +354,38 @@ mod tests {
                 each(self);
             }
         }
+    }
+
+    /// For most of a round trip: on a machine whose processors are taken from it.
+    #[test]
+    fn what_a_path_that_stands_still_while_it_is_filled_seems_to_carry_is_not_for_sure() {
+        for from_ms in (250..700).step_by(25) {
+            for for_ms in [40, 80, 110] {
+                let mut path = Path::new(125e6);
+                let begun = path.now;
+                let probe = path.warm(|path| {
+                    let since = path.now - begun;
+                    path.stands = (from_ms * MS..(from_ms + for_ms) * MS).contains(&since);
+                });
+                let found = probe.path().filter(|_| probe.queued).map_or(f64::MAX, |found| found as f64);
+                assert!(found > 0.7 * 125e6, "{from_ms} ms, {for_ms} ms: {probe:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_path_that_was_filled_has_a_queue_in_the_end() {
+        let mut path = Path::new(125e6);
+        let mut queued = Duration::ZERO;
+        let probe = path.warm(|path| {
+            if path.sent > 15_000_000 {
+                queued += 2 * MS;
+            }
+            path.lanes
+                .iter_mut()
+                .for_each(|lane| (lane.acked_bytes, lane.rtt) = (lane.acked_bytes + 1, 120 * MS + queued));
+        });
+        assert!(probe.queued && probe.path().is_some(), "{probe:?}");
     }
 
     #[test]
