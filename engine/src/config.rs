@@ -66,6 +66,8 @@ pub struct SourceConfig {
     pub pass_pause_most: Duration,
     /// How QEMU is kept from stopping the guest by itself. Default [`HoldBack::Ack`].
     pub hold_back: HoldBack,
+    /// The tail goes as it comes, as it must where nobody says where it ends. Default false: it goes in large pieces, the last one at its end.
+    pub tail_as_it_comes: bool,
     /// After QEMU said that nothing is dirty, how long it is left alone. Default 2 ms: held back it would search its
     /// bitmap 20000 times a second.
     pub idle_pause: Duration,
@@ -105,6 +107,7 @@ impl Default for SourceConfig {
             pass_pause_least: Duration::from_millis(40),
             pass_pause_most: Duration::from_secs(1),
             hold_back: HoldBack::Ack,
+            tail_as_it_comes: false,
             idle_pause: Duration::from_millis(2),
             policy_interval: Duration::from_millis(10),
             ratio_weight_permille: 30,

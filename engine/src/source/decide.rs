@@ -135,7 +135,11 @@ impl Source {
         let wanted = self.policy.staging_bytes(self.config.staging_bytes);
         let wanted = if self.raw.begun() { wanted.min(self.config.raw_staging_bytes) } else { wanted };
         match self.config.hold_back {
-            HoldBack::Rate(time) if self.phase == Phase::Live => {
+            // Where nobody tells QEMU to stop, it is QEMU that has to know how slow the link is, to the end.
+            HoldBack::Rate(time)
+                if self.phase == Phase::Live
+                    || self.phase == Phase::Switching && self.config.tail_as_it_comes =>
+            {
                 let goodput = u128::from(self.window.link.goodput_bytes_per_s);
                 let encoded = goodput * time.as_nanos() / 1_000_000_000;
                 let raw = encoded as f64 / self.ratio.max(MIN_RATIO);

@@ -57,7 +57,8 @@ impl Source {
         if !self.raw.is_empty() {
             return None;
         }
-        if self.tail.has_whole_piece() || (!self.tail.is_empty() && self.tail_complete) {
+        let goes = self.tail_complete || dry && self.config.tail_as_it_comes;
+        if self.tail.has_whole_piece() || (!self.tail.is_empty() && goes) {
             let (offset, bytes) = self.tail.pop()?;
             return self.stream_job(Kind::Tail, offset, bytes, self.window.issued);
         }

@@ -291,6 +291,11 @@ impl Source {
         self.config.dictionary_slots = self.config.dictionary_slots.min(slots);
     }
 
+    /// How QEMU is kept from stopping the guest by itself, where that is known only now.
+    pub fn hold_back(&mut self, hold_back: HoldBack) {
+        self.config.hold_back = hold_back;
+    }
+
     /// Stream bytes to be carried verbatim, in order with each other. Pages fed later are applied after them; pages fed earlier
     /// may be applied before or after.
     pub fn opaque(&mut self, bytes: &[u8]) {
