@@ -53,6 +53,8 @@ pub struct Config {
     pub guest: Guest,
     #[serde(default)]
     pub hooks: Hooks,
+    #[serde(default)]
+    pub libvirt: Libvirt,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -98,6 +100,8 @@ pub enum Allow {
     Send,
     /// Guests may come from this peer.
     Receive,
+    /// This peer's libvirt may talk to ours, by which it can do anything to this host.
+    Libvirt,
 }
 
 /// Budgets per migration. The daemon's resident size stays below 256 MiB plus these.
@@ -187,6 +191,28 @@ pub struct Hooks {
     pub timeout: Duration,
     /// At the destination: what has to be done before the guest may run. It stands meanwhile. Default: nothing.
     pub hold: Vec<Hook>,
+}
+
+/// Guests that libvirt moves.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Libvirt {
+    /// libvirt's socket at this host. Default `/run/libvirt/libvirt-sock`, which its modular daemons have, too.
+    pub socket: PathBuf,
+    /// Where the sockets of each migration are made; the same at both hosts. Default `/run/hikyaku/m`.
+    pub directory: PathBuf,
+    /// As whom libvirt's QEMUs run. Default: `libvirt-qemu` or `qemu`, whichever there is.
+    pub qemu_user: Option<String>,
+}
+
+impl Default for Libvirt {
+    fn default() -> Self {
+        Libvirt {
+            socket: PathBuf::from("/run/libvirt/libvirt-sock"),
+            directory: PathBuf::from("/run/hikyaku/m"),
+            qemu_user: None,
+        }
+    }
 }
 
 impl Default for Hooks {
@@ -301,6 +327,12 @@ impl Config {
         }
         if self.link.lanes.is_some_and(|lanes| !(1..=64).contains(&lanes)) {
             return Err("link.lanes must be 1 to 64, or \"auto\"".into());
+        }
+        if !crate::libvirt::directory::fits(&self.libvirt.directory) {
+            return Err(
+                "libvirt.directory must be an absolute path of at most 86 bytes: sockets are made below it"
+                    .into(),
+            );
         }
         if self.link.dscp.is_some_and(|dscp| dscp > 63) {
             return Err("link.dscp must be 0 to 63".into());

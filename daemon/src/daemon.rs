@@ -6,6 +6,7 @@ use crate::config::{Config, Peer};
 use crate::destination::{self, Armed, Arrival, WaitingGuest};
 use crate::estimate::Estimates;
 use crate::id::Id;
+use crate::libvirt::far;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::Phase;
 use crate::protocol::{self, Ask, Hello, Note, PROTOCOL, Refusal};
@@ -40,6 +41,8 @@ pub struct Daemon {
     pub estimates: RefCell<Estimates>,
     /// At a source: what peers have said.
     pub awaited: Awaited,
+    /// At a destination: guests of libvirt's.
+    pub carriages: far::Carriages,
     armed: RefCell<HashMap<String, AtDoor>>,
     receiving: RefCell<HashSet<Id>>,
     /// By peer: what it asked for that never came, and has not said to be over.
@@ -61,6 +64,7 @@ impl Daemon {
             experience: RefCell::default(),
             estimates: RefCell::default(),
             awaited: Awaited::default(),
+            carriages: far::Carriages::default(),
             armed: RefCell::default(),
             receiving: RefCell::default(),
             never_came: RefCell::default(),
@@ -253,6 +257,8 @@ impl Daemon {
                     refuse(arrival.incoming, Refusal::NotAwaited, "another source was faster".into());
                 }
             }
+            Ok(Hello::Carry(hello)) => far::carry(&self, peer, &hello, incoming),
+            Ok(Hello::Conduit(hello)) => far::conduit(&self, &peer, hello, incoming),
             Ok(Hello::Ask(ask)) => {
                 if let Err(text) = self.may_ask(&peer, &ask).await {
                     return refuse(incoming, Refusal::Other, text);

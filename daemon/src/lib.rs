@@ -16,6 +16,7 @@
 //! | [`fail`] | where tests make a daemon fail |
 //! | [`awaited`] | what the other side has said it awaits |
 //! | [`pages`] | QEMU's blocks in the engine's page numbers |
+//! | [`libvirt`] | guests that libvirt moves: what its two sides say to each other is carried |
 //! | [`hooks`] | the operator's programs, called as a guest moves |
 //! | [`heap`] | where memory for pages comes from |
 //! | [`outcome`] | how a migration ended: exit code, where the guest runs, what to do |
@@ -36,6 +37,7 @@ pub mod hooks;
 pub mod id;
 pub mod inbox;
 pub mod keyfile;
+pub mod libvirt;
 mod mailbox;
 mod outage;
 pub mod outcome;

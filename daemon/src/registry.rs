@@ -421,7 +421,7 @@ impl Entry {
     pub fn resolve(&self, guest_is: Resolution, fenced: bool) -> Result<(), Outcome> {
         let phase = self.phase();
         let in_doubt = self.outcome().is_some_and(|outcome| outcome.ending == Ending::InDoubt);
-        if !matches!(phase, Phase::Ceded | Phase::Starting) || !in_doubt {
+        if !matches!(phase, Phase::Ceded | Phase::Handed | Phase::Starting) || !in_doubt {
             let desc = format!("migration {} is not in doubt: it is {phase}", self.id.short());
             return Err(Outcome::new(Ending::Usage, Whereabouts::AsItWas, desc));
         }

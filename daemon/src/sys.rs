@@ -1,6 +1,7 @@
 //! The system calls that have no safe wrapper.
 #![allow(unsafe_code)]
 
+use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::time::ClockId;
 use std::io;
@@ -18,6 +19,12 @@ pub fn readable_bytes(fd: BorrowedFd<'_>) -> io::Result<u64> {
 /// What this thread has had of the processor. Zero, where that cannot be told.
 pub fn thread_time() -> Duration {
     ClockId::CLOCK_THREAD_CPUTIME_ID.now().map_or(Duration::ZERO, Duration::from)
+}
+
+/// A Ctrl-C is for a child of this process, and not for it.
+pub fn ignore_interrupts() {
+    // SAFETY: no handler of ours runs: the signal is ignored.
+    let _ = unsafe { signal(Signal::SIGINT, SigHandler::SigIgn) };
 }
 
 /// What a socket to a QEMU may hold: several times what the kernel's default lets it, so that neither side has to be woken for each

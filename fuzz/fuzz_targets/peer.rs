@@ -4,12 +4,12 @@
 
 use hikyaku_daemon::api::wire::Request;
 use hikyaku_daemon::pages::{Item, ItemReader, PagesError};
-use hikyaku_daemon::protocol::{self, Answer, Hello, Note, ToDestination, ToSource, Welcome};
+use hikyaku_daemon::protocol::{self, Answer, Hello, Note, ToDestination, ToSource, Welcome, libvirt};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
     let Some((&choice, bytes)) = data.split_first() else { return };
-    match choice % 9 {
+    match choice % 13 {
         0 => message::<Hello>(bytes),
         1 => message::<Welcome>(bytes),
         2 => message::<Answer>(bytes),
@@ -17,9 +17,13 @@ fuzz_target!(|data: &[u8]| {
         4 => message::<ToSource>(bytes),
         5 => message::<Note>(bytes),
         6 => drop(serde_json::from_slice::<Request>(bytes)),
+        7 => message::<libvirt::Carried>(bytes),
+        8 => message::<libvirt::Connected>(bytes),
+        9 => message::<libvirt::ToFar>(bytes),
+        10 => message::<libvirt::ToNear>(bytes),
         _ => {
             let whole = items(bytes, bytes.len().max(1));
-            assert_eq!(items(bytes, usize::from(choice / 9) + 1), whole);
+            assert_eq!(items(bytes, usize::from(choice / 13) + 1), whole);
         }
     }
 });

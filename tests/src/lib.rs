@@ -8,6 +8,7 @@
 //! | [`command`] | `hikyaku …` run to its end, within a time limit |
 //! | [`linux`] | a Linux guest |
 //! | [`rig`] | a link, two daemons and a guest: a whole move, and the checks of it |
+//! | [`virt`] | the same with a libvirt at either end |
 //! | [`crash`] | one fault at each point of a move (and the program `crash-soak`) |
 //! | [`flood`] | connections of strangers (the program `flood`) |
 //! | [`proxy`] | a TCP proxy that damages what passes (the program `faulty-proxy`) |
@@ -26,3 +27,4 @@ pub mod machine;
 pub mod proxy;
 pub mod rig;
 pub mod site;
+pub mod virt;

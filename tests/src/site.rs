@@ -44,6 +44,8 @@ pub struct Settings {
     pub peers: Vec<PeerSettings>,
     /// What moves under way may take when the daemon is told to end; None: its own default.
     pub drain: Option<&'static str>,
+    /// The daemon is started in this mount namespace.
+    pub enter: Option<PathBuf>,
     /// With this library the daemon's clock can be made to jump ([`Site::jump_clock`]).
     pub fake_clock: Option<PathBuf>,
     /// More TOML: whole tables.
@@ -109,6 +111,7 @@ impl Held {
 pub struct Site {
     name: String,
     directory: TempDir,
+    enter: Option<PathBuf>,
     daemon: Child,
 }
 
@@ -120,8 +123,9 @@ impl Site {
         if let Some(library) = &settings.fake_clock {
             std::os::unix::fs::symlink(library, path.join(FAKE_CLOCK)).expect("a link can be made");
         }
-        let daemon = spawn(host, path, "");
-        let mut site = Site { name: settings.name.clone(), directory, daemon };
+        let enter = settings.enter.clone();
+        let daemon = spawn(host, path, enter.as_deref(), "");
+        let mut site = Site { name: settings.name.clone(), directory, enter, daemon };
         site.wait_for_api();
         site
     }
@@ -199,7 +203,7 @@ impl Site {
     /// The same, to fail where `points` says: `POINT:WHAT,…` as in the daemon's `fail.rs`.
     pub fn restart_failing(&mut self, host: &Host, points: &str) {
         self.kill();
-        self.daemon = spawn(host, self.directory.path(), points);
+        self.daemon = spawn(host, self.directory.path(), self.enter.as_deref(), points);
         self.wait_for_api();
     }
 
@@ -292,10 +296,18 @@ impl Drop for Site {
     }
 }
 
-fn spawn(host: &Host, directory: &Path, fail_points: &str) -> Child {
+fn spawn(host: &Host, directory: &Path, enter: Option<&Path>, fail_points: &str) -> Child {
     let log =
         File::options().append(true).create(true).open(directory.join(LOG)).expect("the log can be made");
-    let mut command = host.command(binaries::product("hikyakud"));
+    let daemon = binaries::product("hikyakud");
+    let mut command = match enter {
+        Some(namespace) => {
+            let mut command = host.command("nsenter");
+            command.arg(format!("--mount={}", namespace.display())).arg("--").arg(daemon);
+            command
+        }
+        None => host.command(daemon),
+    };
     command.arg("--config").arg(directory.join(CONFIG)).stdin(std::process::Stdio::null());
     if !fail_points.is_empty() {
         command.env("HIKYAKU_FAIL", fail_points);
@@ -355,7 +367,15 @@ fn settings(network: &Network, name: &str, peer: &str, peer_key: String) -> Sett
         allow: vec!["send", "receive"],
     };
     let (listen, more) = (format!("[::]:{PORT}"), String::new());
-    Settings { name: name.to_owned(), listen, peers: vec![peer], drain: None, fake_clock: None, more }
+    Settings {
+        name: name.to_owned(),
+        listen,
+        peers: vec![peer],
+        drain: None,
+        enter: None,
+        fake_clock: None,
+        more,
+    }
 }
 
 /// Makes a private key and returns its public half.

@@ -5,6 +5,7 @@ use super::wire::{
 };
 use super::{check, link};
 use crate::daemon::{Daemon, check_limit};
+use crate::libvirt::near;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use serde::Serialize;
 use serde_json::Value;
@@ -75,6 +76,7 @@ async fn connection(stream: UnixStream, daemon: Rc<Daemon>) -> io::Result<()> {
             "set".into(),
             "link".into(),
             "check".into(),
+            "carry".into(),
         ],
     };
     send(&mut write, &Greeting { hikyaku: greeting }).await?;
@@ -148,6 +150,10 @@ async fn execute(daemon: &Rc<Daemon>, command: Command, uid: u32) -> Result<Valu
         Command::Check(arguments) => {
             tracing::info!(uid, guest = %arguments.guest, peer = %arguments.peer, "asked how a move would go");
             Ok(json(&check::report(daemon, arguments).await?))
+        }
+        Command::Carry(arguments) => {
+            tracing::info!(uid, guest = %arguments.guest, to = %arguments.to, "asked to carry a guest of libvirt's");
+            Ok(json(&near::open(daemon, arguments).await?))
         }
         Command::Subscribe => Ok(Value::Null),
     }

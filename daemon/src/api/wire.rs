@@ -48,6 +48,7 @@ pub enum Command {
     Set(SetArguments),
     Link(LinkArguments),
     Check(CheckArguments),
+    Carry(CarryArguments),
     Subscribe,
 }
 
@@ -81,6 +82,30 @@ pub struct MigrateArguments {
     pub limit_bytes_per_s: Option<u64>,
     #[serde(default)]
     pub priority: Priority,
+}
+
+/// A guest that libvirt is to move.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CarryArguments {
+    pub guest: String,
+    pub to: String,
+    /// The stop aimed at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downtime_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_bytes_per_s: Option<u64>,
+    #[serde(default)]
+    pub priority: Priority,
+}
+
+/// Sockets are there, at both hosts: `DIRECTORY/ctl` for libvirt, `ram` for the guest's memory, `nbd` for its disks.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Carrying {
+    pub id: Id,
+    pub directory: PathBuf,
+    /// The peer lets this host's libvirt talk to its own by `ctl`.
+    pub rpc: bool,
 }
 
 /// How a migration shares the link with others.

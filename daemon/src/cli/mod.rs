@@ -15,13 +15,14 @@ mod link;
 mod progress;
 mod resolve;
 mod table;
+mod virsh;
 
 use crate::api::check::{CheckArguments, CheckReport};
 use crate::api::client::{Client, ClientError};
 use crate::api::link::LinkArguments;
 use crate::api::wire::{
-    Command, Delta, MigrateArguments, OnDeadline, Priority, ReceiveArguments, Resolution, SetArguments,
-    Started, Status, Switchover, Which,
+    CarryArguments, Carrying, Command, Delta, MigrateArguments, OnDeadline, Priority, ReceiveArguments,
+    Resolution, SetArguments, Started, Status, Switchover, Which,
 };
 use crate::config::Config;
 use crate::id::Id;
@@ -30,6 +31,7 @@ use crate::source::POLICIES;
 use crate::units;
 use clap::builder::PossibleValuesParser;
 use clap::{CommandFactory, Parser, Subcommand};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -114,6 +116,34 @@ enum Verb {
         #[arg(long)]
         detach: bool,
     },
+    /// At the source: have libvirt move GUEST to a peer; what its two sides say to each other, and the guest, are carried
+    VirshMigrate {
+        guest: String,
+        /// The peer's name in the configuration.
+        #[arg(long, value_name = "PEER")]
+        to: String,
+        /// This host's libvirt talks to the other one, not virsh.
+        #[arg(long)]
+        p2p: bool,
+        /// Copy the guest's disks as well.
+        #[arg(long)]
+        disks: bool,
+        /// The stop aimed at. Default: 300ms.
+        #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+        downtime: Option<Duration>,
+        /// What it sends at most, headers included, such as 500mbit.
+        #[arg(long, value_name = "RATE", value_parser = units::parse_limit)]
+        limit: Option<u64>,
+        /// Its share beside other migrations to the same peer.
+        #[arg(long, value_enum, default_value = "normal")]
+        priority: Priority,
+        /// More options of virsh migrate.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "VIRSH OPTION")]
+        options: Vec<OsString>,
+    },
+    /// About guests that libvirt moves
+    #[command(subcommand)]
+    Libvirt(LibvirtVerb),
     /// Every migration this daemon knows
     List,
     /// One migration, in full
@@ -192,6 +222,17 @@ enum Verb {
 }
 
 #[derive(Debug, Subcommand)]
+enum LibvirtVerb {
+    /// At the source: make the sockets by which libvirt can move GUEST, and say how; for whoever runs virsh himself
+    Carry {
+        guest: String,
+        /// The peer's name in the configuration.
+        #[arg(long, value_name = "PEER")]
+        to: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 enum ConfigVerb {
     /// Read the file as the daemon would, and say what is wrong with it
     Check {
@@ -225,6 +266,8 @@ enum CliError {
     Config(#[from] crate::config::ConfigError),
     #[error(transparent)]
     Key(#[from] crate::keyfile::KeyFileError),
+    #[error(transparent)]
+    Virsh(#[from] virsh::VirshError),
     #[error("{0}")]
     Output(#[from] std::io::Error),
 }
@@ -233,6 +276,7 @@ impl CliError {
     fn ending(&self) -> Ending {
         match self {
             CliError::Client(ClientError::Refused(body)) => body.class,
+            CliError::Virsh(error) => error.ending(),
             CliError::Client(_) | CliError::Output(_) => Ending::Other,
             CliError::Config(_) | CliError::Key(_) => Ending::Configuration,
         }
@@ -242,6 +286,7 @@ impl CliError {
         match self {
             CliError::Client(error) => error.guest(),
             CliError::Config(_) | CliError::Key(_) => Whereabouts::AsItWas,
+            CliError::Virsh(_) => Whereabouts::Untouched,
             CliError::Output(_) => Whereabouts::Unknown,
         }
     }
@@ -297,6 +342,28 @@ fn obey(cli: &Cli) -> Result<Ending, CliError> {
                 priority: *priority,
             };
             start(cli, Command::Migrate(arguments), *detach)
+        }
+        Verb::VirshMigrate { guest, to, p2p, disks, downtime, limit, priority, options } => {
+            let arguments = CarryArguments {
+                guest: guest.clone(),
+                to: to.clone(),
+                downtime_ms: downtime.map(|d| d.as_millis() as u64),
+                limit_bytes_per_s: *limit,
+                priority: *priority,
+            };
+            virsh::migrate(cli, arguments, &virsh::Wish { p2p: *p2p, disks: *disks, options })
+        }
+        Verb::Libvirt(LibvirtVerb::Carry { guest, to }) => {
+            let arguments = CarryArguments {
+                guest: guest.clone(),
+                to: to.clone(),
+                downtime_ms: None,
+                limit_bytes_per_s: None,
+                priority: Priority::default(),
+            };
+            let carrying: Carrying = Client::connect(&cli.api)?.execute(Command::Carry(arguments))?;
+            virsh::show(guest, &carrying, cli.json)?;
+            Ok(Ending::Moved)
         }
         Verb::List => {
             let statuses: Vec<Status> = Client::connect(&cli.api)?.execute(Command::List)?;

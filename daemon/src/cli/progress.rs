@@ -200,6 +200,7 @@ pub(super) fn link_words(status: &Status) -> Option<String> {
     }
     let guest = match (status.role, status.phase) {
         (Role::Source, Phase::Preparing | Phase::Copying | Phase::LinkLost) => "the guest runs on here",
+        (_, Phase::Handed) => "libvirt says where the guest goes on",
         (Role::Source, Phase::Stopped) => "the guest is being continued here",
         (Role::Source, _) => "where the guest runs is in doubt",
         (Role::Destination, Phase::Armed | Phase::Filling | Phase::LinkLost) => {

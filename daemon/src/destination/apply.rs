@@ -9,9 +9,9 @@
 //! Memory is bounded by the credit that was granted: what is not applied is not acknowledged, and the source stops.
 //!
 //! Invariant: **no byte after the end of RAM reaches QEMU before the source says so** — QEMU acts on the last byte of its stream. In raw relay, where the end of RAM is not known, the guest arrives stopped, and only our
-//! own `cont`, after GO, starts it.
+//! own `cont`, after GO, starts it. Where somebody else decides about the guest ([`End::PassedOn`]) its QEMU starts nothing by itself either.
 
-use super::sink::{QemuSink, SinkError};
+use super::sink::{End, QemuSink, SinkError};
 use crate::inbox::Inbox;
 use hikyaku_engine::{ChunkSeq, ReceiveError, Receiver, ReceiverConfig};
 use hikyaku_transport::RxSession;
@@ -82,7 +82,7 @@ impl ApplyError {
 pub struct Apply {
     pub qemu: UnixStream,
     pub config: ReceiverConfig,
-    pub tail_budget_bytes: usize,
+    pub end: End,
     pub inbox: Arc<Inbox<ToApply>>,
     pub out: UnboundedSender<FromApply>,
 }
@@ -93,7 +93,7 @@ impl Apply {
         self.qemu.set_nonblocking(true)?;
         std::thread::Builder::new().name("apply".into()).spawn(move || {
             let out = self.out.clone();
-            let sink = QemuSink::new(self.qemu, self.tail_budget_bytes);
+            let sink = QemuSink::new(self.qemu, self.end);
             let running = Running {
                 receiver: Receiver::new(self.config),
                 sink,

@@ -8,15 +8,15 @@
 //! The guest is the source's until GO. After GO it is ours, unless we refuse it; refused means that it never ran here.
 
 mod answer;
-mod apply;
+pub(crate) mod apply;
 mod error;
-mod events;
+pub(crate) mod events;
 mod fit;
 mod guest;
 mod refuse;
 mod restart;
-mod sink;
-mod way_back;
+pub(crate) mod sink;
+pub(crate) mod way_back;
 mod words;
 
 pub use answer::{answer, over};
@@ -211,7 +211,7 @@ impl Reception {
                 dictionary_slots: memory.dictionary_slots(),
                 ..ReceiverConfig::default()
             },
-            tail_budget_bytes: memory.tail as usize,
+            end: sink::End::Held { tail_budget_bytes: memory.tail as usize },
             inbox: inbox.clone(),
             out,
         };

@@ -36,6 +36,15 @@ pub enum SinkError {
     PrefixBudget,
 }
 
+/// Who says when QEMU may have the end of its stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The source: the guest's device state, of so many bytes at most, is held back until GO.
+    Held { tail_budget_bytes: usize },
+    /// Nobody here: what comes is passed on.
+    PassedOn,
+}
+
 pub struct QemuSink {
     socket: UnixStream,
     out: Vec<u8>,
@@ -44,7 +53,8 @@ pub struct QemuSink {
     raw: ItemReader,
     /// Held back until GO.
     tail: Vec<u8>,
-    tail_budget_bytes: usize,
+    end: End,
+    ram_ended: bool,
     went_raw: bool,
     pages_written: u64,
 }
@@ -65,7 +75,7 @@ enum Stage {
 }
 
 impl QemuSink {
-    pub fn new(socket: UnixStream, tail_budget_bytes: usize) -> QemuSink {
+    pub fn new(socket: UnixStream, end: End) -> QemuSink {
         QemuSink {
             socket,
             out: Vec::with_capacity(GATHER_BYTES + (64 << 10)),
@@ -73,7 +83,8 @@ impl QemuSink {
             opaque: ItemReader::default(),
             raw: ItemReader::default(),
             tail: Vec::new(),
-            tail_budget_bytes,
+            end,
+            ram_ended: false,
             went_raw: false,
             pages_written: 0,
         }
@@ -91,18 +102,27 @@ impl QemuSink {
         self.pages_written
     }
 
-    /// GO is here: QEMU gets the end of RAM and its device state.
+    /// Nothing more comes, or GO is here: QEMU gets the end of RAM and its device state, if they were held back.
     pub fn release_tail(&mut self) -> Result<(), SinkError> {
-        if !self.went_raw {
-            let Stage::Live { writer, .. } = &mut self.stage else { return Err(SinkError::Early("the end")) };
-            writer.finish_ram(&mut self.out)?;
-            for piece in std::mem::take(&mut self.tail).chunks(GATHER_BYTES) {
-                let (writer, _, out) = self.live("the end")?;
-                writer.tail(out, piece)?;
-                self.flush_if_full()?;
-            }
+        if !self.went_raw && self.end != End::PassedOn {
+            let tail = std::mem::take(&mut self.tail);
+            self.write_tail(&tail)?;
         }
         self.flush()
+    }
+
+    /// The end of RAM, if QEMU has not had it, and this behind it.
+    fn write_tail(&mut self, bytes: &[u8]) -> Result<(), SinkError> {
+        let Stage::Live { writer, .. } = &mut self.stage else { return Err(SinkError::Early("the end")) };
+        if !std::mem::replace(&mut self.ram_ended, true) {
+            writer.finish_ram(&mut self.out)?;
+        }
+        for piece in bytes.chunks(GATHER_BYTES) {
+            let (writer, _, out) = self.live("the end")?;
+            writer.tail(out, piece)?;
+            self.flush_if_full()?;
+        }
+        Ok(())
     }
 
     /// Gives QEMU what was gathered. Waits for it as long as it takes; shutting the socket down ends the wait.
@@ -236,11 +256,16 @@ impl Sink for QemuSink {
     }
 
     fn tail(&mut self, bytes: &[u8]) -> Result<(), SinkError> {
-        if self.tail.len() + bytes.len() > self.tail_budget_bytes {
-            return Err(SinkError::TailBudget(self.tail_budget_bytes));
+        match self.end {
+            End::PassedOn => self.write_tail(bytes),
+            End::Held { tail_budget_bytes } if self.tail.len() + bytes.len() > tail_budget_bytes => {
+                Err(SinkError::TailBudget(tail_budget_bytes))
+            }
+            End::Held { .. } => {
+                self.tail.extend_from_slice(bytes);
+                Ok(())
+            }
         }
-        self.tail.extend_from_slice(bytes);
-        Ok(())
     }
 }
 

@@ -10,6 +10,8 @@
 //!
 //! **Until `Ceded` the guest is the source's**: whatever fails, it runs on there. From `Starting` on it is the
 //! destination's. Between the two nobody starts it but the destination, and the source asks until it knows.
+//!
+//! A guest of libvirt's is libvirt's all the time: `Copying → Handed → Moved`, and `Filling → Handed → Running`, are what was seen of it.
 
 mod answer;
 mod destination;
@@ -47,6 +49,8 @@ pub enum Phase {
     Stopped,
     /// Let go: only the destination's verdict says where it runs.
     Ceded,
+    /// A guest of libvirt's, at either side: it stands, and where it goes on is libvirt's to say.
+    Handed,
     /// The destination runs it (or holds it stopped, as asked).
     Moved,
     /// The destination refused it after Ceded; it runs here again.
@@ -74,13 +78,15 @@ impl Phase {
         use Phase::*;
         match self {
             Preparing => matches!(next, Copying | Failed),
-            Copying => matches!(next, LinkLost | Stopped | Failed),
-            LinkLost => matches!(next, Copying | Filling | Failed | Refused),
+            Copying => matches!(next, LinkLost | Stopped | Handed | Failed),
+            // Handed: libvirt does not wait for the link.
+            LinkLost => matches!(next, Copying | Filling | Handed | Failed | Refused),
             // Not back to Copying: QEMU's stream has come to its end, and another one needs another session.
             Stopped => matches!(next, Ceded | Failed),
             Ceded => matches!(next, Moved | Resumed),
+            Handed => matches!(next, Moved | Failed | Running | Refused),
             Armed => matches!(next, Filling | Refused),
-            Filling => matches!(next, LinkLost | Loading | Refused),
+            Filling => matches!(next, LinkLost | Loading | Handed | Refused),
             Loading => matches!(next, Starting | Refused),
             // A guest that QEMU cannot run although it loaded: the verdict is *refused*, and the source may continue it,
             // because it never ran here.
@@ -110,6 +116,7 @@ impl fmt::Display for Phase {
             LinkLost => "link lost",
             Stopped => "stopped",
             Ceded => "ceded",
+            Handed => "handed over",
             Moved => "moved",
             Resumed => "resumed here",
             Failed => "failed",
@@ -127,9 +134,9 @@ impl fmt::Display for Phase {
 mod tests {
     use super::Phase::{self, *};
 
-    const ALL: [Phase; 14] = [
-        Preparing, Copying, LinkLost, Stopped, Ceded, Moved, Resumed, Failed, Armed, Filling, Loading,
-        Starting, Running, Refused,
+    const ALL: [Phase; 15] = [
+        Preparing, Copying, LinkLost, Stopped, Ceded, Handed, Moved, Resumed, Failed, Armed, Filling,
+        Loading, Starting, Running, Refused,
     ];
 
     #[test]
@@ -171,6 +178,14 @@ mod tests {
     #[test]
     fn the_guest_is_never_ceded_while_it_runs() {
         assert!(ALL.into_iter().filter(|p| p.may_become(Ceded)).eq([Stopped]));
-        assert!(ALL.into_iter().filter(|p| p.may_become(Running)).eq([Starting]));
+        assert!(ALL.into_iter().filter(|p| p.may_become(Running)).eq([Handed, Starting]));
+    }
+
+    #[test]
+    fn what_libvirt_decides_is_not_to_be_cancelled_here() {
+        assert!(!Handed.can_be_cancelled());
+        let next: Vec<_> = ALL.into_iter().filter(|n| Handed.may_become(*n)).collect();
+        assert_eq!(next, [Moved, Failed, Running, Refused]);
+        assert!(ALL.into_iter().filter(|p| p.may_become(Handed)).eq([Copying, LinkLost, Filling]));
     }
 }

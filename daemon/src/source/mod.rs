@@ -17,20 +17,20 @@ mod deadline;
 pub mod doubt;
 mod ebb;
 mod error;
-mod events;
+pub(crate) mod events;
 pub mod experience;
 mod forget;
 mod gate;
 mod give_back;
 mod guest;
 mod handover;
-mod intake;
+pub(crate) mod intake;
 mod leftovers;
 mod meddling;
 mod options;
-mod pump;
+pub(crate) mod pump;
 mod return_path;
-mod sharing;
+pub(crate) mod sharing;
 mod sleep;
 mod standing;
 mod survey;
@@ -65,7 +65,7 @@ use hikyaku_engine::precopy::Terms;
 use hikyaku_transport::{Ebb, Lost, TxSession};
 use intake::Intake;
 use meddling::Meddling;
-use pump::{FromPump, Pump, ToPump};
+use pump::{Closes, FromPump, Pump, ToPump};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -210,6 +210,7 @@ impl Migration {
                 workers: daemon.workers.clone(),
                 inbox: inbox.clone(),
                 out: to_controller,
+                closes: Closes::Fails,
             };
             pump.start().map_err(SourceError::Resources)
         });

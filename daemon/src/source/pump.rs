@@ -16,7 +16,9 @@ use crate::api::wire::Numbers;
 use crate::inbox::Inbox;
 use crate::workers::Workers;
 use hikyaku_engine::precopy::Prediction;
-use hikyaku_engine::{AbortReason, Action, ChunkSeq, Encoded, LinkStats, PAGE_BYTES, Source, SyncInfo, Time};
+use hikyaku_engine::{
+    AbortReason, Action, ChunkSeq, Encoded, HoldBack, LinkStats, PAGE_BYTES, Source, SyncInfo, Time,
+};
 use hikyaku_transport::{Chunk, Payload, SendError, TxSession};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{self, ErrorKind, Read, Write};
@@ -62,6 +64,8 @@ pub enum ToPump {
     /// Say what the stop would take now: the guest is about to be stopped.
     Foretell,
     GuestStopped,
+    /// How QEMU is kept from stopping the guest by itself, as is known now.
+    HoldBack(HoldBack),
     /// QEMU has written all of its stream: what the socket holds is the rest.
     StreamWritten,
     /// Read so many bytes of QEMU's stream and no more, until told again; None: as many as staging takes.
@@ -85,6 +89,8 @@ pub enum FromPump {
     WentRaw(String),
     /// The allowance is used up.
     Allowed,
+    /// So many bytes have been written on the way back, in all.
+    Returned(u64),
     /// The whole stream, device state included, has been handed to the transport.
     AllSent {
         last_seq: ChunkSeq,
@@ -120,6 +126,16 @@ pub struct Pump {
     pub workers: Workers,
     pub inbox: Arc<Inbox<ToPump>>,
     pub out: UnboundedSender<FromPump>,
+    pub closes: Closes,
+}
+
+/// What it means that the socket which is read is closed by its other side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closes {
+    /// The migration has failed.
+    Fails,
+    /// Its bytes are complete. What is written on the way back is told, too.
+    Ends,
 }
 
 impl Pump {
@@ -153,6 +169,7 @@ struct Running {
     link_at: Instant,
     report_at: Instant,
     return_path: Vec<u8>,
+    returned_bytes: u64,
     acked_bytes: u64,
 }
 
@@ -185,6 +202,7 @@ impl Running {
             link_at: now,
             report_at: now,
             return_path: Vec::new(),
+            returned_bytes: 0,
             acked_bytes: 0,
         }
     }
@@ -195,6 +213,10 @@ impl Running {
             self.pump.inbox.take(&mut arrived);
             for message in arrived.drain(..) {
                 if !self.handle(message) {
+                    // What came just before the end may be what decides about the migration.
+                    if !self.return_path.is_empty() {
+                        let _ = self.write_return_path();
+                    }
                     return Ok(());
                 }
             }
@@ -271,6 +293,7 @@ impl Running {
             }
             ToPump::StreamWritten if self.tail == TailState::Coming => self.tail = TailState::Written,
             ToPump::StreamWritten => {}
+            ToPump::HoldBack(hold_back) => engine.hold_back(hold_back),
             ToPump::Foretell => {}
             ToPump::Allowance(allowance) => self.allowance = allowance,
             ToPump::End => return false,
@@ -392,7 +415,9 @@ impl Running {
         let now = self.now();
         // While QEMU has nothing dirty it is left alone; once stopped, its last words are awaited.
         let rest = self.pump.engine.intake_resumes_at().filter(|at| *at > now && !self.stopped);
-        let wants = rest.is_none() && self.pump.engine.intake_room() > 0 && self.allowance != Some(0);
+        let ended = self.pump.closes == Closes::Ends && !matches!(self.tail, TailState::Coming);
+        let wants =
+            rest.is_none() && !ended && self.pump.engine.intake_room() > 0 && self.allowance != Some(0);
         let mut events = PollFlags::empty();
         events.set(PollFlags::POLLIN, wants);
         events.set(PollFlags::POLLOUT, !self.return_path.is_empty());
@@ -429,6 +454,11 @@ impl Running {
         let room = self.buffer.len() - self.held;
         let limit = self.allowance.map_or(room, |left| room.min(usize::try_from(left).unwrap_or(room)));
         let got = match (&self.pump.qemu).read(&mut self.buffer[self.held..self.held + limit]) {
+            Ok(0) if self.pump.closes == Closes::Ends => return self.all_read(),
+            // It was closed before all that was answered had been read there.
+            Err(e) if e.kind() == ErrorKind::ConnectionReset && self.pump.closes == Closes::Ends => {
+                return self.all_read();
+            }
             Ok(0) => return Err(PumpError::QemuClosed),
             Ok(got) => got,
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => return Ok(()),
@@ -443,6 +473,12 @@ impl Running {
                 self.tell(FromPump::Allowed);
             }
         }
+        Ok(())
+    }
+
+    fn all_read(&mut self) -> Result<(), PumpError> {
+        self.tail = TailState::Read;
+        self.pump.engine.tail_done();
         Ok(())
     }
 
@@ -478,9 +514,23 @@ impl Running {
     }
 
     fn write_return_path(&mut self) -> Result<(), PumpError> {
-        match (&self.pump.qemu).write(&self.return_path) {
+        let written = match (&self.pump.qemu).write(&self.return_path) {
+            // Nobody reads it any more; that it was closed shows when it is read from.
+            Err(e)
+                if self.pump.closes == Closes::Ends
+                    && matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) =>
+            {
+                Ok(self.return_path.len())
+            }
+            written => written,
+        };
+        match written {
             Ok(n) => {
                 self.return_path.drain(..n);
+                self.returned_bytes += n as u64;
+                if self.pump.closes == Closes::Ends {
+                    self.tell(FromPump::Returned(self.returned_bytes));
+                }
                 Ok(())
             }
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(()),
@@ -489,7 +539,7 @@ impl Running {
     }
 
     fn tell(&self, what: FromPump) {
-        if !matches!(what, FromPump::Numbers(_) | FromPump::Allowed) {
+        if !matches!(what, FromPump::Numbers(_) | FromPump::Allowed | FromPump::Returned(_)) {
             tracing::debug!(?what, read_bytes = self.read_bytes, "pump tells");
         }
         // A controller that is gone has ended the migration, and End follows.

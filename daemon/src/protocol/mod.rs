@@ -19,7 +19,11 @@
 //!   ◀──────────────────── Verdict | Pending | Unknown      as the answer's payload
 //! ```
 //!
+//! Of a guest that libvirt moves they say other things: [`libvirt`].
+//!
 //! Encoding: bincode, with a hard limit (`docs/wire-format.md`); nothing here is trusted beyond its type.
+
+pub mod libvirt;
 
 use crate::id::Id;
 use bincode::{Decode, Encode};
@@ -46,6 +50,8 @@ pub enum ProtocolError {
 pub enum Hello {
     Migrate(Migrate),
     Ask(Ask),
+    Carry(libvirt::Carry),
+    Conduit(libvirt::Conduit),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -224,7 +230,10 @@ mod tests {
 
     /// `docs/wire-format.md` has them: a daemon of another version must read these.
     #[track_caller]
-    fn assert_bytes<T: Encode + Decode<()> + PartialEq + std::fmt::Debug>(message: T, bytes: &[&[u8]]) {
+    pub(super) fn assert_bytes<T: Encode + Decode<()> + PartialEq + std::fmt::Debug>(
+        message: T,
+        bytes: &[&[u8]],
+    ) {
         let bytes = bytes.concat();
         assert_eq!(encode(&message).unwrap(), bytes, "{message:?}");
         assert_eq!(decode::<T>(&bytes).unwrap(), message);

@@ -1,0 +1,246 @@
+//! What was seen of a migration of libvirt's, and what that says of its guest.
+
+use crate::api::wire::Resolution;
+use crate::libvirt::tap::Passed;
+use crate::outcome::{Ending, Outcome, Whereabouts};
+use crate::ownership::Phase;
+use crate::protocol::libvirt::Place;
+use hikyaku_qemu::libvirt::Answer;
+
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Connections that are there.
+    pub conduits: usize,
+    pub ram: Connections,
+    pub rpc: Connections,
+    came: bool,
+    /// libvirt there was asked to prepare for the guest, by this way.
+    prepared: bool,
+    /// It was asked to finish; cancelled or not.
+    finish: Option<bool>,
+    /// What it answered.
+    pub answer: Option<Answer>,
+    /// The waiting QEMU's last word.
+    pub shut: Option<u32>,
+    pub cancelled: bool,
+    pub in_doubt: bool,
+    pub resolved: Option<Resolution>,
+    /// Nothing more is heard of the destination, for this reason.
+    pub lost: Option<String>,
+    /// Why the first connection that failed did.
+    trouble: Option<String>,
+}
+
+/// To one place.
+#[derive(Debug, Default)]
+pub struct Connections {
+    pub open: usize,
+    pub came: usize,
+}
+
+impl Connections {
+    fn were_and_are_not(&self) -> bool {
+        self.came > 0 && self.open == 0
+    }
+}
+
+impl Seen {
+    pub fn came(&mut self, place: Place) {
+        self.came = true;
+        self.conduits += 1;
+        if let Some(to) = self.to(place) {
+            to.open += 1;
+            to.came += 1;
+        }
+    }
+
+    pub fn ended(&mut self, place: Place, trouble: Option<String>) {
+        self.conduits -= 1;
+        if let Some(to) = self.to(place) {
+            to.open -= 1;
+        }
+        self.trouble = self.trouble.take().or(trouble);
+    }
+
+    fn to(&mut self, place: Place) -> Option<&mut Connections> {
+        match place {
+            Place::Rpc => Some(&mut self.rpc),
+            Place::Ram => Some(&mut self.ram),
+            Place::Disks => None,
+        }
+    }
+
+    pub fn passed(&mut self, passed: Passed) {
+        match passed {
+            Passed::Prepare | Passed::Tunnel => self.prepared = true,
+            Passed::Finish { cancelled } => self.finish = Some(cancelled),
+            Passed::Finished(answer) => self.answer = Some(answer),
+            Passed::Unanswered => {}
+        }
+    }
+
+    pub fn is_unused(&self) -> bool {
+        !self.prepared && self.conduits == 0
+    }
+
+    /// libvirt there may be letting the guest run, and has not said so.
+    fn is_finishing(&self) -> bool {
+        self.finish == Some(false) && self.answer.is_none()
+    }
+
+    /// Nothing more comes that could say something of the guest.
+    pub fn is_over(&self) -> bool {
+        if self.answer.is_some() || self.resolved.is_some() {
+            return true;
+        }
+        if self.is_finishing() {
+            return false;
+        }
+        if self.prepared {
+            return self.rpc.open == 0;
+        }
+        // By hand, without libvirt's calls: then the guest's memory says what can be said. Somebody may have looked, and gone.
+        self.ram.were_and_are_not() || (self.cancelled || self.lost.is_some()) && self.ram.open == 0
+    }
+
+    /// What is said while libvirt's answer may be had no more.
+    pub fn doubt(&self, guest: &str, to: &str) -> Option<Outcome> {
+        self.is_finishing().then(|| {
+            let why = self.lost.as_deref().unwrap_or("nothing is heard");
+            Outcome::new(
+                Ending::InDoubt,
+                Whereabouts::InDoubt,
+                format!("libvirt at {to} was asked to run {guest}, and what it did is not known: {why}"),
+            )
+            .advise(format!(
+                "Look there: virsh domstate {guest}. If it runs there, end the copy here: virsh destroy {guest}; hikyaku resolve ID --there. If not, and never will: hikyaku resolve ID --here"
+            ))
+        })
+    }
+
+    pub fn outcome(&self, guest: &str, to: &str) -> (Phase, Outcome) {
+        let moved =
+            |desc: String| (Phase::Moved, Outcome::new(Ending::Moved, Whereabouts::RunsAtDestination, desc));
+        let failed = |ending: Ending, guest: Whereabouts, desc: String| {
+            (Phase::Failed, Outcome::new(ending, guest, desc))
+        };
+        match (self.resolved, self.answer, self.finish) {
+            (Some(Resolution::There), ..) => return moved(format!("moved to {to}, as somebody has said")),
+            (Some(Resolution::Here), ..) => {
+                let desc = "libvirt here continues it, as somebody has said".to_owned();
+                return failed(Ending::Failed, Whereabouts::RunsAtSource, desc);
+            }
+            (None, Some(Answer::Done), Some(false)) => return moved(format!("moved to {to}, by libvirt")),
+            (None, Some(Answer::Failed), Some(false)) => {
+                let desc = format!("libvirt at {to} could not run {guest}; the one here continues it");
+                return failed(Ending::Failed, Whereabouts::RunsAtSource, desc);
+            }
+            _ => {}
+        }
+        if self.shut == Some(0) && !self.prepared {
+            return moved(format!(
+                "moved to {to}; whether it runs is libvirt's to say, which was not carried"
+            ));
+        }
+        let why = match (&self.lost, &self.trouble) {
+            (Some(lost), _) => format!("the link to {to} was lost: {lost}"),
+            (None, Some(trouble)) => trouble.clone(),
+            (None, None) if self.cancelled && !self.came => "nobody used it".into(),
+            (None, None) if self.cancelled => "cancelled".into(),
+            (None, None) => "libvirt gave it up".into(),
+        };
+        let ending = match self.cancelled {
+            true => Ending::Cancelled,
+            false => Ending::Failed,
+        };
+        let stays = if self.came { Whereabouts::RunsAtSource } else { Whereabouts::Untouched };
+        failed(ending, stays, why)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(passed: &[Passed]) -> Seen {
+        let mut seen = Seen::default();
+        seen.came(Place::Rpc);
+        passed.iter().for_each(|passed| seen.passed(*passed));
+        seen
+    }
+
+    fn ending(seen: &Seen) -> (Phase, Ending, Whereabouts) {
+        let (phase, outcome) = seen.outcome("web", "osaka");
+        (phase, outcome.ending, outcome.guest)
+    }
+
+    const PREPARE: Passed = Passed::Prepare;
+    const FINISH: Passed = Passed::Finish { cancelled: false };
+    const GIVEN_UP: Passed = Passed::Finish { cancelled: true };
+    const HERE: (Phase, Ending, Whereabouts) = (Phase::Failed, Ending::Failed, Whereabouts::RunsAtSource);
+    const THERE: (Phase, Ending, Whereabouts) = (Phase::Moved, Ending::Moved, Whereabouts::RunsAtDestination);
+
+    #[test]
+    fn where_a_guest_is_libvirt_says() {
+        let answered = |finish, answer| seen(&[PREPARE, finish, Passed::Finished(answer)]);
+        assert_eq!(ending(&answered(FINISH, Answer::Done)), THERE);
+        assert_eq!(ending(&answered(FINISH, Answer::Failed)), HERE);
+        // Of one that was given up the answer is an error, when all went well.
+        assert_eq!(ending(&seen(&[PREPARE, GIVEN_UP, Passed::Finished(Answer::Failed)])), HERE);
+        assert!(answered(FINISH, Answer::Done).is_over());
+    }
+
+    #[test]
+    fn a_finish_that_is_not_answered_is_in_doubt_until_somebody_knows() {
+        let mut seen = seen(&[PREPARE, FINISH]);
+        seen.lost = Some("the link was lost".into());
+        assert!(!seen.is_over());
+        assert_eq!(seen.doubt("web", "osaka").map(|doubt| doubt.ending), Some(Ending::InDoubt));
+        seen.resolved = Some(Resolution::There);
+        assert!(seen.is_over());
+        assert_eq!(ending(&seen), THERE);
+        seen.resolved = Some(Resolution::Here);
+        assert_eq!(ending(&seen), HERE);
+    }
+
+    #[test]
+    fn before_finish_nothing_is_in_doubt() {
+        let mut seen = seen(&[PREPARE]);
+        seen.lost = Some("the link was lost".into());
+        assert_eq!(seen.doubt("web", "osaka"), None);
+        assert!(!seen.is_over(), "libvirt has not heard of it");
+        seen.ended(Place::Rpc, None);
+        assert!(seen.is_over());
+        assert_eq!(ending(&seen), HERE);
+    }
+
+    #[test]
+    fn who_looked_and_went_away_has_not_ended_it() {
+        let mut seen = seen(&[]);
+        seen.ended(Place::Rpc, None);
+        assert!(!seen.is_over() && seen.is_unused());
+        seen.cancelled = true;
+        assert!(seen.is_over());
+    }
+
+    #[test]
+    fn by_hand_the_waiting_qemu_has_the_last_word() {
+        let mut seen = Seen::default();
+        seen.came(Place::Disks);
+        seen.came(Place::Ram);
+        assert!(!seen.is_over());
+        seen.shut = Some(0);
+        seen.ended(Place::Ram, None);
+        assert!(seen.is_over());
+        assert_eq!(ending(&seen), THERE);
+        seen.shut = Some(1);
+        assert_eq!(ending(&seen), HERE);
+    }
+
+    #[test]
+    fn one_that_nobody_used_touched_nothing() {
+        let seen = Seen { cancelled: true, ..Seen::default() };
+        assert!(seen.is_over());
+        assert_eq!(ending(&seen), (Phase::Failed, Ending::Cancelled, Whereabouts::Untouched));
+    }
+}

@@ -1,0 +1,130 @@
+//! What two daemons say to each other of a guest that libvirt moves, which they carry.
+//!
+//! ```text
+//! source                                   destination
+//!   Hello::Carry ──────────────────────────▶  is it allowed? a directory for its sockets is made
+//!   ◀──────────────────────────────── Carried
+//!   Hello::Conduit (a session each) ───────▶  libvirt's socket, or one that the waiting QEMU has made, is connected to
+//!   ◀────────────────────────────── Connected
+//!   chunks … ──────────────────────────────▶  what is said on it
+//!   ◀───────────────────────── ToNear::Bytes  what is answered, so far ahead of Taken and no further
+//!   Taken ─────────────────────────────────▶
+//!   End ───────────────────────────────────▶  it was closed there, after this chunk
+//!   ◀─────────────────────────── ToNear::End  it was closed here, after these bytes
+//! ```
+
+use crate::id::Id;
+use bincode::{Decode, Encode};
+
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Carry {
+    pub protocol: u16,
+    pub guest: String,
+    pub incarnation: Id,
+    /// Where the sockets are, at both hosts: libvirt tells its other side the paths that it was told.
+    pub directory: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Carried {
+    pub protocol: u16,
+    pub incarnation: Id,
+    /// This peer may talk to the libvirt there.
+    pub rpc: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Conduit {
+    pub protocol: u16,
+    /// The session by which it is carried.
+    pub carriage: Id,
+    pub to: Place,
+    /// The guest's pages are taken out of the stream, and a new one is built.
+    pub native: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub enum Place {
+    /// libvirt.
+    Rpc,
+    /// Where the waiting QEMU takes its guest.
+    Ram,
+    /// Where it takes its disks.
+    Disks,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Connected {
+    /// Contents that the destination keeps, for pages that are alike.
+    pub dictionary_slots: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum ToFar {
+    /// So many bytes of what was answered have been taken, in all.
+    Taken {
+        bytes: u64,
+    },
+    End {
+        last_seq: u32,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum ToNear {
+    Bytes(Vec<u8>),
+    /// Of a native stream: the waiting QEMU would let its guest be stopped. It is not among the bytes.
+    SwitchoverAck,
+    End,
+}
+
+/// What may be on its way back, of one conduit: so many bytes, each message counting as [`MESSAGE_COST_BYTES`] at least.
+pub const WINDOW_BYTES: u64 = 256 << 10;
+/// So fewer wait than a mailbox holds.
+pub const MESSAGE_COST_BYTES: u64 = 2 << 10;
+/// Of one message.
+pub const PIECE_BYTES: usize = 16 << 10;
+
+/// What a message of so many bytes takes of the window.
+pub fn cost(bytes: usize) -> u64 {
+    (bytes as u64).max(MESSAGE_COST_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::assert_bytes;
+    use super::super::{Hello, PROTOCOL};
+    use super::*;
+
+    #[test]
+    fn they_have_their_documented_bytes() {
+        let carry = Carry {
+            protocol: PROTOCOL,
+            guest: "web".into(),
+            incarnation: Id([9; 16]),
+            directory: "/m/1".into(),
+        };
+        assert_bytes(Hello::Carry(carry), &[&[2, 2, 3], b"web", &[9; 16], &[4], b"/m/1"]);
+        assert_bytes(
+            Carried { protocol: PROTOCOL, incarnation: Id([9; 16]), rpc: true },
+            &[&[2], &[9; 16], &[1]],
+        );
+        let conduit =
+            |to, native| Hello::Conduit(Conduit { protocol: PROTOCOL, carriage: Id([8; 16]), to, native });
+        assert_bytes(conduit(Place::Rpc, false), &[&[3, 2], &[8; 16], &[0, 0]]);
+        assert_bytes(conduit(Place::Ram, true), &[&[3, 2], &[8; 16], &[1, 1]]);
+        assert_bytes(conduit(Place::Disks, false), &[&[3, 2], &[8; 16], &[2, 0]]);
+        assert_bytes(Connected { dictionary_slots: 4096 }, &[&[251, 0, 16]]);
+        assert_bytes(ToFar::Taken { bytes: 250 }, &[&[0, 250]]);
+        assert_bytes(ToFar::End { last_seq: 7 }, &[&[1, 7]]);
+        assert_bytes(ToNear::Bytes(vec![7; 3]), &[&[0, 3, 7, 7, 7]]);
+        assert_bytes(ToNear::SwitchoverAck, &[&[1]]);
+        assert_bytes(ToNear::End, &[&[2]]);
+    }
+
+    #[test]
+    fn a_full_window_fits_a_mailbox() {
+        const { assert!(WINDOW_BYTES / MESSAGE_COST_BYTES < 200) };
+        assert!(super::super::encode(&ToNear::Bytes(vec![0; PIECE_BYTES])).is_ok());
+    }
+}

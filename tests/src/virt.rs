@@ -1,0 +1,368 @@
+//! Two hosts with a libvirt each, over an emulated link, and a guest that belongs to the first of them.
+//!
+//! ```text
+//!  host a: network namespace of the link, mount namespace of its own     host b: the same
+//!    /run /etc/libvirt /var/lib/libvirt …  empty                           …
+//!    libvirtd, hikyakud, QEMU (started by libvirt)                         libvirtd, hikyakud
+//! ```
+//! libvirt's directories are compiled in, so each host has its own of them. They are seen from outside below `/proc/PID/root`.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use hikyaku_lab::guest::console::{Console, Heartbeat};
+use hikyaku_lab::guest::{IMAGE, Load, Timeline};
+use hikyaku_lab::link::{self, Host, Network};
+use tempfile::TempDir;
+
+use crate::command::{Output, Running};
+use crate::machine::QemuBinary;
+use crate::site::{self, Pair, Settings};
+
+pub const GUEST: &str = "courier";
+const MEMORY_MIB: u32 = 160;
+/// A machine type that all QEMUs of the tests know.
+const MACHINE: &str = "pc-q35-7.2";
+pub const DISK_BYTES: u64 = 64 << 20;
+
+const START_LIMIT: Duration = Duration::from_secs(30);
+const BOOT_LIMIT: Duration = Duration::from_secs(60);
+const SWEEP_LIMIT: Duration = Duration::from_secs(120);
+const VIRSH_LIMIT: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(10);
+
+/// In a mount namespace of its own: everything that two libvirts would share.
+const PREPARE: &str = r"
+set -e
+mkdir -p /etc/libvirt /var/lib/libvirt /var/cache/libvirt /var/log/libvirt
+for d in /run /etc/libvirt /var/lib/libvirt /var/cache/libvirt /var/log/libvirt; do mount -t tmpfs tmpfs $d; done
+umount -l /sys/fs/cgroup 2>/dev/null || true
+mkdir -p /run/libvirt /run/t /run/lock /etc/libvirt/hooks/qemu.d
+echo prepared
+exec sleep infinity
+";
+
+/// The programs of one version.
+#[derive(Debug, Clone)]
+pub struct Libvirt {
+    pub libvirtd: PathBuf,
+    pub virsh: PathBuf,
+    pub version: String,
+}
+
+impl Libvirt {
+    /// The machine's.
+    pub fn installed() -> Option<Libvirt> {
+        let find = |name: &str| {
+            let places = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+            places.iter().map(|place| Path::new(place).join(name)).find(|path| path.exists())
+        };
+        let (libvirtd, virsh) = (find("libvirtd")?, find("virsh")?);
+        let output = Command::new(&virsh).arg("--version").output().ok()?;
+        let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        output.status.success().then_some(Libvirt { libvirtd, virsh, version })
+    }
+}
+
+/// A host: killed, with everything in it, on drop.
+#[derive(Debug)]
+pub struct VirtHost {
+    name: &'static str,
+    /// Holds the mount namespace.
+    holder: Child,
+    libvirtd: Option<Running>,
+    libvirt: Libvirt,
+}
+
+impl VirtHost {
+    fn start(network: &Network, name: &'static str, libvirt: &Libvirt) -> VirtHost {
+        let host = network.host(name);
+        let mut command = host.command("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", PREPARE]);
+        link::die_with_parent(&mut command);
+        let mut holder =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("unshare (util-linux)");
+        let mut said = String::new();
+        let mut out = std::io::BufReader::new(holder.stdout.take().expect("its output"));
+        std::io::BufRead::read_line(&mut out, &mut said).expect("its output");
+        assert_eq!(said.trim(), "prepared", "a mount namespace of its own");
+        let mut virt = VirtHost { name, holder, libvirtd: None, libvirt: libvirt.clone() };
+        virt.configure();
+        virt.start_libvirtd(host);
+        virt
+    }
+
+    fn configure(&self) {
+        let uuid = format!("11111111-2222-4333-8444-55555555000{}", self.name.to_uppercase());
+        let libvirtd = format!(
+            "host_uuid = \"{uuid}\"\nunix_sock_group = \"root\"\nauth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\n\
+             listen_tls = 0\naudit_level = 0\nlog_outputs = \"2:stderr\"\n"
+        );
+        let qemu = "user = \"root\"\ngroup = \"root\"\ndynamic_ownership = 0\nremember_owner = 0\n\
+                    security_driver = \"none\"\nnamespaces = []\nstdio_handler = \"file\"\ncgroup_controllers = []\n";
+        fs::write(self.inside("/etc/libvirt/libvirtd.conf"), libvirtd).expect("a file");
+        fs::write(self.inside("/etc/libvirt/qemu.conf"), qemu).expect("a file");
+    }
+
+    pub fn start_libvirtd(&mut self, host: &Host) {
+        let mut command = self.command(host, &self.libvirt.libvirtd);
+        command.args(["-f", "/etc/libvirt/libvirtd.conf", "-p", "/run/libvirtd.pid"]);
+        self.libvirtd = Some(Running::start(&mut command));
+        let deadline = Instant::now() + START_LIMIT;
+        while UnixStream::connect(self.inside("/run/libvirt/libvirt-sock")).is_err() {
+            assert!(
+                Instant::now() < deadline,
+                "libvirtd of {} does not answer: {:?}",
+                self.name,
+                self.libvirtd
+            );
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// A path of the host's, as it is seen from outside.
+    pub fn inside(&self, path: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{path}", self.holder.id()))
+    }
+
+    pub fn mount_namespace(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/ns/mnt", self.holder.id()))
+    }
+
+    /// A program inside the host.
+    pub fn command(&self, host: &Host, program: impl AsRef<OsStr>) -> Command {
+        let mut command = host.command("nsenter");
+        command.arg(format!("--mount={}", self.mount_namespace().display())).arg("--").arg(program);
+        command
+    }
+
+    /// `virsh WORDS…`, to its end.
+    pub fn virsh(&self, host: &Host, words: &[&str]) -> Output {
+        self.virsh_beside(host, words).wait(VIRSH_LIMIT)
+    }
+
+    pub fn virsh_beside(&self, host: &Host, words: &[&str]) -> Running {
+        let mut command = self.command(host, &self.libvirt.virsh);
+        Running::start(command.args(["-c", "qemu:///system"]).args(words))
+    }
+}
+
+impl Drop for VirtHost {
+    fn drop(&mut self) {
+        // What libvirtd started lives on without it: its QEMUs are in this host's namespace and in nobody else's.
+        self.libvirtd = None;
+        let ours = fs::read_link(self.mount_namespace());
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+                continue;
+            };
+            let its = fs::read_link(format!("/proc/{pid}/ns/mnt"));
+            if its.is_ok() && its.ok() == ours.as_ref().ok().cloned() {
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+            }
+        }
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
+
+/// What is moved.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub link: &'static str,
+    pub qemu: QemuBinary,
+    pub libvirt: Libvirt,
+    /// With a disk of its own at each host, of which only the source's has something on it.
+    pub disk: bool,
+    pub load: Load,
+}
+
+impl Plan {
+    pub fn new(link: &'static str, qemu: &QemuBinary, libvirt: &Libvirt) -> Plan {
+        let mut load = Load::preset("oltp").expect("a preset");
+        load.sweep_pages_per_s = Some(MEMORY_MIB << 8);
+        Plan { link, qemu: qemu.clone(), libvirt: libvirt.clone(), disk: false, load }
+    }
+
+    pub fn disk(self, disk: bool) -> Plan {
+        Plan { disk, ..self }
+    }
+
+    fn xml(&self) -> String {
+        let disk = match self.disk {
+            true => {
+                "<disk type='file' device='disk'><driver name='qemu' type='raw' cache='none'/>\
+                 <source file='/run/t/disk'/><target dev='vda' bus='virtio'/></disk>"
+            }
+            false => "",
+        };
+        format!(
+            "<domain type='qemu'><name>{GUEST}</name><uuid>6e1b6d0c-2b2f-4b7e-9a53-0b9e3c1d2f10</uuid>\
+             <memory unit='MiB'>{MEMORY_MIB}</memory><vcpu>1</vcpu>\
+             <os><type arch='x86_64' machine='{MACHINE}'>hvm</type><kernel>/run/t/kernel</kernel><cmdline>{}</cmdline></os>\
+             <features><acpi/></features>\
+             <cpu mode='custom' match='exact' check='none'><model fallback='forbid'>qemu64</model></cpu>\
+             <on_poweroff>destroy</on_poweroff><on_reboot>destroy</on_reboot><on_crash>destroy</on_crash>\
+             <devices><emulator>{}</emulator><controller type='usb' model='none'/><memballoon model='none'/>\
+             <video><model type='none'/></video>\
+             <serial type='unix'><source mode='bind' path='/run/t/console'/></serial>{disk}</devices></domain>",
+            self.load.command_line(MEMORY_MIB),
+            self.qemu.path.display(),
+        )
+    }
+}
+
+/// Fields end in this order: consoles, daemons, hosts, the link.
+#[derive(Debug)]
+pub struct Virt {
+    pub source: Console,
+    pub pair: Pair,
+    pub a: VirtHost,
+    pub b: VirtHost,
+    pub network: Network,
+    _files: TempDir,
+}
+
+impl Virt {
+    /// Both libvirts and both daemons; the guest works at `a`.
+    pub fn new(plan: &Plan) -> Virt {
+        Virt::with(plan, |_| {})
+    }
+
+    pub fn with(plan: &Plan, mut adjust: impl FnMut(&mut Settings)) -> Virt {
+        let network = site::network(plan.link);
+        let (a, b) =
+            (VirtHost::start(&network, "a", &plan.libvirt), VirtHost::start(&network, "b", &plan.libvirt));
+        let pair = Pair::start_with(&network, |settings| {
+            let host = if settings.name == "a" { &a } else { &b };
+            settings.enter = Some(host.mount_namespace());
+            settings.peers.iter_mut().for_each(|peer| peer.allow.push("libvirt"));
+            settings.more.push_str("[libvirt]\nqemu_user = \"root\"\n");
+            adjust(settings);
+        });
+        let files = tempfile::tempdir().expect("a temporary directory");
+        for host in [&a, &b] {
+            fs::write(host.inside("/run/t/kernel"), IMAGE).expect("the guest's program");
+            if plan.disk {
+                let disk = fs::File::create(host.inside("/run/t/disk")).expect("a disk");
+                disk.set_len(DISK_BYTES).expect("a disk");
+            }
+        }
+        if plan.disk {
+            fs::write(a.inside("/run/t/disk"), disk_contents()).expect("a disk");
+        }
+        let xml = files.path().join("guest.xml");
+        fs::write(&xml, plan.xml()).expect("a file");
+        a.virsh(network.host("a"), &["create", xml.to_str().expect("a path")]).expect_code(0);
+        let source = console(&a);
+        let virt = Virt { source, pair, a, b, network, _files: files };
+        virt.wait_beat(&virt.source, BOOT_LIMIT);
+        virt
+    }
+
+    /// `hikyaku WORDS…` at `a`, inside the host.
+    pub fn hikyaku_beside(&self, words: &[&str]) -> Running {
+        let mut command = self.a.command(self.network.host("a"), crate::binaries::product("hikyaku"));
+        command.arg("--api").arg(self.pair.a.api());
+        Running::start(command.args(words))
+    }
+
+    /// The guest's console at `b`, as soon as there is a QEMU.
+    pub fn console_there(&self) -> Console {
+        console(&self.b)
+    }
+
+    pub fn virsh_a(&self, words: &[&str]) -> Output {
+        self.a.virsh(self.network.host("a"), words)
+    }
+
+    pub fn virsh_b(&self, words: &[&str]) -> Output {
+        self.b.virsh(self.network.host("b"), words)
+    }
+
+    /// What libvirt says of the guest there: `running`, `paused`, or nothing if it knows of none.
+    pub fn state(&self, at: &str) -> Option<String> {
+        let output =
+            if at == "a" { self.virsh_a(&["domstate", GUEST]) } else { self.virsh_b(&["domstate", GUEST]) };
+        (output.code == Some(0)).then(|| output.stdout.trim().to_owned())
+    }
+
+    /// The guest runs at `b`, and nowhere else, and nothing of it was lost.
+    #[track_caller]
+    pub fn check_moved(&self, there: &Console, disk: bool) {
+        assert_eq!(self.state("b").as_deref(), Some("running"), "at the destination");
+        assert_eq!(self.state("a"), None, "at the source");
+        self.check_memory(there);
+        let timeline = Timeline::merge(&[&self.source, there]);
+        assert_eq!(timeline.overlap(), None, "two guests ran");
+        assert_eq!(timeline.bad(), 0, "bad pages");
+        if disk {
+            assert!(
+                fs::read(self.b.inside("/run/t/disk")).expect("a disk") == disk_contents(),
+                "the disks differ"
+            );
+        }
+    }
+
+    /// The guest runs at `a`, and nowhere else.
+    #[track_caller]
+    pub fn check_stayed(&self) {
+        assert_eq!(self.state("a").as_deref(), Some("running"), "at the source");
+        assert_eq!(self.state("b"), None, "at the destination");
+        self.check_memory(&self.source);
+    }
+
+    #[track_caller]
+    fn check_memory(&self, console: &Console) {
+        let now = self.wait_beat(console, BOOT_LIMIT);
+        // The sweep that is under way has passed some pages already: the next one counts.
+        let swept = console.wait(SWEEP_LIMIT, |log| {
+            log.heartbeats.last().filter(|beat| beat.sweeps >= now.sweeps + 2).copied()
+        });
+        let swept =
+            swept.unwrap_or_else(|| panic!("the guest does not go over its memory: {:?}", console.reports()));
+        assert_eq!(swept.bad, 0, "bad pages: {:?}", console.reports());
+    }
+
+    #[track_caller]
+    fn wait_beat(&self, console: &Console, limit: Duration) -> Heartbeat {
+        let seen = console.snapshot().heartbeats.len();
+        let beat = console.wait(limit, |log| log.heartbeats.get(seen).copied());
+        beat.unwrap_or_else(|| panic!("no heartbeat within {limit:?}: {:?}", console.reports()))
+    }
+}
+
+/// QEMU listens; what the guest says before somebody is there is lost.
+fn console(host: &VirtHost) -> Console {
+    let deadline = Instant::now() + BOOT_LIMIT;
+    loop {
+        match UnixStream::connect(host.inside("/run/t/console")) {
+            Ok(stream) => return Console::read_from(stream).expect("a console"),
+            Err(error) => assert!(Instant::now() < deadline, "no console at {}: {error}", host.name),
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// Some of it zero, some of it text, some of it noise.
+fn disk_contents() -> Vec<u8> {
+    let mut bytes = vec![0; DISK_BYTES as usize];
+    let mut word = 0x9e37_79b9_7f4a_7c15_u64;
+    for (n, sector) in bytes.chunks_exact_mut(4096).enumerate() {
+        match n % 4 {
+            0 => {}
+            1 => sector.iter_mut().enumerate().for_each(|(i, byte)| *byte = b"the quick brown fox "[i % 20]),
+            _ => sector.as_chunks_mut::<8>().0.iter_mut().for_each(|chunk| {
+                word ^= word << 13;
+                word ^= word >> 7;
+                word ^= word << 17;
+                *chunk = word.to_le_bytes();
+            }),
+        }
+    }
+    bytes
+}

@@ -1,0 +1,84 @@
+//! Guests that belong to libvirt, moved by `virsh migrate` over the emulated link, unpatched.
+
+use std::time::{Duration, Instant};
+
+use hikyaku_lab::guest::Timeline;
+use hikyaku_tests::machine::{self, need};
+use hikyaku_tests::virt::{GUEST, Libvirt, Plan, Virt};
+
+const MOVE: Duration = Duration::from_secs(120);
+
+fn plan(link: &'static str) -> Option<Plan> {
+    let Some(libvirt) = Libvirt::installed() else {
+        eprintln!("not applicable: no libvirt on this machine");
+        return None;
+    };
+    Some(Plan::new(link, &need("QEMU", machine::qemu())?, &libvirt))
+}
+
+fn moves(words: &[&str], disk: bool) {
+    let Some(plan) = plan("jgn") else { return };
+    let virt = Virt::new(&plan.disk(disk));
+    let began = Instant::now();
+    let command = virt.hikyaku_beside(&[&["virsh-migrate", GUEST, "--to", "b"], words].concat());
+    let there = virt.console_there();
+    let output = command.wait(MOVE).expect_code(0);
+    let total = began.elapsed();
+    virt.check_moved(&there, disk);
+    for site in [&virt.pair.a, &virt.pair.b] {
+        site.hikyaku(["watch", GUEST], MOVE).expect_code(0);
+    }
+    let timeline = Timeline::merge(&[&virt.source, &there]);
+    let gap = timeline.longest_gap(began..Instant::now()).length;
+    println!("libvirt {} {words:?}: total {total:.2?}, gap {gap:.0?}\n{output}", plan_version());
+}
+
+fn plan_version() -> String {
+    Libvirt::installed().map_or_else(String::new, |libvirt| libvirt.version)
+}
+
+#[test]
+fn virsh_moves_a_guest() {
+    moves(&[], false);
+}
+
+#[test]
+fn libvirt_moves_a_guest_by_itself() {
+    moves(&["--p2p"], false);
+}
+
+#[test]
+fn virsh_moves_a_guest_and_its_disk() {
+    moves(&["--disks"], true);
+}
+
+#[test]
+fn libvirt_moves_a_guest_and_its_disk_by_itself() {
+    moves(&["--p2p", "--disks"], true);
+}
+
+#[test]
+fn a_peer_without_hikyaku_is_told_before_anything_moves() {
+    let Some(plan) = plan("jgn") else { return };
+    let mut virt = Virt::new(&plan);
+    virt.pair.b.kill();
+    let began = Instant::now();
+    let output = virt.hikyaku_beside(&["virsh-migrate", GUEST, "--to", "b"]).wait(MOVE).expect_code(4);
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(output.stderr.contains("the guest was not touched"), "{output}");
+    virt.check_stayed();
+}
+
+#[test]
+fn a_job_that_is_aborted_leaves_the_guest_where_it_was() {
+    let Some(plan) = plan("cloudnet") else { return };
+    let virt = Virt::new(&plan);
+    let command = virt.hikyaku_beside(&["virsh-migrate", GUEST, "--to", "b", "--limit", "20mbit"]);
+    let there = virt.console_there();
+    std::thread::sleep(Duration::from_secs(2));
+    virt.virsh_a(&["domjobabort", GUEST]).expect_code(0);
+    let output = command.wait(MOVE);
+    assert_ne!(output.code, Some(0), "{output}");
+    drop(there);
+    virt.check_stayed();
+}
