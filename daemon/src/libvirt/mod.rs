@@ -24,5 +24,6 @@ pub mod directory;
 pub mod far;
 pub mod near;
 mod tap;
+mod watch;
 
 pub use directory::Directory;

@@ -4,11 +4,12 @@ pub mod conduit;
 
 use super::directory::{self, Directory, qemu_user};
 use super::tap::{self, Passed};
+use super::watch::Watch;
 use crate::api::wire::{Numbers, Role};
 use crate::config::Allow;
 use crate::daemon::{Daemon, check_name};
 use crate::id::Id;
-use crate::mailbox::{FromPeer, Mailbox, Slot, mailbox};
+use crate::mailbox::{FromPeer, Mailbox, mailbox};
 use crate::outage;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::Phase;
@@ -18,7 +19,7 @@ use crate::registry::Entry;
 use conduit::{ConduitError, Shape, Told};
 use hikyaku_engine::{PAGE_BYTES, ReceiverConfig};
 use hikyaku_qemu::libvirt::Answer;
-use hikyaku_transport::{Incoming, Lost, PeerName, RxEvents, RxSession};
+use hikyaku_transport::{Incoming, PeerName, RxSession};
 use nix::unistd::SysconfVar;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -133,7 +134,7 @@ fn accept(daemon: &Rc<Daemon>, peer: PeerName, begun: Begun, incoming: Incoming)
     let reply = Carried { protocol: PROTOCOL, incarnation: daemon.records.incarnation(), rpc };
     let (slot, mailbox) = mailbox();
     let session = protocol::encode(&reply).map_err(|error| error.to_string()).and_then(|reply| {
-        incoming.accept(reply, 0, Arc::new(Events(slot))).map_err(|error| error.to_string())
+        incoming.accept(reply, 0, Arc::new(Watch(slot))).map_err(|error| error.to_string())
     });
     let session = match session {
         Ok(session) => session,
@@ -446,31 +447,4 @@ fn pages_most() -> u32 {
     let (pages, bytes) = (sysconf(SysconfVar::_PHYS_PAGES), sysconf(SysconfVar::PAGE_SIZE));
     let ours = pages.zip(bytes).map(|(pages, bytes)| 2 * pages * bytes / PAGE_BYTES as u64);
     ours.and_then(|pages| u32::try_from(pages).ok()).map_or(default, |pages| pages.min(default))
-}
-
-/// A carriage's own session carries nothing: it lives as long as the carriage does, at both ends.
-struct Events(Slot);
-
-impl RxEvents for Events {
-    fn chunk(&self, _seq: u64, _after: u64, _payload: Vec<u8>) {}
-
-    fn message(&self, message: Vec<u8>) {
-        self.0.message(message);
-    }
-
-    fn link_down(&self, why: Lost) {
-        self.0.link_down(why);
-    }
-
-    fn link_up(&self) {
-        self.0.link_up();
-    }
-
-    fn lost(&self, lost: Lost) {
-        self.0.lost(lost);
-    }
-
-    fn closed(&self, code: u16, text: String) {
-        self.0.closed(code, text);
-    }
 }

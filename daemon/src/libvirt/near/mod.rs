@@ -10,10 +10,11 @@ mod seen;
 
 use super::directory::{self, Directory};
 use super::tap::{self, Passed};
+use super::watch::Watch;
 use crate::api::wire::{CarryArguments, Carrying, Resolution, Role};
 use crate::daemon::{Daemon, check_limit, check_name};
 use crate::id::Id;
-use crate::mailbox::{FromPeer, Mailbox, Slot, mailbox};
+use crate::mailbox::{FromPeer, Mailbox, mailbox};
 use crate::outage;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::Phase;
@@ -24,7 +25,7 @@ use crate::report::Report;
 use crate::source::sharing;
 use conduit::ConduitError;
 use hikyaku_engine::precopy::AdaptiveConfig;
-use hikyaku_transport::{Lost, OpenError, Priority, SessionId, Share, TxEvents, TxSession};
+use hikyaku_transport::{OpenError, Priority, SessionId, Share, TxSession};
 use nix::sys::socket::{MsgFlags, recv};
 use seen::Seen;
 use std::io;
@@ -106,7 +107,7 @@ async fn ask(
     let (slot, mailbox) = mailbox();
     let link = daemon.link_to(&arguments.to).await.map_err(|error| unreachable(error.to_string()))?;
     let session = SessionId(entry.id.0);
-    let opened = link.open_sharing(session, hello, Arc::new(Events(slot)), sharing::share(entry)).await;
+    let opened = link.open_sharing(session, hello, Arc::new(Watch(slot)), sharing::share(entry)).await;
     let (session, carried) = opened.map_err(|error| refused(&arguments.to, error))?;
     let carried: Carried = protocol::decode(&carried).map_err(|error| failed(error.to_string()))?;
     let made = Directory::open_to_all(root, entry.id).and_then(|directory| {
@@ -507,32 +508,4 @@ async fn begins_with(stream: &UnixStream, bytes: &[u8; 4]) -> Option<bool> {
     });
     // One who says nothing first is none of QEMU's streams.
     looked.await.unwrap_or(Some(false))
-}
-
-/// A carriage's own session carries nothing: it lives as long as the carriage does, at both ends.
-struct Events(Slot);
-
-impl TxEvents for Events {
-    fn acked(&self, _cumulative: u64, _ranges: &[(u64, u64)]) {}
-    fn room(&self) {}
-
-    fn message(&self, message: Vec<u8>) {
-        self.0.message(message);
-    }
-
-    fn link_down(&self, why: Lost) {
-        self.0.link_down(why);
-    }
-
-    fn link_up(&self) {
-        self.0.link_up();
-    }
-
-    fn lost(&self, lost: Lost) {
-        self.0.lost(lost);
-    }
-
-    fn closed(&self, code: u16, text: String) {
-        self.0.closed(code, text);
-    }
 }
