@@ -57,6 +57,7 @@ const SETTLE: Duration = Duration::from_secs(30);
 
 const MOVED: i32 = 0;
 const DAEMON_GONE: i32 = 1;
+const UNREACHABLE: i32 = 4;
 const FAILED: i32 = 9;
 const IN_DOUBT: i32 = 10;
 
@@ -101,7 +102,8 @@ pub const STANDING_STILL: [Row; 12] = [
     ("source.ceded", Still, Agreed),
     ("source.let-go", Still, Destination),
     ("source.verdict", Still, Destination),
-    ("destination.accepted", Still, Destination),
+    // Whose answer is lost as well asks again, and the QEMU there has been used.
+    ("destination.accepted", Still, Agreed),
     ("destination.go", Still, Destination),
     ("destination.loaded", Still, Destination),
     ("destination.started", Still, Destination),
@@ -289,7 +291,7 @@ pub fn examine(rig: &mut Rig, command: Running, ends: Ends) {
     }
     match (output.code, side) {
         (Some(MOVED), Side::Destination) => assert_eq!(output.whereabouts(), "runs-at-destination"),
-        (Some(FAILED), Side::Source) => {
+        (Some(FAILED | UNREACHABLE), Side::Source) => {
             let said = output.whereabouts();
             assert!(matches!(said.as_str(), "runs-at-source" | "untouched"), "{output}");
         }

@@ -250,6 +250,8 @@ impl Rig {
         let beats = |rig: &Rig| {
             rig.consoles().iter().map(|console| console.look(|log| log.heartbeats.len())).sum::<usize>()
         };
+        // What it wrote before it was stopped may be on its way to us still.
+        std::thread::sleep(WORK);
         let before = beats(self);
         std::thread::sleep(WORK);
         assert_eq!(self.where_it_runs(), None);
