@@ -1,6 +1,6 @@
 # What the tests need from the machine. Sourced by tests/run.
 #
-# set_up BACKPORTS   installs what is missing and unpacks the other QEMU and the Linux guest's parts
+# set_up BACKPORTS   installs what is missing, libvirt with it, and unpacks the other QEMU and the Linux guest's parts
 # find_qemus         exports HIKYAKU_QEMU, HIKYAKU_QEMU_OTHER (and …_VERSION): runnable without more flags
 #
 # Nothing is downloaded but through apt-get, from the sources the machine is already configured with. The
@@ -35,6 +35,7 @@ set_up() { # BACKPORTS
     local ok=0
     if [[ $1 == yes ]]; then add_backports || ok=1; fi
     install_missing || ok=1
+    install_libvirt "$1" || skip "setup: no libvirt"
     mkdir -p "$CACHE_DIR" || return 1
     unpack_other_qemu || skip "setup: no second QEMU"
     unpack_linux || skip "setup: no Linux guest"
@@ -72,6 +73,20 @@ install_missing() {
     [[ -z $missing ]] && return 0
     # shellcheck disable=SC2086 # a list of names
     apt_install $missing
+}
+
+# Two of them are started by the tests, each in a host of its own; none of the machine's is.
+install_libvirt() { # BACKPORTS
+    command -v libvirtd >/dev/null && command -v virsh >/dev/null && return 0
+    local release from=() policy=/usr/sbin/policy-rc.d made=no status
+    if [[ $1 == yes ]] && release=$(release_name); then from=(--target-release "$release-backports"); fi
+    if [[ ! -e $policy ]]; then
+        printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null && as_root chmod 755 "$policy" && made=yes
+    fi
+    apt_install "${from[@]}" libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
+    status=$?
+    if [[ $made == yes ]]; then as_root rm -f "$policy"; fi
+    return "$status"
 }
 
 release_name() { (. /etc/os-release && [[ $ID == debian ]] && echo "$VERSION_CODENAME"); }

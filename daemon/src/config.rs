@@ -3,6 +3,7 @@
 //! Unknown keys are errors with their line. What is parsed here is never validated again.
 
 use crate::hooks::Hook;
+use crate::libvirt::landing::{self, Landing};
 use crate::standing::Standing;
 use crate::units;
 use hikyaku_engine::PAGE_BYTES;
@@ -81,6 +82,8 @@ pub struct Peer {
     /// What all migrations to this peer send together at most, bytes per second on the wire. Default: no limit.
     #[serde(default, rename = "limit", deserialize_with = "limit")]
     pub limit_bytes_per_s: Option<u64>,
+    /// Where guests land there that libvirt moves without being told of our sockets. Default: nowhere.
+    pub landing: Option<Landing>,
 }
 
 impl Peer {
@@ -203,6 +206,13 @@ pub struct Libvirt {
     pub directory: PathBuf,
     /// As whom libvirt's QEMUs run. Default: `libvirt-qemu` or `qemu`, whichever there is.
     pub qemu_user: Option<String>,
+    /// Memory that is to be left here by a guest that comes: libvirt's hook refuses one that would leave less. Default 0: not looked at.
+    #[serde(deserialize_with = "bytes")]
+    pub room: u64,
+    /// libvirt's hook refuses guests whose calls are not carried by hikyaku. Default: no.
+    pub only_carried: bool,
+    /// Where guests land here that other hosts' libvirts move without being told of our sockets. Default: nowhere.
+    pub landing: Option<Landing>,
 }
 
 impl Default for Libvirt {
@@ -211,6 +221,9 @@ impl Default for Libvirt {
             socket: PathBuf::from("/run/libvirt/libvirt-sock"),
             directory: PathBuf::from("/run/hikyaku/m"),
             qemu_user: None,
+            room: 0,
+            only_carried: false,
+            landing: None,
         }
     }
 }
@@ -334,6 +347,9 @@ impl Config {
                     .into(),
             );
         }
+        let landings =
+            self.peers.iter().filter_map(|peer| Some((peer.name.as_str(), peer.landing.as_ref()?)));
+        landing::check(self.libvirt.landing.as_ref(), landings)?;
         if self.link.dscp.is_some_and(|dscp| dscp > 63) {
             return Err("link.dscp must be 0 to 63".into());
         }

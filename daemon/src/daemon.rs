@@ -6,7 +6,7 @@ use crate::config::{Config, Peer};
 use crate::destination::{self, Armed, Arrival, WaitingGuest};
 use crate::estimate::Estimates;
 use crate::id::Id;
-use crate::libvirt::far;
+use crate::libvirt::{check, far, near};
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::Phase;
 use crate::protocol::{self, Ask, Hello, Note, PROTOCOL, Refusal};
@@ -43,6 +43,8 @@ pub struct Daemon {
     pub awaited: Awaited,
     /// At a destination: guests of libvirt's.
     pub carriages: far::Carriages,
+    /// At a source: those that leave by a peer's landing.
+    pub leaving: near::landing::Leaving,
     armed: RefCell<HashMap<String, AtDoor>>,
     receiving: RefCell<HashSet<Id>>,
     /// By peer: what it asked for that never came, and has not said to be over.
@@ -65,6 +67,7 @@ impl Daemon {
             estimates: RefCell::default(),
             awaited: Awaited::default(),
             carriages: far::Carriages::default(),
+            leaving: near::landing::Leaving::default(),
             armed: RefCell::default(),
             receiving: RefCell::default(),
             never_came: RefCell::default(),
@@ -259,6 +262,14 @@ impl Daemon {
             }
             Ok(Hello::Carry(hello)) => far::carry(&self, peer, &hello, incoming),
             Ok(Hello::Conduit(hello)) => far::conduit(&self, &peer, hello, incoming),
+            Ok(Hello::WhoIsAwaited(hello)) => match far::who_is_awaited(&self.config, &hello).await {
+                Ok(reply) => drop(incoming.accept(reply, 0, Arc::new(Deaf))),
+                Err((code, text)) => refuse(incoming, code, text),
+            },
+            Ok(Hello::Examine(_)) => match check::answer(&self.config, peer.as_str()).await {
+                Ok(reply) => drop(incoming.accept(reply, 0, Arc::new(Deaf))),
+                Err(text) => refuse(incoming, Refusal::Other, text),
+            },
             Ok(Hello::Ask(ask)) => {
                 if let Err(text) = self.may_ask(&peer, &ask).await {
                     return refuse(incoming, Refusal::Other, text);

@@ -6,12 +6,14 @@
 //! | [`return_path`] | the messages that travel the other way on the same socket |
 //! | [`qmp`] | the control socket: commands, events, file descriptors |
 //! | [`libvirt`] | the packets between two libvirts |
+//! | [`command_line`] | what a QEMU was started with |
 //!
-//! `stream`, `return_path` and `libvirt` do no I/O and hold no clock: bytes in, events or bytes out. Nothing here knows
+//! All but `qmp` do no I/O and hold no clock: bytes in, events or bytes out. Nothing here knows
 //! what lies between two QEMUs. `docs/qemu.md` has the byte tables and says on which QEMU each was verified.
 
 #![forbid(unsafe_code)]
 
+pub mod command_line;
 pub mod libvirt;
 pub mod qmp;
 pub mod return_path;

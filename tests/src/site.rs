@@ -58,6 +58,8 @@ pub struct PeerSettings {
     pub addresses: Vec<String>,
     pub public_key: String,
     pub allow: Vec<&'static str>,
+    /// More lines of its table.
+    pub more: String,
 }
 
 impl Settings {
@@ -76,8 +78,8 @@ impl Settings {
         for peer in &self.peers {
             let _ = write!(
                 text,
-                "\n[[peer]]\nname = {:?}\naddresses = {:?}\npublic_key = {:?}\nallow = {:?}\n",
-                peer.name, peer.addresses, peer.public_key, peer.allow
+                "\n[[peer]]\nname = {:?}\naddresses = {:?}\npublic_key = {:?}\nallow = {:?}\n{}\n",
+                peer.name, peer.addresses, peer.public_key, peer.allow, peer.more
             );
         }
         text + "\n" + &self.more
@@ -139,6 +141,10 @@ impl Site {
     }
 
     /// A directory that lives as long as the site: for QMP sockets and the like.
+    pub fn config(&self) -> PathBuf {
+        self.directory.path().join(CONFIG)
+    }
+
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
@@ -365,6 +371,7 @@ fn settings(network: &Network, name: &str, peer: &str, peer_key: String) -> Sett
         addresses: vec![SocketAddr::from((network.host(peer).ip4(), PORT)).to_string()],
         public_key: peer_key,
         allow: vec!["send", "receive"],
+        more: String::new(),
     };
     let (listen, more) = (format!("[::]:{PORT}"), String::new());
     Settings {

@@ -8,7 +8,9 @@
 //! libvirt's directories are compiled in, so each host has its own of them. They are seen from outside below `/proc/PID/root`.
 
 use std::ffi::OsStr;
+use std::fmt::Write as _;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -20,13 +22,18 @@ use hikyaku_lab::link::{self, Host, Network};
 use tempfile::TempDir;
 
 use crate::command::{Output, Running};
-use crate::machine::QemuBinary;
+use crate::machine::{self, QemuBinary, need};
 use crate::site::{self, Pair, Settings};
 
 pub const GUEST: &str = "courier";
 const MEMORY_MIB: u32 = 160;
 /// A machine type that all QEMUs of the tests know.
 const MACHINE: &str = "pc-q35-7.2";
+/// Of `a`, and of `b`.
+const LANDINGS: (&str, &str) = (
+    r#"{ alias = "a.hikyaku", address = "127.77.0.1", ports = "49152-49167" }"#,
+    r#"{ alias = "b.hikyaku", address = "127.77.0.2", ports = "49168-49183" }"#,
+);
 pub const DISK_BYTES: u64 = 64 << 20;
 
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -38,9 +45,12 @@ const POLL: Duration = Duration::from_millis(10);
 /// In a mount namespace of its own: everything that two libvirts would share.
 const PREPARE: &str = r"
 set -e
-mkdir -p /etc/libvirt /var/lib/libvirt /var/cache/libvirt /var/log/libvirt
-for d in /run /etc/libvirt /var/lib/libvirt /var/cache/libvirt /var/log/libvirt; do mount -t tmpfs tmpfs $d; done
+mkdir -p /var/lib/libvirt /var/cache/libvirt /var/log/libvirt
+for d in /run /var/lib/libvirt /var/cache/libvirt /var/log/libvirt; do mount -t tmpfs tmpfs $d; done
+mkdir /run/etc /run/etc.work
+mount -t overlay -o lowerdir=/etc,upperdir=/run/etc,workdir=/run/etc.work overlay /etc
 umount -l /sys/fs/cgroup 2>/dev/null || true
+rm -rf /etc/libvirt
 mkdir -p /run/libvirt /run/t /run/lock /etc/libvirt/hooks/qemu.d
 echo prepared
 exec sleep infinity
@@ -100,7 +110,7 @@ impl VirtHost {
         let uuid = format!("11111111-2222-4333-8444-55555555000{}", self.name.to_uppercase());
         let libvirtd = format!(
             "host_uuid = \"{uuid}\"\nunix_sock_group = \"root\"\nauth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\n\
-             listen_tls = 0\naudit_level = 0\nlog_outputs = \"2:stderr\"\n"
+             listen_tls = 0\nlisten_tcp = 1\nauth_tcp = \"none\"\naudit_level = 0\nlog_outputs = \"2:stderr\"\n"
         );
         let qemu = "user = \"root\"\ngroup = \"root\"\ndynamic_ownership = 0\nremember_owner = 0\n\
                     security_driver = \"none\"\nnamespaces = []\nstdio_handler = \"file\"\ncgroup_controllers = []\n";
@@ -108,9 +118,11 @@ impl VirtHost {
         fs::write(self.inside("/etc/libvirt/qemu.conf"), qemu).expect("a file");
     }
 
+    /// A running one is ended first. Its guests run on.
     pub fn start_libvirtd(&mut self, host: &Host) {
+        self.libvirtd = None;
         let mut command = self.command(host, &self.libvirt.libvirtd);
-        command.args(["-f", "/etc/libvirt/libvirtd.conf", "-p", "/run/libvirtd.pid"]);
+        command.args(["--listen", "-f", "/etc/libvirt/libvirtd.conf", "-p", "/run/libvirtd.pid"]);
         self.libvirtd = Some(Running::start(&mut command));
         let deadline = Instant::now() + START_LIMIT;
         while UnixStream::connect(self.inside("/run/libvirt/libvirt-sock")).is_err() {
@@ -176,6 +188,8 @@ pub struct Plan {
     pub link: &'static str,
     pub qemu: QemuBinary,
     pub libvirt: Libvirt,
+    /// Guests leave and land without virsh being told of hikyaku.
+    pub landings: bool,
     /// With a disk of its own at each host, of which only the source's has something on it.
     pub disk: bool,
     pub load: Load,
@@ -185,11 +199,22 @@ impl Plan {
     pub fn new(link: &'static str, qemu: &QemuBinary, libvirt: &Libvirt) -> Plan {
         let mut load = Load::preset("oltp").expect("a preset");
         load.sweep_pages_per_s = Some(MEMORY_MIB << 8);
-        Plan { link, qemu: qemu.clone(), libvirt: libvirt.clone(), disk: false, load }
+        Plan { link, qemu: qemu.clone(), libvirt: libvirt.clone(), disk: false, landings: false, load }
+    }
+
+    /// With what the machine has.
+    #[track_caller]
+    pub fn here(link: &'static str) -> Option<Plan> {
+        let libvirt = need("libvirt", Libvirt::installed())?;
+        Some(Plan::new(link, &need("QEMU", machine::qemu())?, &libvirt))
     }
 
     pub fn disk(self, disk: bool) -> Plan {
         Plan { disk, ..self }
+    }
+
+    pub fn landings(self) -> Plan {
+        Plan { landings: true, ..self }
     }
 
     fn xml(&self) -> String {
@@ -242,6 +267,11 @@ impl Virt {
             settings.enter = Some(host.mount_namespace());
             settings.peers.iter_mut().for_each(|peer| peer.allow.push("libvirt"));
             settings.more.push_str("[libvirt]\nqemu_user = \"root\"\n");
+            if plan.landings {
+                let (its, other) = if settings.name == "a" { LANDINGS } else { (LANDINGS.1, LANDINGS.0) };
+                let _ = writeln!(settings.more, "landing = {its}");
+                settings.peers[0].more = format!("landing = {other}");
+            }
             adjust(settings);
         });
         let files = tempfile::tempdir().expect("a temporary directory");
@@ -259,9 +289,33 @@ impl Virt {
         fs::write(&xml, plan.xml()).expect("a file");
         a.virsh(network.host("a"), &["create", xml.to_str().expect("a path")]).expect_code(0);
         let source = console(&a);
-        let virt = Virt { source, pair, a, b, network, _files: files };
+        let mut virt = Virt { source, pair, a, b, network, _files: files };
         virt.wait_beat(&virt.source, BOOT_LIMIT);
+        if plan.landings {
+            virt.set_up();
+        }
         virt
+    }
+
+    /// As docs/libvirt.md has it, at both hosts; the guest runs meanwhile.
+    fn set_up(&mut self) {
+        for (name, site) in [("a", &self.pair.a), ("b", &self.pair.b)] {
+            let virt = if name == "a" { &mut self.a } else { &mut self.b };
+            let host = self.network.host(name);
+            let config = site.config();
+            let mut setup = virt.command(host, crate::binaries::product("hikyaku"));
+            setup.args(["libvirt", "setup", "--apply", "--config"]).arg(config);
+            Running::start(&mut setup).wait(VIRSH_LIMIT).expect_code(0);
+            let hook = format!(
+                "#!/bin/sh\nHIKYAKU_API={} exec {} \"$@\"\n",
+                site.api().display(),
+                crate::binaries::product("hikyaku-libvirt-hook").display()
+            );
+            let path = virt.inside("/etc/libvirt/hooks/qemu.d/hikyaku");
+            fs::write(&path, hook).expect("a file");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("a file");
+            virt.start_libvirtd(host);
+        }
     }
 
     /// `hikyaku WORDS…` at `a`, inside the host.
@@ -314,6 +368,22 @@ impl Virt {
         assert_eq!(self.state("a").as_deref(), Some("running"), "at the source");
         assert_eq!(self.state("b"), None, "at the destination");
         self.check_memory(&self.source);
+    }
+
+    /// The same, when both libvirts have tidied up.
+    #[track_caller]
+    pub fn check_stays(&self, within: Duration) {
+        let deadline = Instant::now() + within;
+        while self.state("a").as_deref() != Some("running") || self.state("b").is_some() {
+            assert!(
+                Instant::now() < deadline,
+                "at the source {:?}, at the destination {:?}",
+                self.state("a"),
+                self.state("b")
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        self.check_stayed();
     }
 
     #[track_caller]

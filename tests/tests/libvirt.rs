@@ -3,21 +3,12 @@
 use std::time::{Duration, Instant};
 
 use hikyaku_lab::guest::Timeline;
-use hikyaku_tests::machine::{self, need};
 use hikyaku_tests::virt::{GUEST, Libvirt, Plan, Virt};
 
 const MOVE: Duration = Duration::from_secs(120);
 
-fn plan(link: &'static str) -> Option<Plan> {
-    let Some(libvirt) = Libvirt::installed() else {
-        eprintln!("not applicable: no libvirt on this machine");
-        return None;
-    };
-    Some(Plan::new(link, &need("QEMU", machine::qemu())?, &libvirt))
-}
-
 fn moves(words: &[&str], disk: bool) {
-    let Some(plan) = plan("jgn") else { return };
+    let Some(plan) = Plan::here("jgn") else { return };
     let virt = Virt::new(&plan.disk(disk));
     let began = Instant::now();
     let command = virt.hikyaku_beside(&[&["virsh-migrate", GUEST, "--to", "b"], words].concat());
@@ -59,7 +50,7 @@ fn libvirt_moves_a_guest_and_its_disk_by_itself() {
 
 #[test]
 fn a_peer_without_hikyaku_is_told_before_anything_moves() {
-    let Some(plan) = plan("jgn") else { return };
+    let Some(plan) = Plan::here("jgn") else { return };
     let mut virt = Virt::new(&plan);
     virt.pair.b.kill();
     let began = Instant::now();
@@ -71,7 +62,7 @@ fn a_peer_without_hikyaku_is_told_before_anything_moves() {
 
 #[test]
 fn a_job_that_is_aborted_leaves_the_guest_where_it_was() {
-    let Some(plan) = plan("cloudnet") else { return };
+    let Some(plan) = Plan::here("cloudnet") else { return };
     let virt = Virt::new(&plan);
     let command = virt.hikyaku_beside(&["virsh-migrate", GUEST, "--to", "b", "--limit", "20mbit"]);
     let there = virt.console_there();

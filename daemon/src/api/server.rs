@@ -155,6 +155,11 @@ async fn execute(daemon: &Rc<Daemon>, command: Command, uid: u32) -> Result<Valu
             tracing::info!(uid, guest = %arguments.guest, to = %arguments.to, "asked to carry a guest of libvirt's");
             Ok(json(&near::open(daemon, arguments).await?))
         }
+        Command::LibvirtCheck(arguments) => {
+            tracing::info!(uid, peer = ?arguments.peer, "asked whether all is ready for libvirt's guests");
+            Ok(json(&crate::libvirt::check::report(daemon, arguments).await?))
+        }
+        Command::LibvirtHook(arguments) => Ok(json(&crate::libvirt::hook::told(daemon, &arguments))),
         Command::Subscribe => Ok(Value::Null),
     }
 }

@@ -49,6 +49,8 @@ pub enum Command {
     Link(LinkArguments),
     Check(CheckArguments),
     Carry(CarryArguments),
+    LibvirtCheck(crate::libvirt::check::Arguments),
+    LibvirtHook(crate::libvirt::hook::Arguments),
     Subscribe,
 }
 

@@ -6,6 +6,7 @@ use hikyaku_daemon::api::server;
 use hikyaku_daemon::config::{Allow, Config, Io};
 use hikyaku_daemon::daemon::{Daemon, Door};
 use hikyaku_daemon::heap::Heap;
+use hikyaku_daemon::libvirt::near;
 use hikyaku_daemon::records::Records;
 use hikyaku_daemon::workers::Workers;
 use hikyaku_daemon::{fail, keyfile, restart, runtime, standing};
@@ -106,6 +107,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         tokio::task::spawn_local(daemon.clone().answer_the_door(knocks));
         tokio::task::spawn_local(daemon.clone().read_notes(notes));
         standing::begin(&daemon, &own);
+        near::landing::listen(&daemon);
         tokio::task::spawn_local(server::serve(listener, daemon.clone()));
         tracing::info!(api = %api.display(), io = if uring { "io_uring" } else { "plain" }, "ready");
         let mut told = Told::new()?;

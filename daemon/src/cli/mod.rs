@@ -11,6 +11,7 @@ macro_rules! say {
 mod check;
 mod follow;
 mod keys;
+mod libvirt;
 mod link;
 mod progress;
 mod resolve;
@@ -230,6 +231,20 @@ enum LibvirtVerb {
         #[arg(long, value_name = "PEER")]
         to: String,
     },
+    /// What /etc/hosts and libvirt's qemu.conf have to say, so that guests leave and land without anybody being told of hikyaku
+    Setup {
+        /// What this host is to be called by other hosts' libvirts, if the configuration does not say so yet.
+        #[arg(long, value_name = "NAME")]
+        alias: Option<String>,
+        /// Write it there.
+        #[arg(long)]
+        apply: bool,
+        /// The daemon's configuration.
+        #[arg(long, value_name = "FILE", default_value = "/etc/hikyaku/config.toml")]
+        config: PathBuf,
+    },
+    /// Whether this host, and PEER, are ready for guests that libvirt moves
+    Check { peer: Option<String> },
 }
 
 #[derive(Debug, Subcommand)]
@@ -268,6 +283,8 @@ enum CliError {
     Key(#[from] crate::keyfile::KeyFileError),
     #[error(transparent)]
     Virsh(#[from] virsh::VirshError),
+    #[error(transparent)]
+    Setup(#[from] crate::libvirt::setup::SetupError),
     #[error("{0}")]
     Output(#[from] std::io::Error),
 }
@@ -278,14 +295,14 @@ impl CliError {
             CliError::Client(ClientError::Refused(body)) => body.class,
             CliError::Virsh(error) => error.ending(),
             CliError::Client(_) | CliError::Output(_) => Ending::Other,
-            CliError::Config(_) | CliError::Key(_) => Ending::Configuration,
+            CliError::Config(_) | CliError::Key(_) | CliError::Setup(_) => Ending::Configuration,
         }
     }
 
     fn guest(&self) -> Whereabouts {
         match self {
             CliError::Client(error) => error.guest(),
-            CliError::Config(_) | CliError::Key(_) => Whereabouts::AsItWas,
+            CliError::Config(_) | CliError::Key(_) | CliError::Setup(_) => Whereabouts::AsItWas,
             CliError::Virsh(_) => Whereabouts::Untouched,
             CliError::Output(_) => Whereabouts::Unknown,
         }
@@ -364,6 +381,14 @@ fn obey(cli: &Cli) -> Result<Ending, CliError> {
             let carrying: Carrying = Client::connect(&cli.api)?.execute(Command::Carry(arguments))?;
             virsh::show(guest, &carrying, cli.json)?;
             Ok(Ending::Moved)
+        }
+        Verb::Libvirt(LibvirtVerb::Setup { alias, apply, config }) => {
+            libvirt::setup(config, alias.as_deref(), *apply)
+        }
+        Verb::Libvirt(LibvirtVerb::Check { peer }) => {
+            let arguments = crate::libvirt::check::Arguments { peer: peer.clone() };
+            let report = Client::connect(&cli.api)?.execute(Command::LibvirtCheck(arguments))?;
+            libvirt::show_report(&report, peer.as_deref(), cli.json)
         }
         Verb::List => {
             let statuses: Vec<Status> = Client::connect(&cli.api)?.execute(Command::List)?;

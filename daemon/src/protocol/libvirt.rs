@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! source                                   destination
+//!   Hello::WhoIsAwaited ───────────────────▶  who listens at this port of the landing?
+//!   ◀──────────────────────────────── Awaited
 //!   Hello::Carry ──────────────────────────▶  is it allowed? a directory for its sockets is made
 //!   ◀──────────────────────────────── Carried
 //!   Hello::Conduit (a session each) ───────▶  libvirt's socket, or one that the waiting QEMU has made, is connected to
@@ -14,6 +16,7 @@
 //! ```
 
 use crate::id::Id;
+use crate::libvirt::check::Finding;
 use bincode::{Decode, Encode};
 
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -21,8 +24,23 @@ pub struct Carry {
     pub protocol: u16,
     pub guest: String,
     pub incarnation: Id,
-    /// Where the sockets are, at both hosts: libvirt tells its other side the paths that it was told.
+    /// Where the sockets are, at both hosts: libvirt tells its other side the paths that it was told. Empty: there are none, and
+    /// connections go to the destination's landing.
     pub directory: String,
+}
+
+/// A question: somebody wants to connect to this port of the destination's landing.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct WhoIsAwaited {
+    pub protocol: u16,
+    pub port: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Awaited {
+    pub guest: String,
+    /// Its QEMU listens at no lower port of the landing: most likely for memory, and at a higher one for disks.
+    pub first: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -33,12 +51,29 @@ pub struct Carried {
     pub rpc: bool,
 }
 
+/// A question: is that host ready for guests that libvirt moves?
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Examine {
+    pub protocol: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Examined {
+    pub findings: Vec<Finding>,
+    /// Where sockets are made.
+    pub directory: String,
+    /// Where guests land, as the configuration has it.
+    pub landing: Option<String>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Conduit {
     pub protocol: u16,
     /// The session by which it is carried.
     pub carriage: Id,
     pub to: Place,
+    /// Of the landing, if it is none of the directory's sockets.
+    pub port: Option<u16>,
     /// The guest's pages are taken out of the stream, and a new one is built.
     pub native: bool,
 }
@@ -95,6 +130,7 @@ mod tests {
     use super::super::tests::assert_bytes;
     use super::super::{Hello, PROTOCOL};
     use super::*;
+    use crate::libvirt::check::Verdict;
 
     #[test]
     fn they_have_their_documented_bytes() {
@@ -109,11 +145,20 @@ mod tests {
             Carried { protocol: PROTOCOL, incarnation: Id([9; 16]), rpc: true },
             &[&[2], &[9; 16], &[1]],
         );
-        let conduit =
-            |to, native| Hello::Conduit(Conduit { protocol: PROTOCOL, carriage: Id([8; 16]), to, native });
-        assert_bytes(conduit(Place::Rpc, false), &[&[3, 2], &[8; 16], &[0, 0]]);
-        assert_bytes(conduit(Place::Ram, true), &[&[3, 2], &[8; 16], &[1, 1]]);
-        assert_bytes(conduit(Place::Disks, false), &[&[3, 2], &[8; 16], &[2, 0]]);
+        let conduit = |to, port, native| {
+            Hello::Conduit(Conduit { protocol: PROTOCOL, carriage: Id([8; 16]), to, port, native })
+        };
+        assert_bytes(conduit(Place::Rpc, None, false), &[&[3, 2], &[8; 16], &[0, 0, 0]]);
+        assert_bytes(conduit(Place::Ram, None, true), &[&[3, 2], &[8; 16], &[1, 0, 1]]);
+        assert_bytes(conduit(Place::Disks, Some(200), false), &[&[3, 2], &[8; 16], &[2, 1, 200, 0]]);
+        let who = Hello::WhoIsAwaited(WhoIsAwaited { protocol: PROTOCOL, port: 49152 });
+        assert_bytes(who, &[&[4, 2], &[251, 0, 192]]);
+        assert_bytes(Hello::Examine(Examine { protocol: PROTOCOL }), &[&[5, 2]]);
+        let finding = Finding { verdict: Verdict::Wrong, what: "w".into(), advice: "a".into() };
+        let examined =
+            Examined { findings: vec![finding], directory: "/m".into(), landing: Some("l".into()) };
+        assert_bytes(examined, &[&[1, 2, 1], b"w", &[1], b"a", &[2], b"/m", &[1, 1], b"l"]);
+        assert_bytes(Awaited { guest: "web".into(), first: true }, &[&[3], b"web", &[1]]);
         assert_bytes(Connected { dictionary_slots: 4096 }, &[&[251, 0, 16]]);
         assert_bytes(ToFar::Taken { bytes: 250 }, &[&[0, 250]]);
         assert_bytes(ToFar::End { last_seq: 7 }, &[&[1, 7]]);

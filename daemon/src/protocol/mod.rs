@@ -52,6 +52,8 @@ pub enum Hello {
     Ask(Ask),
     Carry(libvirt::Carry),
     Conduit(libvirt::Conduit),
+    WhoIsAwaited(libvirt::WhoIsAwaited),
+    Examine(libvirt::Examine),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]

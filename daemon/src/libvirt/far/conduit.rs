@@ -4,6 +4,7 @@ use crate::destination::apply::{Apply, ApplyError, FromApply, ToApply};
 use crate::destination::events::SourceEvents;
 use crate::destination::sink::End;
 use crate::destination::way_back::WayBack;
+use crate::fail;
 use crate::inbox::Inbox;
 use crate::mailbox::{FromPeer, Mailbox};
 use crate::protocol::libvirt::{Connected, PIECE_BYTES, ToFar, ToNear, WINDOW_BYTES, cost};
@@ -164,6 +165,7 @@ impl Running {
             Message::SwitchoverAck => acked = true,
             other => {
                 if let Message::Shut(error) = other {
+                    fail::point("libvirt.shut");
                     shut = Some(error);
                 }
                 broken = other.write(&mut on).err().or(broken);

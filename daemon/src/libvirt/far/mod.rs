@@ -3,17 +3,19 @@
 pub mod conduit;
 
 use super::directory::{self, Directory, qemu_user};
+use super::sockets::{self, connection};
 use super::tap::{self, Passed};
 use super::watch::Watch;
 use crate::api::wire::{Numbers, Role};
-use crate::config::Allow;
+use crate::config::{Allow, Config};
 use crate::daemon::{Daemon, check_name};
+use crate::fail;
 use crate::id::Id;
 use crate::mailbox::{FromPeer, Mailbox, mailbox};
 use crate::outage;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::Phase;
-use crate::protocol::libvirt::{Carried, Carry, Conduit, Place};
+use crate::protocol::libvirt::{Awaited, Carried, Carry, Conduit, Place, WhoIsAwaited};
 use crate::protocol::{self, PROTOCOL, Refusal};
 use crate::registry::Entry;
 use conduit::{ConduitError, Shape, Told};
@@ -23,12 +25,14 @@ use hikyaku_transport::{Incoming, PeerName, RxSession};
 use nix::unistd::SysconfVar;
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::net::SocketAddrV4;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::UnixStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver, UnboundedSender, channel, unbounded_channel};
 
 /// Of one peer.
@@ -83,8 +87,33 @@ pub fn conduit(daemon: &Daemon, peer: &PeerName, hello: Conduit, incoming: Incom
 
 struct Begun {
     entry: Arc<Entry>,
-    directory: Directory,
+    directory: Option<Directory>,
     rpc: bool,
+}
+
+const NO_LANDING: &str =
+    "libvirt's guests land nowhere here: there is no landing under [libvirt] in the configuration";
+
+/// A peer's libvirt was told to connect to a port of the landing here. What is said to the peer.
+pub async fn who_is_awaited(config: &Config, hello: &WhoIsAwaited) -> Result<Vec<u8>, (Refusal, String)> {
+    if hello.protocol != PROTOCOL {
+        let text = format!("this daemon speaks protocol {PROTOCOL}, the source {}", hello.protocol);
+        return Err((Refusal::Protocol, text));
+    }
+    let Some(landing) = &config.libvirt.landing else {
+        return Err((Refusal::Incompatible, NO_LANDING.into()));
+    };
+    if !landing.ports.contains(hello.port) {
+        let text = format!("port {} is none of the landing's here, which are {}", hello.port, landing.ports);
+        return Err((Refusal::Incompatible, text));
+    }
+    let at = SocketAddrV4::new(landing.address, hello.port);
+    let ports = landing.ports.all();
+    let found = tokio::task::spawn_blocking(move || sockets::who_listens(at, &ports)).await.ok().flatten();
+    let nobody = || (Refusal::NotAwaited, format!("no QEMU waits at {at}"));
+    let sockets::Listener { guest, first } = found.ok_or_else(nobody)?;
+    let reply = protocol::encode(&Awaited { guest, first });
+    reply.map_err(|error| (Refusal::Other, error.to_string()))
 }
 
 fn begin(
@@ -103,7 +132,11 @@ fn begin(
         return Err((Refusal::Protocol, "the guest's name is none".into()));
     }
     let directory = directory::path(&config.directory, id);
-    if directory.as_os_str() != hello.directory.as_str() {
+    let lands = hello.directory.is_empty();
+    if lands && config.landing.is_none() {
+        return Err((Refusal::Incompatible, NO_LANDING.into()));
+    }
+    if !lands && directory.as_os_str() != hello.directory.as_str() {
         let text = format!(
             "its sockets would be in {}, there they are in {}: give both daemons the same [libvirt] directory",
             directory.display(),
@@ -119,8 +152,11 @@ fn begin(
         ));
     }
     let rpc = daemon.config.peer(peer.as_str()).is_some_and(|peer| peer.allow.contains(&Allow::Libvirt));
-    let user = qemu_user(config.qemu_user.as_deref());
-    let made = user.and_then(|user| Directory::of_user(&config.directory, id, user.as_ref()));
+    let make = || {
+        let user = qemu_user(config.qemu_user.as_deref())?;
+        Directory::of_user(&config.directory, id, user.as_ref())
+    };
+    let made = (!lands).then(make).transpose();
     let directory =
         made.map_err(|error| (Refusal::Other, format!("no directory {}: {error}", directory.display())))?;
     let name = Some(peer.as_str());
@@ -151,7 +187,7 @@ fn accept(daemon: &Rc<Daemon>, peer: PeerName, begun: Begun, incoming: Incoming)
     let carriage = Carriage {
         daemon: daemon.clone(),
         entry,
-        directory: Rc::new(directory),
+        directory: directory.map(Rc::new),
         session,
         mailbox,
         rpc,
@@ -178,7 +214,7 @@ fn accept(daemon: &Rc<Daemon>, peer: PeerName, begun: Begun, incoming: Incoming)
 struct Carriage {
     daemon: Rc<Daemon>,
     entry: Arc<Entry>,
-    directory: Rc<Directory>,
+    directory: Option<Rc<Directory>>,
     session: RxSession,
     mailbox: Mailbox,
     /// The peer may talk to the libvirt here.
@@ -246,14 +282,18 @@ impl Carriage {
         if self.conduits >= CONDUITS_MOST {
             return incoming.refuse(Refusal::Other as u16, "more connections than can be made here");
         }
+        let to = match (place, hello.port, &self.directory, &self.daemon.config.libvirt.landing) {
+            (Place::Rpc, None, ..) => To::Socket(self.daemon.config.libvirt.socket.clone()),
+            (_, None, Some(directory), _) => To::Socket(directory.socket(place)),
+            (Place::Ram | Place::Disks, Some(port), None, Some(landing)) if landing.ports.contains(port) => {
+                To::Landing(SocketAddrV4::new(landing.address, port))
+            }
+            _ => return incoming.refuse(Refusal::Protocol as u16, "there is no such place"),
+        };
         self.conduits += 1;
         if place == Place::Ram && self.entry.phase() == Phase::Armed {
             self.entry.advance(Phase::Filling);
         }
-        let to = match place {
-            Place::Rpc => self.daemon.config.libvirt.socket.clone(),
-            Place::Ram | Place::Disks => self.directory.socket(place),
-        };
         let memory = &self.daemon.config.memory;
         let receiver = ReceiverConfig {
             park_budget_bytes: memory.credit as usize + (32 << 20),
@@ -287,7 +327,10 @@ impl Carriage {
                 }
             }
             Passed::Unanswered => {}
-            Passed::Finish { cancelled } => self.finish = Some(cancelled),
+            Passed::Finish { cancelled } => {
+                fail::point("libvirt.finish");
+                self.finish = Some(cancelled);
+            }
             Passed::Finished(answer) => self.answer = Some(answer),
         }
     }
@@ -375,9 +418,34 @@ impl Carriage {
     }
 }
 
+/// What is connected to.
+#[derive(Debug)]
+enum To {
+    Socket(PathBuf),
+    Landing(SocketAddrV4),
+}
+
+impl To {
+    async fn connect(&self) -> io::Result<UnixStream> {
+        match self {
+            To::Socket(path) => UnixStream::connect(path).await,
+            To::Landing(address) => connection(TcpStream::connect(address).await?),
+        }
+    }
+}
+
+impl fmt::Display for To {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            To::Socket(path) => path.display().fmt(f),
+            To::Landing(address) => address.fmt(f),
+        }
+    }
+}
+
 async fn carry_one(
     place: Place,
-    to: PathBuf,
+    to: To,
     shape: Shape,
     incoming: Incoming,
     passed: UnboundedSender<Passed>,
@@ -386,7 +454,7 @@ async fn carry_one(
     let stream = match connect(&to).await {
         Ok(stream) => stream,
         Err(error) => {
-            let text = format!("{}: {error}", to.display());
+            let text = format!("{to}: {error}");
             incoming.refuse(Refusal::QemuFailed as u16, &text);
             return Err(text);
         }
@@ -424,10 +492,10 @@ async fn rpc(
 }
 
 /// QEMU may be about to listen. Nothing is tried that would be a connection to one who does.
-async fn connect(to: &Path) -> io::Result<UnixStream> {
+async fn connect(to: &To) -> io::Result<UnixStream> {
     let deadline = tokio::time::Instant::now() + CONNECT_TIMEOUT;
     loop {
-        match UnixStream::connect(to).await {
+        match to.connect().await {
             Ok(stream) => return Ok(stream),
             Err(error) if tokio::time::Instant::now() >= deadline => return Err(error),
             Err(error)

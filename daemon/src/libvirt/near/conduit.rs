@@ -5,8 +5,8 @@ use crate::id::Id;
 use crate::inbox::Inbox;
 use crate::libvirt::tap::TapError;
 use crate::mailbox::{FromPeer, Mailbox};
-use crate::protocol::libvirt::{Conduit, Connected, Place, ToFar, ToNear};
-use crate::protocol::{self, Hello, PROTOCOL, ProtocolError, Refusal};
+use crate::protocol::libvirt::{Conduit, Connected, ToFar, ToNear};
+use crate::protocol::{self, Hello, ProtocolError, Refusal};
 use crate::source::events::PeerEvents;
 use crate::source::intake::Intake;
 use crate::source::pump::{Closes, FromPump, Pump, PumpError, ToPump};
@@ -65,16 +65,8 @@ pub struct Opened {
 }
 
 /// Has the destination connect to where this one wanted to.
-pub async fn open(
-    daemon: &Daemon,
-    peer: &str,
-    carriage: Id,
-    to: Place,
-    native: bool,
-    share: Share,
-) -> Result<Opened, ConduitError> {
-    let hello = Hello::Conduit(Conduit { protocol: PROTOCOL, carriage, to, native });
-    let (id, hello) = (SessionId(Id::random().0), protocol::encode(&hello)?);
+pub async fn open(daemon: &Daemon, peer: &str, hello: Conduit, share: Share) -> Result<Opened, ConduitError> {
+    let (id, hello) = (SessionId(Id::random().0), protocol::encode(&Hello::Conduit(hello))?);
     let inbox = Arc::new(Inbox::new().map_err(ConduitError::Resources)?);
     let (events, mailbox) = PeerEvents::new(inbox.clone());
     let link = daemon.link_to(peer).await?;

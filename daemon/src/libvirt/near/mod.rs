@@ -4,12 +4,15 @@
 //!  open ─▶ nobody has come ─▶ libvirt there prepares ─▶ disks, memory ─▶ the guest stands ─▶ Finish is answered ─▶ closed
 //! ```
 
+mod carrier;
 pub mod conduit;
+pub mod landing;
 pub mod ram;
 mod seen;
 
 use super::directory::{self, Directory};
-use super::tap::{self, Passed};
+use super::sockets;
+use super::tap::Passed;
 use super::watch::Watch;
 use crate::api::wire::{CarryArguments, Carrying, Resolution, Role};
 use crate::daemon::{Daemon, check_limit, check_name};
@@ -18,18 +21,17 @@ use crate::mailbox::{FromPeer, Mailbox, mailbox};
 use crate::outage;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::Phase;
+use crate::process::ProcessId;
 use crate::protocol::libvirt::{Carried, Carry, Place};
 use crate::protocol::{self, Hello, PROTOCOL, Refusal};
 use crate::registry::Entry;
 use crate::report::Report;
 use crate::source::sharing;
+use carrier::Carrier;
 use conduit::ConduitError;
-use hikyaku_engine::precopy::AdaptiveConfig;
-use hikyaku_transport::{OpenError, Priority, SessionId, Share, TxSession};
-use nix::sys::socket::{MsgFlags, recv};
+use hikyaku_transport::{OpenError, SessionId, TxSession};
 use seen::Seen;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::rc::Rc;
@@ -45,61 +47,71 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(4);
 const UNUSED_FOR: Duration = Duration::from_secs(600);
 /// Between the last word on a guest and the end of the connections that brought it.
 const LAST_WORDS: Duration = Duration::from_secs(30);
-/// Until what begins a connection is there; QEMU says it at once.
-const BEGINNING: Duration = Duration::from_secs(2);
 /// Connections of one carriage: disks have one each, and a guest's memory may come in several.
 const CONDUITS_MOST: usize = 64;
 /// After a connection that could not be taken.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
-/// How QEMU's stream begins.
-const MAGIC: &[u8; 4] = b"QEVM";
+/// From the waiting QEMU's last word until libvirt has ended the one here, or keeps it.
+const LIBVIRT_DECIDES: Duration = Duration::from_secs(30);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Makes the sockets by which libvirt moves the guest. `Err`: nothing was made.
 pub async fn open(daemon: &Rc<Daemon>, arguments: CarryArguments) -> Result<Carrying, Outcome> {
-    let usage = |desc: String| Outcome::new(Ending::Usage, Whereabouts::Untouched, desc);
-    check_name(&arguments.guest)?;
-    check_limit(arguments.limit_bytes_per_s)?;
     let root = &daemon.config.libvirt.directory;
-    if daemon.config.peer(&arguments.to).is_none() {
-        return Err(usage(format!("no peer \"{}\" in the configuration", arguments.to)));
-    }
-    let id = Id::random();
-    let to = Some(arguments.to.as_str());
-    let entry = daemon.registry.enter(id, &arguments.guest, Role::Source, to, Phase::Preparing)?;
-    entry.set_sharing(Some(arguments.limit_bytes_per_s), Some(arguments.priority))?;
-    let asked = tokio::time::timeout(OPEN_TIMEOUT, ask(daemon, &entry, &arguments, root));
-    let carriage = match asked.await {
-        Ok(Ok(carriage)) => carriage,
-        Ok(Err(outcome)) => {
-            entry.finish(Phase::Failed, outcome.clone());
-            return Err(outcome);
-        }
-        Err(_) => {
-            let desc = format!("{} did not answer within {} s", arguments.to, OPEN_TIMEOUT.as_secs());
-            let outcome = Outcome::new(Ending::Unreachable, Whereabouts::Untouched, desc)
-                .advise(format!("See how the link does with: hikyaku link {}", arguments.to));
-            entry.finish(Phase::Failed, outcome.clone());
-            return Err(outcome);
-        }
-    };
-    let carrying =
-        Carrying { id, directory: carriage.directory.path().to_owned(), rpc: carriage.carried.rpc };
+    let carriage = begin(daemon, arguments, Way::Sockets(root)).await?;
+    let id = carriage.entry.id;
+    let carrying = Carrying { id, directory: directory::path(root, id), rpc: carriage.carried.rpc };
     tokio::task::spawn_local(carriage.run());
     Ok(carrying)
+}
+
+/// How libvirt and QEMU come to a carriage.
+enum Way<'a> {
+    /// By sockets in a directory below this one.
+    Sockets(&'a Path),
+    /// By the peer's landing.
+    Landing(UnboundedReceiver<Came>),
+}
+
+async fn begin(daemon: &Rc<Daemon>, arguments: CarryArguments, way: Way<'_>) -> Result<Carriage, Outcome> {
+    check_name(&arguments.guest)?;
+    check_limit(arguments.limit_bytes_per_s)?;
+    if daemon.config.peer(&arguments.to).is_none() {
+        let desc = format!("no peer \"{}\" in the configuration", arguments.to);
+        return Err(Outcome::new(Ending::Usage, Whereabouts::Untouched, desc));
+    }
+    let to = Some(arguments.to.as_str());
+    let entry = daemon.registry.enter(Id::random(), &arguments.guest, Role::Source, to, Phase::Preparing)?;
+    entry.set_sharing(Some(arguments.limit_bytes_per_s), Some(arguments.priority))?;
+    let asked = tokio::time::timeout(OPEN_TIMEOUT, ask(daemon, &entry, &arguments, way));
+    let outcome = match asked.await {
+        Ok(Ok(carriage)) => return Ok(carriage),
+        Ok(Err(outcome)) => outcome,
+        Err(_) => {
+            let desc = format!("{} did not answer within {} s", arguments.to, OPEN_TIMEOUT.as_secs());
+            Outcome::new(Ending::Unreachable, Whereabouts::Untouched, desc)
+                .advise(format!("See how the link does with: hikyaku link {}", arguments.to))
+        }
+    };
+    entry.finish(Phase::Failed, outcome.clone());
+    Err(outcome)
 }
 
 async fn ask(
     daemon: &Rc<Daemon>,
     entry: &Arc<Entry>,
     arguments: &CarryArguments,
-    root: &Path,
+    way: Way<'_>,
 ) -> Result<Carriage, Outcome> {
-    let directory = directory::path(root, entry.id);
+    let directory = match way {
+        Way::Sockets(root) => directory::path(root, entry.id).display().to_string(),
+        Way::Landing(_) => String::new(),
+    };
     let hello = Hello::Carry(Carry {
         protocol: PROTOCOL,
         guest: arguments.guest.clone(),
         incarnation: daemon.records.incarnation(),
-        directory: directory.display().to_string(),
+        directory,
     });
     let failed = |desc: String| Outcome::new(Ending::Failed, Whereabouts::Untouched, desc);
     let unreachable = |desc: String| Outcome::new(Ending::Unreachable, Whereabouts::Untouched, desc);
@@ -110,20 +122,18 @@ async fn ask(
     let opened = link.open_sharing(session, hello, Arc::new(Watch(slot)), sharing::share(entry)).await;
     let (session, carried) = opened.map_err(|error| refused(&arguments.to, error))?;
     let carried: Carried = protocol::decode(&carried).map_err(|error| failed(error.to_string()))?;
-    let made = Directory::open_to_all(root, entry.id).and_then(|directory| {
-        Ok((
-            listen(&directory, Place::Rpc)?,
-            listen(&directory, Place::Ram)?,
-            listen(&directory, Place::Disks)?,
-            directory,
-        ))
-    });
-    let (rpc, ram, disks, directory) =
-        made.map_err(|error| failed(format!("no sockets in {}: {error}", directory.display())))?;
+    let doors = match way {
+        Way::Sockets(root) => Doors::make(root, entry.id).map_err(|error| {
+            failed(format!("no sockets in {}: {error}", directory::path(root, entry.id).display()))
+        })?,
+        Way::Landing(door) => Doors::Landing(door),
+    };
     let (passed, passes) = unbounded_channel();
     let (ended, ends) = unbounded_channel();
     let (ram_told, ram_tells) = unbounded_channel();
     let told = Told { passed, ended, ram: ram_told };
+    let guest = arguments.guest.clone();
+    let qemu = tokio::task::spawn_blocking(move || sockets::qemu_of(&guest)).await.ok().flatten();
     Ok(Carriage {
         daemon: daemon.clone(),
         entry: entry.clone(),
@@ -131,13 +141,13 @@ async fn ask(
         session,
         mailbox,
         carried,
-        directory,
-        doors: Doors { rpc, ram, disks },
+        doors,
         told,
         passes,
         ends,
         ram_tells,
         seen: Seen::default(),
+        qemu,
         stop: watch::channel(Stop::No).0,
         rests_until: tokio::time::Instant::now(),
     })
@@ -165,22 +175,51 @@ fn listen(directory: &Directory, place: Place) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-struct Doors {
-    rpc: UnixListener,
-    ram: UnixListener,
-    disks: UnixListener,
+/// A connection that somebody made, to be carried.
+pub struct Came {
+    pub place: Place,
+    /// Of the peer's landing, if it came there.
+    pub port: Option<u16>,
+    pub stream: UnixStream,
 }
 
-type Came = io::Result<(UnixStream, tokio::net::unix::SocketAddr)>;
+enum Doors {
+    Sockets {
+        rpc: UnixListener,
+        ram: UnixListener,
+        disks: UnixListener,
+        /// Goes with them.
+        _directory: Directory,
+    },
+    Landing(UnboundedReceiver<Came>),
+}
 
 impl Doors {
-    async fn next(&self, rests_until: tokio::time::Instant) -> (Place, Came) {
+    fn make(root: &Path, id: Id) -> io::Result<Doors> {
+        let directory = Directory::open_to_all(root, id)?;
+        Ok(Doors::Sockets {
+            rpc: listen(&directory, Place::Rpc)?,
+            ram: listen(&directory, Place::Ram)?,
+            disks: listen(&directory, Place::Disks)?,
+            _directory: directory,
+        })
+    }
+
+    async fn next(&mut self, rests_until: tokio::time::Instant) -> Result<Came, (Place, io::Error)> {
         tokio::time::sleep_until(rests_until).await;
-        tokio::select! {
-            door = self.rpc.accept() => (Place::Rpc, door),
-            door = self.disks.accept() => (Place::Disks, door),
-            door = self.ram.accept() => (Place::Ram, door),
-        }
+        let (rpc, ram, disks) = match self {
+            Doors::Sockets { rpc, ram, disks, .. } => (rpc, ram, disks),
+            Doors::Landing(door) => match door.recv().await {
+                Some(came) => return Ok(came),
+                None => std::future::pending().await,
+            },
+        };
+        let (place, door) = tokio::select! {
+            door = rpc.accept() => (Place::Rpc, door),
+            door = disks.accept() => (Place::Disks, door),
+            door = ram.accept() => (Place::Ram, door),
+        };
+        door.map(|(stream, _)| Came { place, port: None, stream }).map_err(|error| (place, error))
     }
 }
 
@@ -209,13 +248,14 @@ struct Carriage {
     session: TxSession,
     mailbox: Mailbox,
     carried: Carried,
-    directory: Directory,
     doors: Doors,
     told: Told,
     passes: UnboundedReceiver<Passed>,
     ends: UnboundedReceiver<(Place, Result<(), ConduitError>)>,
     ram_tells: UnboundedReceiver<ram::Told>,
     seen: Seen,
+    /// The guest's, here.
+    qemu: Option<ProcessId>,
     stop: watch::Sender<Stop>,
     /// No connection is taken until then.
     rests_until: tokio::time::Instant,
@@ -237,23 +277,24 @@ impl Carriage {
                 Some((place, ended)) = self.ends.recv() => self.conduit_ended(place, ended),
                 message = self.mailbox.next() => self.handle_peer(message),
                 resolution = entry.resolved(), if self.seen.in_doubt => self.resolved(resolution),
-                (place, door) = self.doors.next(self.rests_until) => self.came(place, door),
+                came = self.doors.next(self.rests_until) => self.came(came),
                 () = tokio::time::sleep(UNUSED_FOR), if unused => self.seen.cancelled = true,
             }
         }
         self.end().await;
     }
 
-    fn came(&mut self, place: Place, door: Came) {
-        let stream = match door {
-            Ok((stream, _)) => stream,
-            Err(error) => {
+    fn came(&mut self, came: Result<Came, (Place, io::Error)>) {
+        let came = match came {
+            Ok(came) => came,
+            Err((place, error)) => {
                 // Out of descriptors, most likely: they come back when others end.
                 tracing::warn!(id = %self.entry.id.short(), ?place, %error, "a connection could not be taken");
                 self.rests_until = tokio::time::Instant::now() + ACCEPT_AGAIN;
                 return;
             }
         };
+        let place = came.place;
         if self.seen.conduits >= CONDUITS_MOST {
             tracing::warn!(id = %self.entry.id.short(), ?place, "more than {CONDUITS_MOST} connections: closed");
             return;
@@ -268,7 +309,7 @@ impl Carriage {
             stop: self.stop.subscribe(),
         };
         tokio::task::spawn_local(async move {
-            let ended = carrier.carry(place, stream).await;
+            let ended = carrier.carry(came).await;
             let _ = carrier.told.ended.send((place, ended));
         });
     }
@@ -366,6 +407,9 @@ impl Carriage {
 
     /// Says what came of it, and leaves the connections that are still there time to end by themselves.
     async fn end(mut self) {
+        if self.seen.is_unsaid() {
+            self.seen.kept = self.keeps().await;
+        }
         let (phase, outcome) = self.seen.outcome(&self.entry.guest, &self.arguments.to);
         if phase == Phase::Moved {
             self.entry.set_report(Report::default());
@@ -391,121 +435,17 @@ impl Carriage {
         }
         self.session.close(Refusal::Done as u16, "closed");
     }
-}
 
-/// What one connection is carried with.
-struct Carrier {
-    daemon: Rc<Daemon>,
-    entry: Arc<Entry>,
-    to: String,
-    downtime: Option<Duration>,
-    told: Told,
-    stop: watch::Receiver<Stop>,
-}
-
-impl Carrier {
-    async fn carry(&self, place: Place, stream: UnixStream) -> Result<(), ConduitError> {
-        match place {
-            Place::Rpc => self.rpc(stream).await,
-            Place::Disks => self.relayed(place, stream).await,
-            Place::Ram => {
-                match begins_with(&stream, MAGIC).await {
-                    Some(true) => return self.ram(stream).await,
-                    Some(false) => {}
-                    // Somebody looked. The waiting QEMU would take that for its guest.
-                    None => return Ok(()),
-                }
-                tracing::warn!(
-                    id = %self.entry.id.short(),
-                    "a connection for the guest's memory that is none of QEMU's plain streams (--parallel, --tls, --postcopy): it is relayed as it is, without deltas; leave those out"
-                );
-                self.relayed(place, stream).await
+    /// Libvirt's calls were not carried. Whether it keeps the guest here shows by its QEMU: it ends one whose guest runs elsewhere.
+    async fn keeps(&self) -> Option<bool> {
+        let qemu = self.qemu?;
+        let deadline = tokio::time::Instant::now() + LIBVIRT_DECIDES;
+        while qemu.is_there() {
+            if tokio::time::Instant::now() >= deadline {
+                return Some(true);
             }
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
+        Some(false)
     }
-
-    fn share(&self, urgent: bool) -> Share {
-        let share = sharing::share(&self.entry);
-        if urgent { Share { priority: Priority::Urgent, ..share } } else { share }
-    }
-
-    async fn relayed(&self, place: Place, stream: UnixStream) -> Result<(), ConduitError> {
-        let opened =
-            conduit::open(&self.daemon, &self.to, self.entry.id, place, false, self.share(false)).await?;
-        let socket = stream.into_std().map_err(ConduitError::Resources)?;
-        tokio::select! {
-            ended = conduit::run(&self.daemon, socket, opened) => ended,
-            () = self.stopped(Stop::Ram) => Ok(()),
-        }
-    }
-
-    async fn ram(&self, stream: UnixStream) -> Result<(), ConduitError> {
-        let opened =
-            conduit::open(&self.daemon, &self.to, self.entry.id, Place::Ram, true, self.share(false)).await?;
-        if self.entry.phase() == Phase::Preparing {
-            self.entry.advance(Phase::Copying);
-        }
-        let sharing = sharing::Follower::start(opened.session.clone(), self.entry.clone());
-        let socket = stream.into_std().map_err(ConduitError::Resources)?;
-        let plan = ram::Plan {
-            downtime: self.downtime.unwrap_or(AdaptiveConfig::default().downtime_target),
-            told: self.told.ram.clone(),
-        };
-        let ended = tokio::select! {
-            ended = ram::run(&self.daemon, socket, opened, plan) => ended,
-            () = self.stopped(Stop::Ram) => Ok(()),
-        };
-        drop(sharing);
-        ended
-    }
-
-    async fn rpc(&self, stream: UnixStream) -> Result<(), ConduitError> {
-        let opened =
-            conduit::open(&self.daemon, &self.to, self.entry.id, Place::Rpc, false, self.share(true)).await?;
-        let (ours, carried) = std::os::unix::net::UnixStream::pair().map_err(ConduitError::Resources)?;
-        let ours = ours.set_nonblocking(true).and_then(|()| UnixStream::from_std(ours));
-        let ours = ours.map_err(ConduitError::Resources)?;
-        let tap = tap::run(stream, ours, self.told.passed.clone(), self.stopped(Stop::All));
-        let (tapped, carried) = tokio::join!(tap, conduit::run(&self.daemon, carried, opened));
-        tapped?;
-        carried
-    }
-
-    /// Returns when so much, or more, is to stop.
-    async fn stopped(&self, what: Stop) {
-        let mut stop = self.stop.clone();
-        let is_told = |told: &Stop| match what {
-            Stop::No => true,
-            Stop::Ram => *told != Stop::No,
-            Stop::All => *told == Stop::All,
-        };
-        if stop.wait_for(is_told).await.is_err() {
-            // The carriage is gone, and with it whoever could say so.
-            std::future::pending().await
-        }
-    }
-}
-
-/// Looks, and takes nothing away. None: it was closed.
-async fn begins_with(stream: &UnixStream, bytes: &[u8; 4]) -> Option<bool> {
-    let looked = tokio::time::timeout(BEGINNING, async {
-        let mut there = [0; 4];
-        loop {
-            stream.readable().await.ok()?;
-            match recv(stream.as_raw_fd(), &mut there, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
-                Ok(4) => return Some(&there == bytes),
-                Ok(0) => return None,
-                // Readable it stays: it is looked at again a little later.
-                Ok(_) => tokio::time::sleep(Duration::from_millis(1)).await,
-                Err(nix::Error::EAGAIN) => {
-                    let _ = stream.try_io(tokio::io::Interest::READABLE, || {
-                        Err::<(), _>(io::ErrorKind::WouldBlock.into())
-                    });
-                }
-                Err(_) => return None,
-            }
-        }
-    });
-    // One who says nothing first is none of QEMU's streams.
-    looked.await.unwrap_or(Some(false))
 }

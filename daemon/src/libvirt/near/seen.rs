@@ -22,6 +22,8 @@ pub struct Seen {
     pub answer: Option<Answer>,
     /// The waiting QEMU's last word.
     pub shut: Option<u32>,
+    /// libvirt here keeps the guest, or has let it go; none: that could not be seen.
+    pub kept: Option<bool>,
     pub cancelled: bool,
     pub in_doubt: bool,
     pub resolved: Option<Resolution>,
@@ -77,6 +79,11 @@ impl Seen {
             Passed::Finished(answer) => self.answer = Some(answer),
             Passed::Unanswered => {}
         }
+    }
+
+    /// All of the guest is there, and what the two libvirts say of it was not carried.
+    pub fn is_unsaid(&self) -> bool {
+        self.resolved.is_none() && self.answer.is_none() && self.shut == Some(0) && !self.prepared
     }
 
     pub fn is_unused(&self) -> bool {
@@ -137,10 +144,19 @@ impl Seen {
             }
             _ => {}
         }
-        if self.shut == Some(0) && !self.prepared {
-            return moved(format!(
-                "moved to {to}; whether it runs is libvirt's to say, which was not carried"
-            ));
+        if self.is_unsaid() {
+            return match self.kept {
+                Some(false) => moved(format!("moved to {to}, by libvirt")),
+                Some(true) => {
+                    let desc = format!(
+                        "all of {guest} was at {to}, and libvirt here has kept it: it was not let run there"
+                    );
+                    failed(Ending::Failed, Whereabouts::RunsAtSource, desc)
+                }
+                None => moved(format!(
+                    "moved to {to}; whether it runs is libvirt's to say, which was not carried"
+                )),
+            };
         }
         let why = match (&self.lost, &self.trouble) {
             (Some(lost), _) => format!("the link to {to} was lost: {lost}"),

@@ -1,0 +1,161 @@
+//! One connection of a carriage: what it is, and what becomes of it.
+
+use super::conduit::{self, ConduitError};
+use super::{Came, Stop, Told, ram};
+use crate::daemon::Daemon;
+use crate::libvirt::tap;
+use crate::ownership::Phase;
+use crate::protocol::PROTOCOL;
+use crate::protocol::libvirt::{Conduit, Place};
+use crate::registry::Entry;
+use crate::source::sharing;
+use hikyaku_engine::precopy::AdaptiveConfig;
+use hikyaku_transport::{Priority, Share};
+use nix::sys::socket::{MsgFlags, recv};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+
+/// Until what begins a connection is there; QEMU says it at once.
+const BEGINNING: Duration = Duration::from_secs(2);
+/// How QEMU's stream begins.
+const MAGIC: [u8; 4] = *b"QEVM";
+
+/// What one connection is carried with.
+pub struct Carrier {
+    pub daemon: Rc<Daemon>,
+    pub entry: Arc<Entry>,
+    pub to: String,
+    pub downtime: Option<Duration>,
+    pub told: Told,
+    pub stop: watch::Receiver<Stop>,
+}
+
+impl Carrier {
+    pub async fn carry(&self, came: Came) -> Result<(), ConduitError> {
+        match came.place {
+            Place::Rpc => self.rpc(came.stream).await,
+            Place::Disks => self.relayed(came).await,
+            Place::Ram => {
+                match begins(&came.stream, BEGINNING).await {
+                    Beginning::Word(MAGIC) => return self.ram(came).await,
+                    Beginning::Word(_) | Beginning::Silence => {}
+                    // Somebody looked. The waiting QEMU would take that for its guest.
+                    Beginning::Closed => return Ok(()),
+                }
+                tracing::warn!(
+                    id = %self.entry.id.short(),
+                    "a connection for the guest's memory that is none of QEMU's plain streams (--parallel, --tls, --postcopy): it is relayed as it is, without deltas; leave those out"
+                );
+                self.relayed(came).await
+            }
+        }
+    }
+
+    fn share(&self, urgent: bool) -> Share {
+        let share = sharing::share(&self.entry);
+        if urgent { Share { priority: Priority::Urgent, ..share } } else { share }
+    }
+
+    async fn open(
+        &self,
+        to: Place,
+        port: Option<u16>,
+        native: bool,
+    ) -> Result<conduit::Opened, ConduitError> {
+        let hello = Conduit { protocol: PROTOCOL, carriage: self.entry.id, to, port, native };
+        conduit::open(&self.daemon, &self.to, hello, self.share(to == Place::Rpc)).await
+    }
+
+    async fn relayed(&self, came: Came) -> Result<(), ConduitError> {
+        let opened = self.open(came.place, came.port, false).await?;
+        let socket = came.stream.into_std().map_err(ConduitError::Resources)?;
+        tokio::select! {
+            ended = conduit::run(&self.daemon, socket, opened) => ended,
+            () = self.stopped(Stop::Ram) => Ok(()),
+        }
+    }
+
+    async fn ram(&self, came: Came) -> Result<(), ConduitError> {
+        let opened = self.open(Place::Ram, came.port, true).await?;
+        if self.entry.phase() == Phase::Preparing {
+            self.entry.advance(Phase::Copying);
+        }
+        let sharing = sharing::Follower::start(opened.session.clone(), self.entry.clone());
+        let socket = came.stream.into_std().map_err(ConduitError::Resources)?;
+        let plan = ram::Plan {
+            downtime: self.downtime.unwrap_or(AdaptiveConfig::default().downtime_target),
+            told: self.told.ram.clone(),
+        };
+        let ended = tokio::select! {
+            ended = ram::run(&self.daemon, socket, opened, plan) => ended,
+            () = self.stopped(Stop::Ram) => Ok(()),
+        };
+        drop(sharing);
+        ended
+    }
+
+    async fn rpc(&self, stream: UnixStream) -> Result<(), ConduitError> {
+        let opened = self.open(Place::Rpc, None, false).await?;
+        let (ours, carried) = std::os::unix::net::UnixStream::pair().map_err(ConduitError::Resources)?;
+        let ours = ours.set_nonblocking(true).and_then(|()| UnixStream::from_std(ours));
+        let ours = ours.map_err(ConduitError::Resources)?;
+        let tap = tap::run(stream, ours, self.told.passed.clone(), self.stopped(Stop::All));
+        let (tapped, carried) = tokio::join!(tap, conduit::run(&self.daemon, carried, opened));
+        tapped?;
+        carried
+    }
+
+    /// Returns when so much, or more, is to stop.
+    async fn stopped(&self, what: Stop) {
+        let mut stop = self.stop.clone();
+        let is_told = |told: &Stop| match what {
+            Stop::No => true,
+            Stop::Ram => *told != Stop::No,
+            Stop::All => *told == Stop::All,
+        };
+        if stop.wait_for(is_told).await.is_err() {
+            // The carriage is gone, and with it whoever could say so.
+            std::future::pending().await
+        }
+    }
+}
+
+/// What one who connected says first.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Beginning {
+    Word([u8; 4]),
+    /// He waits to be spoken to.
+    Silence,
+    /// He has gone.
+    Closed,
+}
+
+/// Looks, and takes nothing away.
+pub async fn begins(stream: &UnixStream, within: Duration) -> Beginning {
+    let looked = tokio::time::timeout(within, async {
+        let mut there = [0; 4];
+        loop {
+            if stream.readable().await.is_err() {
+                return Beginning::Closed;
+            }
+            match recv(stream.as_raw_fd(), &mut there, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
+                Ok(4) => return Beginning::Word(there),
+                Ok(0) => return Beginning::Closed,
+                // Readable it stays: it is looked at again a little later.
+                Ok(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+                Err(nix::Error::EAGAIN) => {
+                    let _ = stream.try_io(tokio::io::Interest::READABLE, || {
+                        Err::<(), _>(io::ErrorKind::WouldBlock.into())
+                    });
+                }
+                Err(_) => return Beginning::Closed,
+            }
+        }
+    });
+    looked.await.unwrap_or(Beginning::Silence)
+}

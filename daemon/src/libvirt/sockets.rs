@@ -1,0 +1,183 @@
+//! TCP sockets of this host: whose they are, from `/proc`.
+
+use crate::process::ProcessId;
+use hikyaku_qemu::command_line::guest_name;
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::ops::RangeInclusive;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+use tokio::net::{TcpStream, UnixStream};
+
+/// A line of `/proc/net/tcp`.
+#[derive(Debug, PartialEq, Eq)]
+struct Row {
+    local: SocketAddrV4,
+    remote: SocketAddrV4,
+    listens: bool,
+    uid: u32,
+    inode: u64,
+}
+
+/// In hexadecimal, the address as a word of this machine's.
+fn address(text: &str) -> Option<SocketAddrV4> {
+    let (address, port) = text.split_once(':')?;
+    // The bytes of the address, read as a number of this machine's.
+    let address = u32::from_be(u32::from_str_radix(address, 16).ok()?);
+    Some(SocketAddrV4::new(Ipv4Addr::from(address), u16::from_str_radix(port, 16).ok()?))
+}
+
+fn row(line: &str) -> Option<Row> {
+    let words: Vec<_> = line.split_whitespace().collect();
+    let &[_, local, remote, state, _, _, _, uid, _, inode, ..] = words.as_slice() else { return None };
+    Some(Row {
+        local: address(local)?,
+        remote: address(remote)?,
+        listens: state == "0A",
+        uid: uid.parse().ok()?,
+        inode: inode.parse().ok()?,
+    })
+}
+
+/// The kernel shows a page of its list at a time; of one that changes meanwhile a line may be missing.
+const LOOKS: u32 = 4;
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+fn find(is_it: impl Fn(&Row) -> bool) -> Option<Row> {
+    (0..LOOKS).find_map(|look| {
+        std::thread::sleep(LOOK_AGAIN * look);
+        rows().find(&is_it)
+    })
+}
+
+fn rows() -> impl Iterator<Item = Row> {
+    let list = fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+    list.lines().filter_map(row).collect::<Vec<_>>().into_iter()
+}
+
+/// As whom `from` was connected to `to`, both at this host.
+pub fn who_connected(from: SocketAddrV4, to: SocketAddrV4) -> Option<u32> {
+    find(|row| row.local == from && row.remote == to).map(|row| row.uid)
+}
+
+/// A QEMU that listens.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Listener {
+    pub guest: String,
+    /// At none of these ports that is lower: libvirt gives the first one to the guest's memory.
+    pub first: bool,
+}
+
+/// Whose QEMU listens there. It is not connected to: it would take that for its guest.
+pub fn who_listens(at: SocketAddrV4, ports: &RangeInclusive<u16>) -> Option<Listener> {
+    let is_ours = |row: &Row| row.listens && (row.local.ip() == at.ip() || row.local.ip().is_unspecified());
+    let inode = find(|row| is_ours(row) && row.local.port() == at.port())?.inode;
+    processes().filter(|pid| holds(&pid.to_string(), inode)).find_map(|pid| {
+        let guest = guest_of(pid)?;
+        let lower = |row: &Row| {
+            let port = row.local.port();
+            is_ours(row) && port < at.port() && ports.contains(&port) && holds(&pid.to_string(), row.inode)
+        };
+        Some(Listener { guest, first: !rows().any(|row| lower(&row)) })
+    })
+}
+
+/// The QEMU here whose guest has this name.
+pub fn qemu_of(guest: &str) -> Option<ProcessId> {
+    processes().find(|pid| guest_of(*pid).as_deref() == Some(guest)).and_then(ProcessId::of)
+}
+
+/// Whether this process listens there.
+pub fn we_listen_at(at: SocketAddrV4) -> bool {
+    let Some(row) = find(|row| row.listens && row.local == at) else { return false };
+    holds(&std::process::id().to_string(), row.inode)
+}
+
+/// Whether it has the socket open.
+fn holds(pid: &str, inode: u64) -> bool {
+    let socket = format!("socket:[{inode}]");
+    let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    files.filter_map(|file| fs::read_link(file.path()).ok()).any(|file| file.as_os_str() == socket.as_str())
+}
+
+/// Of whatever kind: it is read, written and shut down, as a socket in a directory is, and nothing else.
+pub fn connection(stream: TcpStream) -> io::Result<UnixStream> {
+    stream.set_nodelay(true)?;
+    UnixStream::from_std(OwnedFd::from(stream.into_std()?).into())
+}
+
+/// All that are there.
+pub fn processes() -> impl Iterator<Item = i32> {
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    all.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+fn guest_of(pid: i32) -> Option<String> {
+    guest_name(&fs::read(format!("/proc/{pid}/cmdline")).ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{SocketAddr, TcpListener};
+    use std::os::unix::process::CommandExt;
+    use std::process::Command;
+
+    fn v4(address: SocketAddr) -> SocketAddrV4 {
+        let SocketAddr::V4(address) = address else { panic!("{address}") };
+        address
+    }
+
+    #[test]
+    fn who_connected_is_known() {
+        let listener = TcpListener::bind((Ipv4Addr::new(127, 77, 0, 9), 0)).unwrap();
+        let to = v4(listener.local_addr().unwrap());
+        let stream = std::net::TcpStream::connect(to).unwrap();
+        let from = v4(stream.local_addr().unwrap());
+        assert_eq!(who_connected(from, to), Some(nix::unistd::getuid().as_raw()));
+        assert_eq!(who_connected(SocketAddrV4::new(*from.ip(), 1), to), None);
+    }
+
+    #[test]
+    fn whose_guest_is_awaited_is_read_off_the_process_that_listens() {
+        let bind = || TcpListener::bind((Ipv4Addr::new(127, 77, 0, 9), 0)).unwrap();
+        let mut listeners = [bind(), bind()];
+        listeners.sort_by_key(|listener| listener.local_addr().unwrap().port());
+        let [memory, disks] = listeners.each_ref().map(|listener| v4(listener.local_addr().unwrap()));
+        let all = 1..=u16::MAX;
+        assert_eq!(who_listens(memory, &all), None, "no QEMU's");
+        // It is called like a QEMU, and has inherited the sockets.
+        for listener in &listeners {
+            nix::fcntl::fcntl(listener, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+        }
+        let words = ["-c", "read wait", "-name", "guest=landing-test,debug-threads=on"];
+        let mut command = Command::new("sh");
+        let mut child = command.arg0("qemu").args(words).stdin(std::process::Stdio::piped()).spawn().unwrap();
+        drop(listeners);
+        let found = [memory, disks].map(|at| who_listens(at, &all));
+        let beside = who_listens(disks, &(disks.port()..=u16::MAX));
+        let elsewhere = who_listens(SocketAddrV4::new(Ipv4Addr::new(127, 77, 0, 8), disks.port()), &all);
+        let (pid, process) = (child.id() as i32, qemu_of("landing-test"));
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        let listener = |first| Some(Listener { guest: "landing-test".to_owned(), first });
+        assert_eq!(found, [listener(true), listener(false)]);
+        assert_eq!(beside, listener(true), "the other one is not of the landing");
+        assert_eq!(elsewhere, None);
+        assert!(process.is_some_and(|process| process.to_string() == format!("process {pid}")));
+        assert_eq!(qemu_of("landing-test"), None);
+    }
+
+    #[test]
+    fn lines_that_are_none_are_passed_over() {
+        assert_eq!(
+            row(
+                "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode"
+            ),
+            None
+        );
+        assert_eq!(row(""), None);
+        assert_eq!(row("0: 0100007F:XX 0 0A 0 0 0 0 0 1"), None);
+    }
+}
