@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench, compare, demo, guest, link, sim, soak};
+use crate::{bench, compare, demo, guest, libvirt, link, sim, soak};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -33,6 +33,8 @@ enum What {
     Bench(bench::BenchArgs),
     /// Move a guest there and back, again and again
     Soak(soak::SoakArgs),
+    /// Move a guest that belongs to libvirt by hikyaku, and by libvirt alone
+    Libvirt(libvirt::LibvirtArgs),
 }
 
 /// Parses the process's arguments and runs the subcommand they name.
@@ -45,6 +47,7 @@ pub fn main() -> ExitCode {
         What::Sim(args) => sim::cli::run(&args),
         What::Bench(args) => bench::run(args),
         What::Soak(args) => soak::run(&args),
+        What::Libvirt(args) => libvirt::run(&args),
     };
     match done {
         Ok(code) => code,

@@ -17,6 +17,7 @@
 //! | [`goodput`] | the same transport with a fixed volume |
 //! | [`sim`] | a whole move in virtual time, on the engine itself |
 //! | [`soak`] | a guest that goes there and back, many times |
+//! | [`libvirt`] | a guest that belongs to libvirt |
 //! | `verdict` | criteria, medians, spreads |
 //! | [`steady`] | claims about time, judged only while the machine gives the time |
 //! | [`demo`] | a guest that crosses an ocean and comes back |
@@ -36,6 +37,7 @@ pub mod floor;
 pub mod gap;
 pub mod goodput;
 pub mod guest;
+pub mod libvirt;
 pub mod link;
 pub mod memory;
 pub mod pipeline;
@@ -46,7 +48,7 @@ pub mod steady;
 pub mod switchover;
 pub mod transport;
 pub mod travel;
-mod verdict;
+pub mod verdict;
 
 // What the test guest's pages hold, from its own program; the three know each other by these names.
 #[path = "../guest/page.rs"]

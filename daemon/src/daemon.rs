@@ -262,7 +262,7 @@ impl Daemon {
             }
             Ok(Hello::Carry(hello)) => far::carry(&self, peer, &hello, incoming),
             Ok(Hello::Conduit(hello)) => far::conduit(&self, &peer, hello, incoming),
-            Ok(Hello::WhoIsAwaited(hello)) => match far::who_is_awaited(&self.config, &hello).await {
+            Ok(Hello::WhoListens(hello)) => match far::who_listens(&self.config, &hello).await {
                 Ok(reply) => drop(incoming.accept(reply, 0, Arc::new(Deaf))),
                 Err((code, text)) => refuse(incoming, code, text),
             },

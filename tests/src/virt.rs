@@ -188,6 +188,7 @@ pub struct Plan {
     pub link: &'static str,
     pub qemu: QemuBinary,
     pub libvirt: Libvirt,
+    pub memory_mib: u32,
     /// Guests leave and land without virsh being told of hikyaku.
     pub landings: bool,
     /// With a disk of its own at each host, of which only the source's has something on it.
@@ -199,7 +200,15 @@ impl Plan {
     pub fn new(link: &'static str, qemu: &QemuBinary, libvirt: &Libvirt) -> Plan {
         let mut load = Load::preset("oltp").expect("a preset");
         load.sweep_pages_per_s = Some(MEMORY_MIB << 8);
-        Plan { link, qemu: qemu.clone(), libvirt: libvirt.clone(), disk: false, landings: false, load }
+        Plan {
+            link,
+            memory_mib: MEMORY_MIB,
+            qemu: qemu.clone(),
+            libvirt: libvirt.clone(),
+            disk: false,
+            landings: false,
+            load,
+        }
     }
 
     /// With what the machine has.
@@ -227,7 +236,7 @@ impl Plan {
         };
         format!(
             "<domain type='qemu'><name>{GUEST}</name><uuid>6e1b6d0c-2b2f-4b7e-9a53-0b9e3c1d2f10</uuid>\
-             <memory unit='MiB'>{MEMORY_MIB}</memory><vcpu>1</vcpu>\
+             <memory unit='MiB'>{}</memory><vcpu>1</vcpu>\
              <os><type arch='x86_64' machine='{MACHINE}'>hvm</type><kernel>/run/t/kernel</kernel><cmdline>{}</cmdline></os>\
              <features><acpi/></features>\
              <cpu mode='custom' match='exact' check='none'><model fallback='forbid'>qemu64</model></cpu>\
@@ -235,7 +244,8 @@ impl Plan {
              <devices><emulator>{}</emulator><controller type='usb' model='none'/><memballoon model='none'/>\
              <video><model type='none'/></video>\
              <serial type='unix'><source mode='bind' path='/run/t/console'/></serial>{disk}</devices></domain>",
-            self.load.command_line(MEMORY_MIB),
+            self.memory_mib,
+            self.load.command_line(self.memory_mib),
             self.qemu.path.display(),
         )
     }
@@ -287,7 +297,12 @@ impl Virt {
         }
         let xml = files.path().join("guest.xml");
         fs::write(&xml, plan.xml()).expect("a file");
+        // What QEMU can do libvirt asks it once; at the destination it has before.
+        let emulator = plan.qemu.path.display().to_string();
+        let ask = ["domcapabilities", "--virttype", "qemu", "--emulatorbin", &emulator];
+        let asked = b.virsh_beside(network.host("b"), &ask);
         a.virsh(network.host("a"), &["create", xml.to_str().expect("a path")]).expect_code(0);
+        asked.wait(VIRSH_LIMIT).expect_code(0);
         let source = console(&a);
         let mut virt = Virt { source, pair, a, b, network, _files: files };
         virt.wait_beat(&virt.source, BOOT_LIMIT);

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! source                                   destination
-//!   Hello::WhoIsAwaited ───────────────────▶  who listens at this port of the landing?
-//!   ◀──────────────────────────────── Awaited
+//!   Hello::WhoListens ───────────────────▶  who listens at this port of the landing?
+//!   ◀──────────────────────────────── Listens
 //!   Hello::Carry ──────────────────────────▶  is it allowed? a directory for its sockets is made
 //!   ◀──────────────────────────────── Carried
 //!   Hello::Conduit (a session each) ───────▶  libvirt's socket, or one that the waiting QEMU has made, is connected to
@@ -31,13 +31,13 @@ pub struct Carry {
 
 /// A question: somebody wants to connect to this port of the destination's landing.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct WhoIsAwaited {
+pub struct WhoListens {
     pub protocol: u16,
     pub port: u16,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct Awaited {
+pub struct Listens {
     pub guest: String,
     /// Its QEMU listens at no lower port of the landing: most likely for memory, and at a higher one for disks.
     pub first: bool,
@@ -151,14 +151,14 @@ mod tests {
         assert_bytes(conduit(Place::Rpc, None, false), &[&[3, 2], &[8; 16], &[0, 0, 0]]);
         assert_bytes(conduit(Place::Ram, None, true), &[&[3, 2], &[8; 16], &[1, 0, 1]]);
         assert_bytes(conduit(Place::Disks, Some(200), false), &[&[3, 2], &[8; 16], &[2, 1, 200, 0]]);
-        let who = Hello::WhoIsAwaited(WhoIsAwaited { protocol: PROTOCOL, port: 49152 });
+        let who = Hello::WhoListens(WhoListens { protocol: PROTOCOL, port: 49152 });
         assert_bytes(who, &[&[4, 2], &[251, 0, 192]]);
         assert_bytes(Hello::Examine(Examine { protocol: PROTOCOL }), &[&[5, 2]]);
         let finding = Finding { verdict: Verdict::Wrong, what: "w".into(), advice: "a".into() };
         let examined =
             Examined { findings: vec![finding], directory: "/m".into(), landing: Some("l".into()) };
         assert_bytes(examined, &[&[1, 2, 1], b"w", &[1], b"a", &[2], b"/m", &[1, 1], b"l"]);
-        assert_bytes(Awaited { guest: "web".into(), first: true }, &[&[3], b"web", &[1]]);
+        assert_bytes(Listens { guest: "web".into(), first: true }, &[&[3], b"web", &[1]]);
         assert_bytes(Connected { dictionary_slots: 4096 }, &[&[251, 0, 16]]);
         assert_bytes(ToFar::Taken { bytes: 250 }, &[&[0, 250]]);
         assert_bytes(ToFar::End { last_seq: 7 }, &[&[1, 7]]);

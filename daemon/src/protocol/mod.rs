@@ -52,7 +52,7 @@ pub enum Hello {
     Ask(Ask),
     Carry(libvirt::Carry),
     Conduit(libvirt::Conduit),
-    WhoIsAwaited(libvirt::WhoIsAwaited),
+    WhoListens(libvirt::WhoListens),
     Examine(libvirt::Examine),
 }
 

@@ -15,7 +15,7 @@ use crate::mailbox::{FromPeer, Mailbox, mailbox};
 use crate::outage;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::Phase;
-use crate::protocol::libvirt::{Awaited, Carried, Carry, Conduit, Place, WhoIsAwaited};
+use crate::protocol::libvirt::{Carried, Carry, Conduit, Listens, Place, WhoListens};
 use crate::protocol::{self, PROTOCOL, Refusal};
 use crate::registry::Entry;
 use conduit::{ConduitError, Shape, Told};
@@ -95,7 +95,7 @@ const NO_LANDING: &str =
     "libvirt's guests land nowhere here: there is no landing under [libvirt] in the configuration";
 
 /// A peer's libvirt was told to connect to a port of the landing here. What is said to the peer.
-pub async fn who_is_awaited(config: &Config, hello: &WhoIsAwaited) -> Result<Vec<u8>, (Refusal, String)> {
+pub async fn who_listens(config: &Config, hello: &WhoListens) -> Result<Vec<u8>, (Refusal, String)> {
     if hello.protocol != PROTOCOL {
         let text = format!("this daemon speaks protocol {PROTOCOL}, the source {}", hello.protocol);
         return Err((Refusal::Protocol, text));
@@ -112,7 +112,7 @@ pub async fn who_is_awaited(config: &Config, hello: &WhoIsAwaited) -> Result<Vec
     let found = tokio::task::spawn_blocking(move || sockets::who_listens(at, &ports)).await.ok().flatten();
     let nobody = || (Refusal::NotAwaited, format!("no QEMU waits at {at}"));
     let sockets::Listener { guest, first } = found.ok_or_else(nobody)?;
-    let reply = protocol::encode(&Awaited { guest, first });
+    let reply = protocol::encode(&Listens { guest, first });
     reply.map_err(|error| (Refusal::Other, error.to_string()))
 }
 

@@ -14,7 +14,7 @@ use crate::libvirt::directory::qemu_user;
 use crate::libvirt::sockets;
 use crate::libvirt::watch::Watch;
 use crate::mailbox::mailbox;
-use crate::protocol::libvirt::{Awaited, Place, WhoIsAwaited};
+use crate::protocol::libvirt::{Listens, Place, WhoListens};
 use crate::protocol::{self, Hello, PROTOCOL, ProtocolError};
 use hikyaku_transport::{LinkError, OpenError, Priority, SessionId, Share};
 use std::cell::RefCell;
@@ -126,7 +126,7 @@ async fn came(
         None => return Err(NotCarried::Nobody),
     }
     let stream = sockets::connection(stream)?;
-    let Awaited { guest, first } = who_is_awaited(daemon, peer, at.port()).await?;
+    let Listens { guest, first } = who_listens(daemon, peer, at.port()).await?;
     // QEMU stands still, and its guest with it, until a disk's connection is made.
     let place = match first {
         false => Place::Disks,
@@ -141,8 +141,8 @@ async fn came(
 }
 
 /// The peer looks whose QEMU listens there.
-async fn who_is_awaited(daemon: &Daemon, peer: &str, port: u16) -> Result<Awaited, NotCarried> {
-    let hello = protocol::encode(&Hello::WhoIsAwaited(WhoIsAwaited { protocol: PROTOCOL, port }))?;
+async fn who_listens(daemon: &Daemon, peer: &str, port: u16) -> Result<Listens, NotCarried> {
+    let hello = protocol::encode(&Hello::WhoListens(WhoListens { protocol: PROTOCOL, port }))?;
     let (slot, _nothing_comes) = mailbox();
     let link = daemon.link_to(peer).await?;
     let share = Share { priority: Priority::Urgent, ..Share::default() };
