@@ -38,6 +38,7 @@ set_up() { # BACKPORTS
     install_libvirt "$1" || skip "setup: no libvirt"
     mkdir -p "$CACHE_DIR" || return 1
     unpack_other_qemu || skip "setup: no second QEMU"
+    unpack_other_libvirt || skip "setup: no second libvirt"
     unpack_linux || skip "setup: no Linux guest"
     return "$ok"
 }
@@ -165,6 +166,40 @@ unpack_packages() { # DIRECTORY PACKAGE...
     return "$status"
 }
 
+# What apt would install on an empty machine, less what is here in the same version. Resolved against the machine itself it may have
+# no answer: what is installed can rule it out.
+resolve() { # APT-ARGUMENTS...
+    comm -23 \
+        <(apt-get -s -o Dir::State::status=/dev/null --no-install-recommends install "$@" 2>/dev/null |
+            sed -n 's/^Inst \([^ ]*\) \(\[[^]]*\] \)\{0,1\}(\([^ ]*\) .*/\1=\3/p' |
+            grep -vE "^($LEFT_TO_THE_MACHINE)=" | sort) \
+        <(dpkg-query -W -f '${Package}=${Version}\n' | sort)
+}
+
+# The oldest libvirt that apt offers, if it is older than the machine's: a private root, whose /usr the tests lay over the machine's.
+unpack_other_libvirt() {
+    local have version root staging names=()
+    have=$(dpkg-query -W -f '${Version}' libvirt-daemon 2>/dev/null)
+    version=$(apt-cache madison libvirt-daemon 2>/dev/null | awk -F'|' '{ gsub(/ /, "", $2); print $2 }' | sort -V | head -n 1)
+    if [[ -z $version ]] || dpkg --compare-versions "$version" ge "${have:-0}"; then
+        echo "tests/run: apt offers no libvirt older than ${have:-none}" >&2
+        return 1
+    fi
+    root=$CACHE_DIR/libvirt-${version#*:}
+    if [[ ! -x $root/usr/sbin/libvirtd ]]; then
+        # Its own packages, and what is not here in any version.
+        mapfile -t names < <(resolve "libvirt-daemon=$version" "libvirt-daemon-driver-qemu=$version" "libvirt-clients=$version" "libvirt0=$version" |
+            awk -F= 'NR == FNR { here[$1]; next } /^libvirt/ || !($1 in here)' <(dpkg-query -W -f '${Package}\n') -)
+        ((${#names[@]})) || return 1
+        echo "unpacking libvirt $version into $root"
+        staging=$(mktemp -d "$CACHE_DIR/root.XXXXXX") || return 1
+        unpack_packages "$staging" "${names[@]}" || { rm -rf "$staging"; return 1; }
+        rm -rf "$root"
+        mv -T "$staging" "$root" && chmod 755 "$root" || return 1
+    fi
+    ln -sfn "${root##*/}" "$CACHE_DIR/libvirt-other"
+}
+
 unpack_other_qemu() {
     local version directory root staging package
     version=$(other_qemu_version)
@@ -191,13 +226,7 @@ unpack_other_qemu() {
         done
     done
     [[ $version == *~bpo* ]] && from=(--target-release "$(release_name)-backports")
-    # What apt would install on an empty machine, less what is here in the same version. Resolved against the
-    # machine itself it may have no answer: the installed QEMU's libraries can rule out the other's.
-    mapfile -t names < <(comm -23 \
-        <(apt-get -s -o Dir::State::status=/dev/null --no-install-recommends "${from[@]}" install "${wanted[@]}" 2>/dev/null |
-            sed -n 's/^Inst \([^ ]*\) \(\[[^]]*\] \)\{0,1\}(\([^ ]*\) .*/\1=\3/p' |
-            grep -vE "^($LEFT_TO_THE_MACHINE)=" | sort) \
-        <(dpkg-query -W -f '${Package}=${Version}\n' | sort))
+    mapfile -t names < <(resolve "${from[@]}" "${wanted[@]}")
     if ((${#names[@]} == 0)); then
         echo "tests/run: apt cannot resolve QEMU $version" >&2
         return 1
@@ -264,6 +293,10 @@ find_qemus() {
     if [[ -z ${HIKYAKU_QEMU_OTHER:-} && -x $CACHE_DIR/qemu-other/qemu ]]; then
         HIKYAKU_QEMU_OTHER=$(readlink -f "$CACHE_DIR/qemu-other")/qemu
         export HIKYAKU_QEMU_OTHER
+    fi
+    if [[ -z ${HIKYAKU_LIBVIRT_OTHER:-} && -x $CACHE_DIR/libvirt-other/usr/sbin/libvirtd ]]; then
+        HIKYAKU_LIBVIRT_OTHER=$(readlink -f "$CACHE_DIR/libvirt-other")
+        export HIKYAKU_LIBVIRT_OTHER
     fi
     if [[ -z ${HIKYAKU_LINUX:-} && -s $CACHE_DIR/linux/vmlinuz ]]; then export HIKYAKU_LINUX=$CACHE_DIR/linux; fi
     HIKYAKU_QEMU_VERSION=$(qemu_version "${HIKYAKU_QEMU:-false}")

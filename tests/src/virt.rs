@@ -34,6 +34,8 @@ const LANDINGS: (&str, &str) = (
     r#"{ alias = "a.hikyaku", address = "127.77.0.1", ports = "49152-49167" }"#,
     r#"{ alias = "b.hikyaku", address = "127.77.0.2", ports = "49168-49183" }"#,
 );
+/// In each host's own directory.
+const ODD_MEMORY: &str = "/run/t/qemu";
 pub const DISK_BYTES: u64 = 64 << 20;
 
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -43,8 +45,9 @@ const VIRSH_LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(10);
 
 /// In a mount namespace of its own: everything that two libvirts would share.
-const PREPARE: &str = r"
+const PREPARE: &str = r#"
 set -e
+if [ -n "$OVER_USR" ]; then mount -t overlay -o "lowerdir=$OVER_USR:/usr" overlay /usr; fi
 mkdir -p /var/lib/libvirt /var/cache/libvirt /var/log/libvirt
 for d in /run /var/lib/libvirt /var/cache/libvirt /var/log/libvirt; do mount -t tmpfs tmpfs $d; done
 mkdir /run/etc /run/etc.work
@@ -54,14 +57,15 @@ rm -rf /etc/libvirt
 mkdir -p /run/libvirt /run/t /run/lock /etc/libvirt/hooks/qemu.d
 echo prepared
 exec sleep infinity
-";
+"#;
 
 /// The programs of one version.
 #[derive(Debug, Clone)]
 pub struct Libvirt {
     pub libvirtd: PathBuf,
     pub virsh: PathBuf,
-    pub version: String,
+    /// What is laid over the machine's `/usr` for it.
+    over_usr: Option<PathBuf>,
 }
 
 impl Libvirt {
@@ -72,9 +76,14 @@ impl Libvirt {
             places.iter().map(|place| Path::new(place).join(name)).find(|path| path.exists())
         };
         let (libvirtd, virsh) = (find("libvirtd")?, find("virsh")?);
-        let output = Command::new(&virsh).arg("--version").output().ok()?;
-        let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        output.status.success().then_some(Libvirt { libvirtd, virsh, version })
+        Some(Libvirt { libvirtd, virsh, over_usr: None })
+    }
+
+    /// An older one, which `tests/run` unpacks.
+    pub fn older() -> Option<Libvirt> {
+        let root = PathBuf::from(std::env::var_os("HIKYAKU_LIBVIRT_OTHER")?);
+        let over_usr = Some(root.join("usr"));
+        Some(Libvirt { libvirtd: "/usr/sbin/libvirtd".into(), virsh: "/usr/bin/virsh".into(), over_usr })
     }
 }
 
@@ -93,6 +102,9 @@ impl VirtHost {
         let host = network.host(name);
         let mut command = host.command("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-c", PREPARE]);
+        if let Some(over_usr) = &libvirt.over_usr {
+            command.env("OVER_USR", over_usr);
+        }
         link::die_with_parent(&mut command);
         let mut holder =
             command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("unshare (util-linux)");
@@ -189,6 +201,8 @@ pub struct Plan {
     pub qemu: QemuBinary,
     pub libvirt: Libvirt,
     pub memory_mib: u32,
+    /// It has a little more memory than libvirt says: TCG before 9.0 loses writes of a guest that has whole MiB (docs/qemu.md).
+    pub odd_memory: bool,
     /// Guests leave and land without virsh being told of hikyaku.
     pub landings: bool,
     /// With a disk of its own at each host, of which only the source's has something on it.
@@ -205,6 +219,7 @@ impl Plan {
             memory_mib: MEMORY_MIB,
             qemu: qemu.clone(),
             libvirt: libvirt.clone(),
+            odd_memory: false,
             disk: false,
             landings: false,
             load,
@@ -218,12 +233,39 @@ impl Plan {
         Some(Plan::new(link, &need("QEMU", machine::qemu())?, &libvirt))
     }
 
+    /// With an older libvirt, and a QEMU of its time.
+    #[track_caller]
+    pub fn older(link: &'static str) -> Option<Plan> {
+        let libvirt = need("an older libvirt", Libvirt::older())?;
+        let (qemu, _) = need("two QEMUs", machine::qemu_pair())?;
+        Some(Plan { odd_memory: true, ..Plan::new(link, &qemu, &libvirt) })
+    }
+
     pub fn disk(self, disk: bool) -> Plan {
         Plan { disk, ..self }
     }
 
     pub fn landings(self) -> Plan {
         Plan { landings: true, ..self }
+    }
+
+    fn emulator(&self) -> PathBuf {
+        if self.odd_memory { ODD_MEMORY.into() } else { self.qemu.path.clone() }
+    }
+
+    /// The QEMU, given 8 KiB more than libvirt wants.
+    fn odd_memory(&self) -> String {
+        let bytes = u64::from(self.memory_mib) << 20;
+        let (kib, more) = (bytes >> 10, bytes + 8192);
+        format!(
+            "#!/bin/bash\nwords=()\nfor word in \"$@\"; do\n\
+             [[ $before == -m && $word == {mib} ]] && word={more_kib}k\nbefore=$word\n\
+             word=${{word/size={kib}k/size={more_kib}k}}\nword=${{word/'\"size\":{bytes}'/'\"size\":{more}'}}\n\
+             words+=(\"$word\")\ndone\nexec {qemu} \"${{words[@]}}\"\n",
+            mib = self.memory_mib,
+            more_kib = more >> 10,
+            qemu = self.qemu.path.display(),
+        )
     }
 
     fn xml(&self) -> String {
@@ -246,7 +288,7 @@ impl Plan {
              <serial type='unix'><source mode='bind' path='/run/t/console'/></serial>{disk}</devices></domain>",
             self.memory_mib,
             self.load.command_line(self.memory_mib),
-            self.qemu.path.display(),
+            self.emulator().display(),
         )
     }
 }
@@ -287,6 +329,11 @@ impl Virt {
         let files = tempfile::tempdir().expect("a temporary directory");
         for host in [&a, &b] {
             fs::write(host.inside("/run/t/kernel"), IMAGE).expect("the guest's program");
+            if plan.odd_memory {
+                let path = host.inside(ODD_MEMORY);
+                fs::write(&path, plan.odd_memory()).expect("a script");
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("a script");
+            }
             if plan.disk {
                 let disk = fs::File::create(host.inside("/run/t/disk")).expect("a disk");
                 disk.set_len(DISK_BYTES).expect("a disk");
@@ -298,7 +345,7 @@ impl Virt {
         let xml = files.path().join("guest.xml");
         fs::write(&xml, plan.xml()).expect("a file");
         // What QEMU can do libvirt asks it once; at the destination it has before.
-        let emulator = plan.qemu.path.display().to_string();
+        let emulator = plan.emulator().display().to_string();
         let ask = ["domcapabilities", "--virttype", "qemu", "--emulatorbin", &emulator];
         let asked = b.virsh_beside(network.host("b"), &ask);
         a.virsh(network.host("a"), &["create", xml.to_str().expect("a path")]).expect_code(0);

@@ -14,9 +14,9 @@ fn words(virt: &Virt, more: &[&str]) -> Vec<String> {
 }
 
 /// As virt-manager and others do: no address is given, and none of ours.
-fn moves(more: &[&str], disk: bool) {
-    let Some(plan) = Plan::here("jgn").map(Plan::landings) else { return };
-    let virt = Virt::new(&plan.disk(disk));
+fn moves(plan: Option<Plan>, more: &[&str], disk: bool) {
+    let Some(plan) = plan else { return };
+    let virt = Virt::new(&plan.landings().disk(disk));
     virt.hikyaku_beside(&["libvirt", "check", "b"]).wait(MOVE).expect_code(0);
     let began = Instant::now();
     let words = words(&virt, more);
@@ -40,22 +40,27 @@ fn moves(more: &[&str], disk: bool) {
 
 #[test]
 fn virsh_moves_a_guest() {
-    moves(&[], false);
+    moves(Plan::here("jgn"), &[], false);
 }
 
 #[test]
 fn libvirt_moves_a_guest_by_itself() {
-    moves(&["--p2p"], false);
+    moves(Plan::here("jgn"), &["--p2p"], false);
 }
 
 #[test]
 fn virsh_moves_a_guest_and_its_disk() {
-    moves(&["--copy-storage-all"], true);
+    moves(Plan::here("jgn"), &["--copy-storage-all"], true);
 }
 
 #[test]
 fn libvirt_moves_a_guest_and_its_disk_by_itself() {
-    moves(&["--p2p", "--copy-storage-all"], true);
+    moves(Plan::here("jgn"), &["--p2p", "--copy-storage-all"], true);
+}
+
+#[test]
+fn an_older_libvirt_moves_a_guest_and_its_disk() {
+    moves(Plan::older("jgn"), &["--p2p", "--copy-storage-all"], true);
 }
 
 /// Nothing listens where the guest is to leave, so nothing of it does.
