@@ -77,18 +77,21 @@ install_missing() {
 }
 
 # Two of them are started by the tests, each in a host of its own; none of the machine's is.
-install_libvirt() { # BACKPORTS
-    command -v libvirtd >/dev/null && command -v virsh >/dev/null && return 0
+install_libvirt() ( # BACKPORTS
+    command -v libvirtd >/dev/null && command -v virsh >/dev/null && exit 0
     local release from=() policy=/usr/sbin/policy-rc.d made=no status
     if [[ $1 == yes ]] && release=$(release_name); then from=(--target-release "$release-backports"); fi
     if [[ ! -e $policy ]]; then
-        printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null && as_root chmod 755 "$policy" && made=yes
+        made=yes
+        # However this ends.
+        trap "as_root rm -f '$policy'; exit 130" INT TERM
+        printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null && as_root chmod 755 "$policy"
     fi
     apt_install "${from[@]}" libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
     status=$?
     if [[ $made == yes ]]; then as_root rm -f "$policy"; fi
-    return "$status"
-}
+    exit "$status"
+)
 
 release_name() { (. /etc/os-release && [[ $ID == debian ]] && echo "$VERSION_CODENAME"); }
 

@@ -350,6 +350,24 @@ impl Config {
         let landings =
             self.peers.iter().filter_map(|peer| Some((peer.name.as_str(), peer.landing.as_ref()?)));
         landing::check(self.libvirt.landing.as_ref(), landings)?;
+        for peer in &self.peers {
+            let Some(landing) = &peer.landing else { continue };
+            if !peer.may_be_sent_to() {
+                return Err(format!(
+                    "peer \"{}\" has a landing, and nothing may be sent to it: allow \"send\"",
+                    peer.name
+                ));
+            }
+            // That name will mean this host.
+            let hosts = self.peers.iter().flat_map(|peer| &peer.addresses);
+            let mut hosts = hosts.filter_map(|address| Some(address.rsplit_once(':')?.0));
+            if hosts.any(|host| host.eq_ignore_ascii_case(&landing.alias)) {
+                return Err(format!(
+                    "the landing of {}: alias \"{}\" is how a peer is reached, and would mean this host; it is to be a name of its own, such as \"{0}.hikyaku\"",
+                    peer.name, landing.alias
+                ));
+            }
+        }
         if self.link.dscp.is_some_and(|dscp| dscp > 63) {
             return Err("link.dscp must be 0 to 63".into());
         }

@@ -27,6 +27,8 @@ use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver, UnboundedSender, ch
 const NEVER_CAME_MOST: usize = 256;
 /// Records that are looked at, and removed, at once because a peer says so.
 const OVERS_MOST: usize = 64;
+/// Questions that are looked into at once.
+const QUESTIONS_MOST: usize = 4;
 /// Sources that may wait at one armed QEMU's door; one is taken.
 const DOOR: usize = 4;
 
@@ -51,6 +53,8 @@ pub struct Daemon {
     never_came: RefCell<HashMap<PeerName, HashSet<Id>>>,
     /// For peers' words that something is over.
     overs: Arc<Semaphore>,
+    /// For peers' questions that take a while to answer.
+    questions: Semaphore,
     /// Held by whoever still has something to put away.
     tidying: Rc<()>,
 }
@@ -72,6 +76,7 @@ impl Daemon {
             receiving: RefCell::default(),
             never_came: RefCell::default(),
             overs: Arc::new(Semaphore::new(OVERS_MOST)),
+            questions: Semaphore::new(QUESTIONS_MOST),
             tidying: Rc::default(),
         })
     }
@@ -215,6 +220,12 @@ impl Daemon {
         Ok(())
     }
 
+    /// What goes over all of the host's processes is done for a few at a time: records take their turns beside it.
+    async fn in_turn<T>(&self, answer: impl Future<Output = T>) -> T {
+        let _turn = self.questions.acquire().await;
+        answer.await
+    }
+
     /// Whether a migration is under way here as its destination.
     pub fn is_receiving(&self, id: Id) -> bool {
         self.receiving.borrow().contains(&id)
@@ -262,11 +273,13 @@ impl Daemon {
             }
             Ok(Hello::Carry(hello)) => far::carry(&self, peer, &hello, incoming),
             Ok(Hello::Conduit(hello)) => far::conduit(&self, &peer, hello, incoming),
-            Ok(Hello::WhoListens(hello)) => match far::who_listens(&self.config, &hello).await {
-                Ok(reply) => drop(incoming.accept(reply, 0, Arc::new(Deaf))),
-                Err((code, text)) => refuse(incoming, code, text),
-            },
-            Ok(Hello::Examine(_)) => match check::answer(&self.config, peer.as_str()).await {
+            Ok(Hello::WhoListens(hello)) => {
+                match self.in_turn(far::who_listens(&self.config, &hello)).await {
+                    Ok(reply) => drop(incoming.accept(reply, 0, Arc::new(Deaf))),
+                    Err((code, text)) => refuse(incoming, code, text),
+                }
+            }
+            Ok(Hello::Examine(_)) => match self.in_turn(check::answer(&self.config, peer.as_str())).await {
                 Ok(reply) => drop(incoming.accept(reply, 0, Arc::new(Deaf))),
                 Err(text) => refuse(incoming, Refusal::Other, text),
             },

@@ -48,6 +48,12 @@ fn libvirt_moves_a_guest_and_its_disk_by_itself() {
     moves(&["--p2p", "--disks"], true);
 }
 
+/// Relayed as it is: pages come by connections of their own.
+#[test]
+fn virsh_moves_a_guest_by_several_connections() {
+    moves(&["--parallel"], false);
+}
+
 /// Debian 12's: libvirt 9.0 and QEMU 7.2, which stops its guest when it thinks that it is time.
 #[test]
 fn an_older_libvirt_moves_a_guest() {

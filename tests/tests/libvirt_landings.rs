@@ -63,6 +63,20 @@ fn an_older_libvirt_moves_a_guest_and_its_disk() {
     moves(Plan::older("jgn"), &["--p2p", "--copy-storage-all"], true);
 }
 
+/// Nothing is known of a stream that is not looked into, and yet where the guest is.
+#[test]
+fn a_stream_that_is_relayed_as_it_is_arrives() {
+    let Some(plan) = Plan::here("jgn").map(Plan::landings) else { return };
+    let virt = Virt::new(&plan);
+    let words = words(&virt, &["--parallel"]);
+    let words: Vec<_> = words.iter().map(String::as_str).collect();
+    let command = virt.a.virsh_beside(virt.network.host("a"), &words);
+    let there = virt.console_there();
+    command.wait(MOVE).expect_code(0);
+    virt.check_moved(&there, false);
+    virt.pair.a.hikyaku(["watch", GUEST], MOVE).expect_code(0);
+}
+
 /// Nothing listens where the guest is to leave, so nothing of it does.
 #[test]
 fn without_our_daemon_nothing_leaves() {

@@ -40,8 +40,9 @@ pub fn setup(file: &Path, alias: Option<&str>, apply: bool) -> Result<Ending, su
         return Ok(Ending::Moved);
     }
     let keys: Vec<&str> = qemu.iter().map(|(key, _)| *key).collect();
+    let names: Vec<&str> = hosts.iter().filter_map(|line| line.split(' ').nth(1)).collect();
     let changes: Result<Vec<(&str, Change)>, SetupError> =
-        [(HOSTS, &hosts, &[][..]), (QEMU_CONF, &lines, &keys)]
+        [(HOSTS, &hosts, &names), (QEMU_CONF, &lines, &keys)]
             .into_iter()
             .filter(|(_, lines, _)| !lines.is_empty())
             .map(|(path, lines, keys)| Ok((path, Change::of(Path::new(path), lines, keys)?)))

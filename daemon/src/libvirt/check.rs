@@ -15,7 +15,7 @@ use bincode::{Decode, Encode};
 use hikyaku_transport::{SessionId, Share};
 use serde::{Deserialize, Serialize};
 use std::fs;
-use std::net::{IpAddr, SocketAddrV4, ToSocketAddrs};
+use std::net::{IpAddr, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -173,6 +173,12 @@ fn here(config: &Config) -> Vec<Finding> {
     if let Err(error) = qemu_user(libvirt.qemu_user.as_deref()) {
         findings.push(Finding::wrong(error.to_string(), "say as whom QEMUs run: [libvirt] qemu_user"));
     }
+    if (libvirt.room > 0 || libvirt.only_carried) && !has_hook(Path::new(HOOKS)) {
+        findings.push(Finding::wrong(
+            format!("nobody is turned away, though the configuration says when: hikyaku-libvirt-hook is not in {HOOKS}"),
+            "put it there, and restart libvirtd (or virtqemud)",
+        ));
+    }
     if let Some(landing) = &libvirt.landing {
         findings.extend(lands(landing, Path::new(setup::QEMU_CONF)));
     }
@@ -182,6 +188,13 @@ fn here(config: &Config) -> Vec<Finding> {
         }
     }
     findings
+}
+
+const HOOKS: &str = "/etc/libvirt/hooks/qemu.d";
+
+fn has_hook(directory: &Path) -> bool {
+    let all = fs::read_dir(directory).into_iter().flatten().flatten();
+    all.into_iter().any(|entry| entry.file_name().to_string_lossy().contains("hikyaku"))
 }
 
 const SET_UP: &str = "hikyaku libvirt setup --apply, and restart libvirtd (or virtqemud)";
@@ -234,11 +247,7 @@ fn leaves(peer: &str, landing: &Landing) -> Vec<Finding> {
             format!("hikyaku libvirt setup --apply, or the line in {}", setup::HOSTS),
         ));
     }
-    let deaf: Vec<u16> = landing
-        .ports
-        .all()
-        .filter(|port| !sockets::we_listen_at(SocketAddrV4::new(address, *port)))
-        .collect();
+    let deaf = sockets::not_listened_at(address, landing.ports.all());
     match deaf.first() {
         Some(first) => findings.push(Finding::wrong(
             format!("hikyakud does not listen at {} of the ports {} of {peer}'s landing ({address}:{first})", deaf.len(), landing.ports),

@@ -92,6 +92,10 @@ fn available() -> Option<u64> {
 
 /// Of a guest's description, in which libvirt writes it in KiB.
 fn memory_bytes(xml: &str) -> Option<u64> {
+    // Those are set apart from what is available.
+    if xml.contains("<hugepages") {
+        return None;
+    }
     let (_, rest) =
         xml.split_once("<memory unit='KiB'>").or_else(|| xml.split_once("<memory unit=\"KiB\">"))?;
     rest.split_once('<')?.0.trim().parse::<u64>().ok()?.checked_mul(1024)
@@ -171,5 +175,7 @@ mod tests {
         assert_eq!(memory_bytes("<memory unit='KiB'>x</memory>"), None);
         assert_eq!(memory_bytes("<memory unit='KiB'>18446744073709551615</memory>"), None);
         assert_eq!(memory_bytes(""), None);
+        let huge = "<memory unit='KiB'>4194304</memory><memoryBacking><hugepages/></memoryBacking>";
+        assert_eq!(memory_bytes(huge), None);
     }
 }

@@ -99,7 +99,7 @@ pub fn check<'a>(
                     its.ports, landing.ports
                 ));
             }
-            if landing.alias == its.alias {
+            if landing.alias.eq_ignore_ascii_case(&its.alias) {
                 return Err(format!("the landings of {other} and {name} have one alias: {}", landing.alias));
             }
         }
@@ -113,7 +113,7 @@ fn check_one(name: &str, landing: &Landing) -> Result<(), String> {
     if !(1..=ALIAS_BYTES_MOST).contains(&alias.len()) || !alias.chars().all(fits) {
         return Err(format!("the landing of {name}: alias {alias:?} is no name of a host"));
     }
-    if alias.parse::<Ipv4Addr>().is_ok() || alias.starts_with("localhost") {
+    if alias.parse::<Ipv4Addr>().is_ok() || alias.to_ascii_lowercase().starts_with("localhost") {
         return Err(format!(
             "the landing of {name}: alias {alias:?} would mean the same at every host; it is to be a name of its own, such as \"osaka.hikyaku\""
         ));

@@ -5,7 +5,7 @@ use crate::config::Config;
 use std::fs;
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 pub const HOSTS: &str = "/etc/hosts";
@@ -123,6 +123,22 @@ fn with_block(text: &str, lines: &[String]) -> Option<String> {
     (!within).then_some(out)
 }
 
+/// The first line outside of our block that says what one of these is: a key of libvirt's, or a host's name.
+fn said(text: &str, keys: &[&str]) -> Option<(usize, String)> {
+    let mut within = false;
+    text.lines().enumerate().find_map(|(n, line)| {
+        within = line == BEGIN || within && line != END;
+        if within {
+            return None;
+        }
+        let plain = line.split('#').next().unwrap_or_default();
+        let names = || plain.split_whitespace().skip(1).filter(|_| !plain.contains('='));
+        let its = assignments(line).map(|(_, key, _)| key).chain(names());
+        let key = its.into_iter().find(|its| keys.iter().any(|key| key.eq_ignore_ascii_case(its)))?;
+        Some((n + 1, key.to_owned()))
+    })
+}
+
 /// One file and what is to be in it.
 pub struct Change {
     path: PathBuf,
@@ -140,11 +156,9 @@ impl Change {
             Err(source) => return Err(SetupError::File { path: path.to_owned(), source }),
         };
         let block = || SetupError::Block { path: path.to_owned() };
-        let others = with_block(&there, &[]).ok_or_else(block)?;
-        if let Some((_, key, _)) = assignments(&others).find(|(_, key, _)| keys.contains(key)) {
-            let line = there.lines().position(|line| assignments(line).any(|(_, its, _)| its == key));
-            let (path, key) = (path.to_owned(), key.to_owned());
-            return Err(SetupError::Said { path, line: line.map_or(0, |n| n + 1), key });
+        with_block(&there, &[]).ok_or_else(block)?;
+        if let Some((line, key)) = said(&there, keys) {
+            return Err(SetupError::Said { path: path.to_owned(), line, key });
         }
         let text = with_block(&there, lines).ok_or_else(block)?;
         Ok(Change { path: path.to_owned(), is_there: text == there, text })
@@ -167,14 +181,22 @@ impl Change {
         let path = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
         let mut new = path.clone().into_os_string();
         new.push(".hikyaku");
-        let mut file = fs::File::create(&new)?;
-        file.write_all(self.text.as_bytes())?;
-        if let Ok(meta) = fs::metadata(&path) {
-            file.set_permissions(fs::Permissions::from_mode(meta.mode() & 0o7777))?;
-            std::os::unix::fs::fchown(&file, Some(meta.uid()), Some(meta.gid()))?;
-        }
-        file.sync_all()?;
-        fs::rename(&new, &path).inspect_err(|_| drop(fs::remove_file(&new)))
+        let _ = fs::remove_file(&new);
+        // Nobody else reads it before it is like the one that it replaces: there may be passwords in it.
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+        let mut replace = || {
+            file.write_all(self.text.as_bytes())?;
+            match fs::metadata(&path) {
+                Ok(meta) => {
+                    std::os::unix::fs::fchown(&file, Some(meta.uid()), Some(meta.gid()))?;
+                    file.set_permissions(fs::Permissions::from_mode(meta.mode() & 0o7777))?;
+                }
+                Err(_) => file.set_permissions(fs::Permissions::from_mode(0o644))?,
+            }
+            file.sync_all()?;
+            fs::rename(&new, &path)
+        };
+        replace().inspect_err(|_| drop(fs::remove_file(&new)))
     }
 }
 
@@ -225,6 +247,19 @@ mod tests {
         assert_eq!(value(&fs::read_to_string(&path).unwrap(), "migration_host"), Some("x"));
         assert!(Change::of(&path, &wanted, &["migration_host"]).unwrap().is_there);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_name_that_means_something_else_already_is_left_to_who_said_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("hosts");
+        let wanted = lines(&["127.77.0.2 osaka.hikyaku"]);
+        let ours = with_block("", &wanted).unwrap();
+        fs::write(&path, format!("{ours}# osaka.hikyaku\n10.0.0.2 osaka Osaka.Hikyaku # there\n")).unwrap();
+        let change = Change::of(&path, &wanted, &["osaka.hikyaku"]);
+        assert!(matches!(change, Err(SetupError::Said { line: 5, .. })));
+        fs::write(&path, format!("10.0.0.2 osaka\n{ours}")).unwrap();
+        assert!(Change::of(&path, &wanted, &["osaka.hikyaku"]).unwrap().is_there);
     }
 
     #[test]

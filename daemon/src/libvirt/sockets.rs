@@ -2,11 +2,13 @@
 
 use crate::process::ProcessId;
 use hikyaku_qemu::command_line::guest_name;
+use nix::unistd::Uid;
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 use tokio::net::{TcpStream, UnixStream};
 
@@ -16,6 +18,8 @@ struct Row {
     local: SocketAddrV4,
     remote: SocketAddrV4,
     listens: bool,
+    /// Both ends are there, and this one is somebody's.
+    is_open: bool,
     uid: u32,
     inode: u64,
 }
@@ -35,6 +39,7 @@ fn row(line: &str) -> Option<Row> {
         local: address(local)?,
         remote: address(remote)?,
         listens: state == "0A",
+        is_open: state == "01" && inode != "0",
         uid: uid.parse().ok()?,
         inode: inode.parse().ok()?,
     })
@@ -56,9 +61,9 @@ fn rows() -> impl Iterator<Item = Row> {
     list.lines().filter_map(row).collect::<Vec<_>>().into_iter()
 }
 
-/// As whom `from` was connected to `to`, both at this host.
+/// As whom `from` is connected to `to`, both at this host. Of one that was closed nobody knows: the kernel says that it is root's.
 pub fn who_connected(from: SocketAddrV4, to: SocketAddrV4) -> Option<u32> {
-    find(|row| row.local == from && row.remote == to).map(|row| row.uid)
+    find(|row| row.local == from && row.remote == to && row.is_open).map(|row| row.uid)
 }
 
 /// A QEMU that listens.
@@ -73,8 +78,8 @@ pub struct Listener {
 pub fn who_listens(at: SocketAddrV4, ports: &RangeInclusive<u16>) -> Option<Listener> {
     let is_ours = |row: &Row| row.listens && (row.local.ip() == at.ip() || row.local.ip().is_unspecified());
     let inode = find(|row| is_ours(row) && row.local.port() == at.port())?.inode;
-    processes().filter(|pid| holds(&pid.to_string(), inode)).find_map(|pid| {
-        let guest = guest_of(pid)?;
+    processes().find_map(|pid| {
+        let guest = guest_of(pid).filter(|_| holds(&pid.to_string(), inode))?;
         let lower = |row: &Row| {
             let port = row.local.port();
             is_ours(row) && port < at.port() && ports.contains(&port) && holds(&pid.to_string(), row.inode)
@@ -83,15 +88,26 @@ pub fn who_listens(at: SocketAddrV4, ports: &RangeInclusive<u16>) -> Option<List
     })
 }
 
-/// The QEMU here whose guest has this name.
-pub fn qemu_of(guest: &str) -> Option<ProcessId> {
-    processes().find(|pid| guest_of(*pid).as_deref() == Some(guest)).and_then(ProcessId::of)
+/// The QEMU here whose guest has this name, of root's and this user's.
+pub fn qemu_of(guest: &str, user: Option<Uid>) -> Option<ProcessId> {
+    let is_its = |pid: &i32| {
+        let owner = fs::metadata(format!("/proc/{pid}")).ok().map(|meta| Uid::from_raw(meta.uid()));
+        let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+        let is_qemu = program.file_name().is_some_and(|name| name.to_string_lossy().starts_with("qemu"));
+        // One in a network of its own is another host's.
+        let network = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+        let is_here = network(&pid.to_string()) == network("self");
+        is_qemu && is_here && owner.is_some_and(|owner| owner.is_root() || Some(owner) == user)
+    };
+    processes().find(|pid| guest_of(*pid).as_deref() == Some(guest) && is_its(pid)).and_then(ProcessId::of)
 }
 
-/// Whether this process listens there.
-pub fn we_listen_at(at: SocketAddrV4) -> bool {
-    let Some(row) = find(|row| row.listens && row.local == at) else { return false };
-    holds(&std::process::id().to_string(), row.inode)
+/// Of these ports those at which this process does not listen.
+pub fn not_listened_at(address: Ipv4Addr, ports: RangeInclusive<u16>) -> Vec<u16> {
+    let rows: Vec<_> = rows().filter(|row| row.listens && *row.local.ip() == address).collect();
+    let ours = std::process::id().to_string();
+    let listens = |port| rows.iter().any(|row| row.local.port() == port && holds(&ours, row.inode));
+    ports.filter(|port| !listens(*port)).collect()
 }
 
 /// Whether it has the socket open.
@@ -137,6 +153,9 @@ mod tests {
         let from = v4(stream.local_addr().unwrap());
         assert_eq!(who_connected(from, to), Some(nix::unistd::getuid().as_raw()));
         assert_eq!(who_connected(SocketAddrV4::new(*from.ip(), 1), to), None);
+        let (_there, _) = listener.accept().unwrap();
+        drop(stream);
+        assert_eq!(who_connected(from, to), None, "he has gone, and the kernel says that it was root");
     }
 
     #[test]
@@ -158,15 +177,14 @@ mod tests {
         let found = [memory, disks].map(|at| who_listens(at, &all));
         let beside = who_listens(disks, &(disks.port()..=u16::MAX));
         let elsewhere = who_listens(SocketAddrV4::new(Ipv4Addr::new(127, 77, 0, 8), disks.port()), &all);
-        let (pid, process) = (child.id() as i32, qemu_of("landing-test"));
+        let by_name = qemu_of("landing-test", None);
         drop(child.stdin.take());
         child.wait().unwrap();
         let listener = |first| Some(Listener { guest: "landing-test".to_owned(), first });
         assert_eq!(found, [listener(true), listener(false)]);
         assert_eq!(beside, listener(true), "the other one is not of the landing");
         assert_eq!(elsewhere, None);
-        assert!(process.is_some_and(|process| process.to_string() == format!("process {pid}")));
-        assert_eq!(qemu_of("landing-test"), None);
+        assert_eq!(by_name, None, "a shell is no QEMU");
     }
 
     #[test]

@@ -28,6 +28,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddrV4;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -202,6 +203,7 @@ fn accept(daemon: &Rc<Daemon>, peer: PeerName, begun: Begun, incoming: Incoming)
         finish: None,
         answer: None,
         shut: None,
+        ram: false,
         prepared: false,
     };
     tokio::task::spawn_local(async move {
@@ -231,6 +233,8 @@ struct Carriage {
     finish: Option<bool>,
     answer: Option<Answer>,
     shut: Option<u32>,
+    /// Its memory came, or began to.
+    ram: bool,
     /// libvirt's calls were carried.
     prepared: bool,
 }
@@ -286,12 +290,14 @@ impl Carriage {
             (Place::Rpc, None, ..) => To::Socket(self.daemon.config.libvirt.socket.clone()),
             (_, None, Some(directory), _) => To::Socket(directory.socket(place)),
             (Place::Ram | Place::Disks, Some(port), None, Some(landing)) if landing.ports.contains(port) => {
-                To::Landing(SocketAddrV4::new(landing.address, port))
+                To::Landing(SocketAddrV4::new(landing.address, port), landing.ports.all())
             }
             _ => return incoming.refuse(Refusal::Protocol as u16, "there is no such place"),
         };
         self.conduits += 1;
-        if place == Place::Ram && self.entry.phase() == Phase::Armed {
+        self.ram |= place == Place::Ram;
+        let begins = place == Place::Ram || hello.port.is_some();
+        if begins && self.entry.phase() == Phase::Armed {
             self.entry.advance(Phase::Filling);
         }
         let memory = &self.daemon.config.memory;
@@ -310,8 +316,9 @@ impl Carriage {
         let (ended, passed, told) = (self.ended.clone(), self.passed.clone(), self.told.clone());
         // What QEMU has in it is still to be read when the carriage has ended.
         let directory = self.directory.clone();
+        let guest = self.entry.guest.clone();
         tokio::task::spawn_local(async move {
-            let result = carry_one(place, to, shape, incoming, passed, told).await;
+            let result = carry_one(guest, place, to, shape, incoming, passed, told).await;
             drop(directory);
             let _ = ended.send((place, result));
         });
@@ -404,6 +411,11 @@ impl Carriage {
                 let desc = "all of it is here; whether it runs is libvirt's to say, which was not carried";
                 (Phase::Running, Outcome::new(Ending::Moved, Whereabouts::StoppedAtDestination, desc))
             }
+            (None, _) if self.ram && self.shut.is_none() && !self.prepared => {
+                let desc = "its connections have ended; whether it runs here is libvirt's to say, which was not carried";
+                let outcome = Outcome::new(Ending::Failed, Whereabouts::Unknown, desc);
+                (Phase::Refused, outcome.advise(format!("Look here: virsh domstate {guest}")))
+            }
             _ => {
                 let desc = why.unwrap_or_else(|| "libvirt gave it up".into());
                 (Phase::Refused, Outcome::new(Ending::Failed, Whereabouts::StaysAtSource, desc))
@@ -422,14 +434,27 @@ impl Carriage {
 #[derive(Debug)]
 enum To {
     Socket(PathBuf),
-    Landing(SocketAddrV4),
+    /// Of these ports, one.
+    Landing(SocketAddrV4, RangeInclusive<u16>),
 }
 
 impl To {
+    /// A port may be another guest's by now, or may always have been.
+    async fn check(&self, guest: &str) -> io::Result<()> {
+        let To::Landing(at, ports) = self else { return Ok(()) };
+        let (at, ports) = (*at, ports.clone());
+        let found =
+            tokio::task::spawn_blocking(move || sockets::who_listens(at, &ports)).await.ok().flatten();
+        match found {
+            Some(found) if found.guest == guest => Ok(()),
+            _ => Err(io::Error::other(format!("no QEMU waits there for {guest}"))),
+        }
+    }
+
     async fn connect(&self) -> io::Result<UnixStream> {
         match self {
             To::Socket(path) => UnixStream::connect(path).await,
-            To::Landing(address) => connection(TcpStream::connect(address).await?),
+            To::Landing(at, _) => connection(TcpStream::connect(at).await?),
         }
     }
 }
@@ -438,12 +463,13 @@ impl fmt::Display for To {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             To::Socket(path) => path.display().fmt(f),
-            To::Landing(address) => address.fmt(f),
+            To::Landing(at, _) => at.fmt(f),
         }
     }
 }
 
 async fn carry_one(
+    guest: String,
     place: Place,
     to: To,
     shape: Shape,
@@ -451,7 +477,7 @@ async fn carry_one(
     passed: UnboundedSender<Passed>,
     told: UnboundedSender<Told>,
 ) -> Result<(), String> {
-    let stream = match connect(&to).await {
+    let stream = match connect(&to, &guest).await {
         Ok(stream) => stream,
         Err(error) => {
             let text = format!("{to}: {error}");
@@ -492,9 +518,10 @@ async fn rpc(
 }
 
 /// QEMU may be about to listen. Nothing is tried that would be a connection to one who does.
-async fn connect(to: &To) -> io::Result<UnixStream> {
+async fn connect(to: &To, guest: &str) -> io::Result<UnixStream> {
     let deadline = tokio::time::Instant::now() + CONNECT_TIMEOUT;
     loop {
+        to.check(guest).await?;
         match to.connect().await {
             Ok(stream) => return Ok(stream),
             Err(error) if tokio::time::Instant::now() >= deadline => return Err(error),

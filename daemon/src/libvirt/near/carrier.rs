@@ -12,6 +12,7 @@ use crate::source::sharing;
 use hikyaku_engine::precopy::AdaptiveConfig;
 use hikyaku_transport::{Priority, Share};
 use nix::sys::socket::{MsgFlags, recv};
+use std::cell::Cell;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
@@ -22,6 +23,8 @@ use tokio::sync::watch;
 
 /// Until what begins a connection is there; QEMU says it at once.
 const BEGINNING: Duration = Duration::from_secs(2);
+/// By a landing those that belong together come one after the other, each when it is known whose it is.
+const BESIDE: Duration = Duration::from_millis(300);
 /// How QEMU's stream begins.
 const MAGIC: [u8; 4] = *b"QEVM";
 
@@ -33,6 +36,8 @@ pub struct Carrier {
     pub downtime: Option<Duration>,
     pub told: Told,
     pub stop: watch::Receiver<Stop>,
+    /// Connections of this guest's memory that are none of QEMU's plain streams: beside them its plain one carries no pages.
+    pub others: Rc<Cell<usize>>,
 }
 
 impl Carrier {
@@ -41,9 +46,14 @@ impl Carrier {
             Place::Rpc => self.rpc(came.stream).await,
             Place::Disks => self.relayed(came).await,
             Place::Ram => {
-                match begins(&came.stream, BEGINNING).await {
-                    Beginning::Word(MAGIC) => return self.ram(came).await,
-                    Beginning::Word(_) | Beginning::Silence => {}
+                let beginning = begins(&came.stream, BEGINNING).await;
+                if came.port.is_some() {
+                    tokio::time::sleep(BESIDE).await;
+                }
+                match beginning {
+                    Beginning::Word(MAGIC) if self.others.get() == 0 => return self.ram(came).await,
+                    Beginning::Word(MAGIC) => return self.relayed(came).await,
+                    Beginning::Word(_) | Beginning::Silence => self.others.set(self.others.get() + 1),
                     // Somebody looked. The waiting QEMU would take that for its guest.
                     Beginning::Closed => return Ok(()),
                 }
@@ -73,6 +83,13 @@ impl Carrier {
 
     async fn relayed(&self, came: Came) -> Result<(), ConduitError> {
         let opened = self.open(came.place, came.port, false).await?;
+        if came.place == Place::Ram {
+            let _ = self.told.ram.send(ram::Told::Relayed);
+        }
+        // By a landing a guest's disks come before anything else of it.
+        if came.port.is_some() && self.entry.phase() == Phase::Preparing {
+            self.entry.advance(Phase::Copying);
+        }
         let socket = came.stream.into_std().map_err(ConduitError::Resources)?;
         tokio::select! {
             ended = conduit::run(&self.daemon, socket, opened) => ended,

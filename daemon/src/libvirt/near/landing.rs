@@ -29,6 +29,8 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 /// QEMU speaks first on a connection for memory, and waits to be spoken to on one for a disk. libvirt connects just before it has it speak.
 const SPEAKS_WITHIN: Duration = Duration::from_secs(1);
+/// At a port that is most likely one for disks.
+const MAY_SPEAK_WITHIN: Duration = Duration::from_millis(50);
 /// Between two attempts to listen.
 const LISTEN_AGAIN: Duration = Duration::from_secs(10);
 /// After a connection that could not be taken.
@@ -128,13 +130,10 @@ async fn came(
     let stream = sockets::connection(stream)?;
     let Listens { guest, first } = who_listens(daemon, peer, at.port()).await?;
     // QEMU stands still, and its guest with it, until a disk's connection is made.
-    let place = match first {
-        false => Place::Disks,
-        true => match begins(&stream, SPEAKS_WITHIN).await {
-            Beginning::Word(_) => Place::Ram,
-            Beginning::Silence => Place::Disks,
-            Beginning::Closed => return Ok(()),
-        },
+    let place = match begins(&stream, if first { SPEAKS_WITHIN } else { MAY_SPEAK_WITHIN }).await {
+        Beginning::Word(_) => Place::Ram,
+        Beginning::Silence => Place::Disks,
+        Beginning::Closed => return Ok(()),
     };
     leave(daemon, peer, guest, Came { place, port: Some(at.port()), stream });
     Ok(())

@@ -31,6 +31,7 @@ use carrier::Carrier;
 use conduit::ConduitError;
 use hikyaku_transport::{OpenError, SessionId, TxSession};
 use seen::Seen;
+use std::cell::Cell;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -45,6 +46,8 @@ use tokio::sync::watch;
 const OPEN_TIMEOUT: Duration = Duration::from_secs(4);
 /// A carriage that nobody uses is not kept.
 const UNUSED_FOR: Duration = Duration::from_secs(600);
+/// One that begins with the first connection has ended when there is none for so long.
+const LEFT_FOR: Duration = Duration::from_secs(20);
 /// Between the last word on a guest and the end of the connections that brought it.
 const LAST_WORDS: Duration = Duration::from_secs(30);
 /// Connections of one carriage: disks have one each, and a guest's memory may come in several.
@@ -132,8 +135,12 @@ async fn ask(
     let (ended, ends) = unbounded_channel();
     let (ram_told, ram_tells) = unbounded_channel();
     let told = Told { passed, ended, ram: ram_told };
-    let guest = arguments.guest.clone();
-    let qemu = tokio::task::spawn_blocking(move || sockets::qemu_of(&guest)).await.ok().flatten();
+    let (guest, named) = (arguments.guest.clone(), daemon.config.libvirt.qemu_user.clone());
+    let qemu = tokio::task::spawn_blocking(move || {
+        let user = directory::qemu_user(named.as_deref()).ok().flatten().map(|user| user.uid);
+        sockets::qemu_of(&guest, user)
+    });
+    let qemu = qemu.await.ok().flatten();
     Ok(Carriage {
         daemon: daemon.clone(),
         entry: entry.clone(),
@@ -149,6 +156,7 @@ async fn ask(
         seen: Seen::default(),
         qemu,
         stop: watch::channel(Stop::No).0,
+        others: Rc::default(),
         rests_until: tokio::time::Instant::now(),
     })
 }
@@ -205,6 +213,21 @@ impl Doors {
         })
     }
 
+    /// So long nobody need come.
+    fn unused_for(&self) -> Duration {
+        match self {
+            Doors::Sockets { .. } => UNUSED_FOR,
+            Doors::Landing(_) => LEFT_FOR,
+        }
+    }
+
+    /// Whoever comes now begins another carriage.
+    fn close(&mut self) {
+        if let Doors::Landing(door) = self {
+            door.close();
+        }
+    }
+
     async fn next(&mut self, rests_until: tokio::time::Instant) -> Result<Came, (Place, io::Error)> {
         tokio::time::sleep_until(rests_until).await;
         let (rpc, ram, disks) = match self {
@@ -257,6 +280,7 @@ struct Carriage {
     /// The guest's, here.
     qemu: Option<ProcessId>,
     stop: watch::Sender<Stop>,
+    others: Rc<Cell<usize>>,
     /// No connection is taken until then.
     rests_until: tokio::time::Instant,
 }
@@ -264,7 +288,7 @@ struct Carriage {
 impl Carriage {
     async fn run(mut self) {
         while !self.seen.is_over() {
-            let unused = self.seen.is_unused();
+            let (unused, unused_for) = (self.seen.is_unused(), self.doors.unused_for());
             let entry = self.entry.clone();
             tokio::select! {
                 biased;
@@ -278,7 +302,7 @@ impl Carriage {
                 message = self.mailbox.next() => self.handle_peer(message),
                 resolution = entry.resolved(), if self.seen.in_doubt => self.resolved(resolution),
                 came = self.doors.next(self.rests_until) => self.came(came),
-                () = tokio::time::sleep(UNUSED_FOR), if unused => self.seen.cancelled = true,
+                () = tokio::time::sleep(unused_for), if unused => self.seen.cancelled = true,
             }
         }
         self.end().await;
@@ -307,6 +331,7 @@ impl Carriage {
             downtime: self.arguments.downtime_ms.map(Duration::from_millis),
             told: self.told.clone(),
             stop: self.stop.subscribe(),
+            others: self.others.clone(),
         };
         tokio::task::spawn_local(async move {
             let ended = carrier.carry(came).await;
@@ -340,6 +365,7 @@ impl Carriage {
             ram::Told::WentRaw(why) => {
                 tracing::warn!(id = %self.entry.id.short(), %why, "the rest of the stream is relayed as it is");
             }
+            ram::Told::Relayed => self.seen.relayed = true,
             ram::Told::Stands => self.entry.advance(Phase::Handed),
             ram::Told::Shut(error) => self.seen.shut = Some(error),
         }
@@ -407,6 +433,7 @@ impl Carriage {
 
     /// Says what came of it, and leaves the connections that are still there time to end by themselves.
     async fn end(mut self) {
+        self.doors.close();
         if self.seen.is_unsaid() {
             self.seen.kept = self.keeps().await;
         }

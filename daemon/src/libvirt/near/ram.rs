@@ -24,6 +24,8 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 #[derive(Debug)]
 pub enum Told {
     Numbers(Numbers),
+    /// All of it, as it is.
+    Relayed,
     /// Not understood from there on, and relayed as it is.
     WentRaw(String),
     /// All of the guest's memory was read: it stands.

@@ -24,6 +24,8 @@ pub struct Seen {
     pub shut: Option<u32>,
     /// libvirt here keeps the guest, or has let it go; none: that could not be seen.
     pub kept: Option<bool>,
+    /// Its memory is relayed as it is.
+    pub relayed: bool,
     pub cancelled: bool,
     pub in_doubt: bool,
     pub resolved: Option<Resolution>,
@@ -81,9 +83,12 @@ impl Seen {
         }
     }
 
-    /// All of the guest is there, and what the two libvirts say of it was not carried.
+    /// All of the guest's memory may be there, and what the two libvirts say of it was not carried.
     pub fn is_unsaid(&self) -> bool {
-        self.resolved.is_none() && self.answer.is_none() && self.shut == Some(0) && !self.prepared
+        let said = self.resolved.is_some() || self.answer.is_some() || self.prepared;
+        // Of a stream that was not looked into nobody knows how it ended.
+        let all_there = self.shut == Some(0) || self.shut.is_none() && self.relayed;
+        !said && all_there && self.ram.were_and_are_not()
     }
 
     pub fn is_unused(&self) -> bool {
@@ -147,15 +152,24 @@ impl Seen {
         if self.is_unsaid() {
             return match self.kept {
                 Some(false) => moved(format!("moved to {to}, by libvirt")),
+                // A stream that was given up ends like one that is complete.
+                Some(true) if self.shut.is_none() => {
+                    let desc = format!("libvirt has not moved {guest} to {to}, as far as can be seen here");
+                    failed(Ending::Failed, Whereabouts::AsItWas, desc).advised(guest)
+                }
                 Some(true) => {
                     let desc = format!(
-                        "all of {guest} was at {to}, and libvirt here has kept it: it was not let run there"
+                        "all of {guest} was at {to}, and the one here was not ended: libvirt has kept it, or has not come to it yet"
                     );
-                    failed(Ending::Failed, Whereabouts::RunsAtSource, desc)
+                    failed(Ending::InDoubt, Whereabouts::InDoubt, desc).advised(guest)
                 }
-                None => moved(format!(
-                    "moved to {to}; whether it runs is libvirt's to say, which was not carried"
-                )),
+                None => {
+                    let desc = format!(
+                        "{guest} was sent to {to}; where it runs is libvirt's to say, which was not carried"
+                    );
+                    let outcome = Outcome::new(Ending::Moved, Whereabouts::Unknown, desc);
+                    (Phase::Moved, outcome).advised(guest)
+                }
             };
         }
         let why = match (&self.lost, &self.trouble) {
@@ -171,6 +185,16 @@ impl Seen {
         };
         let stays = if self.came { Whereabouts::RunsAtSource } else { Whereabouts::Untouched };
         failed(ending, stays, why)
+    }
+}
+
+trait Advised {
+    fn advised(self, guest: &str) -> Self;
+}
+
+impl Advised for (Phase, Outcome) {
+    fn advised(self, guest: &str) -> Self {
+        (self.0, self.1.advise(format!("Look at both hosts: virsh domstate {guest}")))
     }
 }
 
@@ -247,10 +271,28 @@ mod tests {
         assert!(!seen.is_over());
         seen.shut = Some(0);
         seen.ended(Place::Ram, None);
-        assert!(seen.is_over());
+        assert!(seen.is_over() && seen.is_unsaid());
+        assert_eq!(ending(&seen), (Phase::Moved, Ending::Moved, Whereabouts::Unknown));
+        seen.kept = Some(false);
         assert_eq!(ending(&seen), THERE);
+        seen.kept = Some(true);
+        assert_eq!(ending(&seen), (Phase::Failed, Ending::InDoubt, Whereabouts::InDoubt));
         seen.shut = Some(1);
         assert_eq!(ending(&seen), HERE);
+    }
+
+    /// One that was given up and one that is complete end alike.
+    #[test]
+    fn of_a_stream_that_was_relayed_its_qemu_here_tells() {
+        let mut seen = Seen { relayed: true, ..Seen::default() };
+        seen.came(Place::Ram);
+        assert!(!seen.is_unsaid(), "it has not ended");
+        seen.ended(Place::Ram, None);
+        assert!(seen.is_unsaid());
+        seen.kept = Some(false);
+        assert_eq!(ending(&seen), THERE);
+        seen.kept = Some(true);
+        assert_eq!(ending(&seen), (Phase::Failed, Ending::Failed, Whereabouts::AsItWas));
     }
 
     #[test]
