@@ -1,6 +1,6 @@
 //! A destination says what it awaits: pages go behind the question whether it takes them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hikyaku_tests::command::Output;
 use hikyaku_tests::machine::{self, QemuBinary, need};
@@ -66,13 +66,21 @@ fn word_of_a_guest_that_was_awaited_before_the_link_stood_is_asked_for() {
 #[test]
 fn a_guest_that_is_refused_though_it_was_awaited_runs_on() {
     let Some(qemu) = need("QEMU", machine::qemu()) else { return };
-    // Word that it is not awaited any more takes 100 ms.
     let mut rig = rig("eu", &qemu);
     rig.arm();
     std::thread::sleep(WORD);
     let guest = rig.guest_name();
+    // Word that it is not awaited any more comes when the guest is on its way.
+    rig.set_return_outage(true);
     rig.destination_site().hikyaku(["cancel", guest], COMMAND_LIMIT);
-    let output: Output = rig.migrate_fails(&[], FAILED);
+    let command = rig.migrate_beside(&[]);
+    let deadline = Instant::now() + 3 * WORD;
+    while said(&rig, AHEAD) == 0 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    rig.set_return_outage(false);
+    let output: Output = command.wait(COMMAND_LIMIT).expect_code(FAILED);
+    rig.assert_runs_at_source();
     assert!(output.text().contains("awaits"), "{output}");
     assert_eq!((said(&rig, AHEAD), said(&rig, AGAIN)), (1, 0));
     rig.migrate_live(&[]);

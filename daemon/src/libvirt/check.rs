@@ -6,8 +6,7 @@ use super::{setup, sockets};
 use crate::config::{Allow, Config};
 use crate::daemon::Daemon;
 use crate::id::Id;
-use crate::libvirt::watch::Watch;
-use crate::mailbox::mailbox;
+use crate::libvirt::watch::{AskError, ask_peer};
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::protocol::libvirt::{Examine, Examined};
 use crate::protocol::{self, Hello, PROTOCOL, Refusal};
@@ -18,7 +17,6 @@ use std::fs;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Nobody waits longer for a peer.
@@ -93,12 +91,11 @@ async fn ask(daemon: &Daemon, peer: &str) -> Result<Examined, Outcome> {
     let fails = |ending: Ending, desc: String| Outcome::new(ending, Whereabouts::AsItWas, desc);
     let hello = protocol::encode(&Hello::Examine(Examine { protocol: PROTOCOL }));
     let hello = hello.map_err(|error| fails(Ending::Other, error.to_string()))?;
-    let (slot, _nothing_comes) = mailbox();
-    let link = daemon.link_to(peer).await;
-    let link = link.map_err(|error| fails(Ending::Unreachable, error.to_string()))?;
-    let session = SessionId(Id::random().0);
-    let opened = link.open_sharing(session, hello, Arc::new(Watch(slot)), Share::default()).await;
-    let (session, reply) = opened.map_err(|error| fails(Ending::Incompatible, format!("{peer}: {error}")))?;
+    let asked = ask_peer(daemon, peer, SessionId(Id::random().0), hello, Share::default()).await;
+    let (session, reply, _) = asked.map_err(|error| match error {
+        AskError::Link(error) => fails(Ending::Unreachable, error.to_string()),
+        AskError::Open(error) => fails(Ending::Incompatible, format!("{peer}: {error}")),
+    })?;
     session.close(Refusal::Done as u16, "answered");
     protocol::decode(&reply).map_err(|error| fails(Ending::Incompatible, format!("{peer}: {error}")))
 }

@@ -1,9 +1,46 @@
 //! A carriage's own session carries nothing: it lives as long as the carriage does, and is watched at both ends.
 
-use crate::mailbox::Slot;
-use hikyaku_transport::{Lost, RxEvents, TxEvents};
+use crate::daemon::Daemon;
+use crate::mailbox::{Mailbox, Slot, mailbox};
+use hikyaku_transport::{LinkError, Lost, OpenError, RxEvents, SessionId, Share, TxEvents, TxSession};
+use std::sync::Arc;
 
 pub struct Watch(pub Slot);
+
+/// A peer that could not be asked, or does not want to.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error(transparent)]
+    Open(#[from] OpenError),
+}
+
+/// Such a session with a peer, and what the peer answers.
+pub async fn ask_peer(
+    daemon: &Daemon,
+    peer: &str,
+    id: SessionId,
+    hello: Vec<u8>,
+    share: Share,
+) -> Result<(TxSession, Vec<u8>, Mailbox), AskError> {
+    let mut again = false;
+    loop {
+        let (slot, mailbox) = mailbox();
+        let link = daemon.link_to(peer).await?;
+        match link.open_sharing(id, hello.clone(), Arc::new(Watch(slot)), share).await {
+            // A link that stood for long may be one to a daemon that is gone, which shows when it is used.
+            Err(OpenError::Lost(lost)) if !again => {
+                tracing::info!(%peer, %lost, "asked again, by a new link");
+                again = true;
+            }
+            opened => {
+                let (session, reply) = opened?;
+                return Ok((session, reply, mailbox));
+            }
+        }
+    }
+}
 
 /// What both ends are told alike.
 macro_rules! to_the_carriage {

@@ -12,17 +12,15 @@ use crate::daemon::Daemon;
 use crate::id::Id;
 use crate::libvirt::directory::qemu_user;
 use crate::libvirt::sockets;
-use crate::libvirt::watch::Watch;
-use crate::mailbox::mailbox;
+use crate::libvirt::watch::{AskError, ask_peer};
 use crate::protocol::libvirt::{Listens, Place, WhoListens};
 use crate::protocol::{self, Hello, PROTOCOL, ProtocolError};
-use hikyaku_transport::{LinkError, OpenError, Priority, SessionId, Share};
+use hikyaku_transport::{Priority, SessionId, Share};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -52,9 +50,7 @@ enum NotCarried {
     #[error(transparent)]
     Socket(#[from] io::Error),
     #[error(transparent)]
-    Link(#[from] LinkError),
-    #[error(transparent)]
-    Open(#[from] OpenError),
+    Ask(#[from] AskError),
     #[error(transparent)]
     Protocol(#[from] ProtocolError),
 }
@@ -142,11 +138,8 @@ async fn came(
 /// The peer looks whose QEMU listens there.
 async fn who_listens(daemon: &Daemon, peer: &str, port: u16) -> Result<Listens, NotCarried> {
     let hello = protocol::encode(&Hello::WhoListens(WhoListens { protocol: PROTOCOL, port }))?;
-    let (slot, _nothing_comes) = mailbox();
-    let link = daemon.link_to(peer).await?;
     let share = Share { priority: Priority::Urgent, ..Share::default() };
-    let session = SessionId(Id::random().0);
-    let (session, reply) = link.open_sharing(session, hello, Arc::new(Watch(slot)), share).await?;
+    let (session, reply, _) = ask_peer(daemon, peer, SessionId(Id::random().0), hello, share).await?;
     session.close(protocol::Refusal::Done as u16, "answered");
     Ok(protocol::decode(&reply)?)
 }

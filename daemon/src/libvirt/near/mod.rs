@@ -13,11 +13,11 @@ mod seen;
 use super::directory::{self, Directory};
 use super::sockets;
 use super::tap::Passed;
-use super::watch::Watch;
+use super::watch::{AskError, ask_peer};
 use crate::api::wire::{CarryArguments, Carrying, Resolution, Role};
 use crate::daemon::{Daemon, check_limit, check_name};
 use crate::id::Id;
-use crate::mailbox::{FromPeer, Mailbox, mailbox};
+use crate::mailbox::{FromPeer, Mailbox};
 use crate::outage;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::Phase;
@@ -119,11 +119,11 @@ async fn ask(
     let failed = |desc: String| Outcome::new(Ending::Failed, Whereabouts::Untouched, desc);
     let unreachable = |desc: String| Outcome::new(Ending::Unreachable, Whereabouts::Untouched, desc);
     let hello = protocol::encode(&hello).map_err(|error| failed(error.to_string()))?;
-    let (slot, mailbox) = mailbox();
-    let link = daemon.link_to(&arguments.to).await.map_err(|error| unreachable(error.to_string()))?;
-    let session = SessionId(entry.id.0);
-    let opened = link.open_sharing(session, hello, Arc::new(Watch(slot)), sharing::share(entry)).await;
-    let (session, carried) = opened.map_err(|error| refused(&arguments.to, error))?;
+    let asked = ask_peer(daemon, &arguments.to, SessionId(entry.id.0), hello, sharing::share(entry)).await;
+    let (session, carried, mailbox) = asked.map_err(|error| match error {
+        AskError::Link(error) => unreachable(error.to_string()),
+        AskError::Open(error) => refused(&arguments.to, error),
+    })?;
     let carried: Carried = protocol::decode(&carried).map_err(|error| failed(error.to_string()))?;
     let doors = match way {
         Way::Sockets(root) => Doors::make(root, entry.id).map_err(|error| {
