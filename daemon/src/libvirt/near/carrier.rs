@@ -24,7 +24,7 @@ use tokio::sync::watch;
 /// Until what begins a connection is there; QEMU says it at once.
 const BEGINNING: Duration = Duration::from_secs(2);
 /// By a landing those that belong together come one after the other, each when it is known whose it is.
-const BESIDE: Duration = Duration::from_millis(300);
+const BESIDE: Duration = Duration::from_millis(100);
 /// How QEMU's stream begins.
 const MAGIC: [u8; 4] = *b"QEVM";
 
@@ -47,7 +47,7 @@ impl Carrier {
             Place::Disks => self.relayed(came).await,
             Place::Ram => {
                 let beginning = begins(&came.stream, BEGINNING).await;
-                if came.port.is_some() {
+                if came.port.is_some() && beginning == Beginning::Word(MAGIC) {
                     tokio::time::sleep(BESIDE).await;
                 }
                 match beginning {
