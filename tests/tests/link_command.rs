@@ -39,7 +39,7 @@ fn a_link_that_is_made_to_be_measured_keeps_the_peers_limit() {
 #[test]
 fn it_says_what_the_path_is_and_what_limits_it() {
     let Some(qemu) = need("QEMU", machine::qemu()) else { return };
-    timed(2, "what it says", || says_what_the_path_is_and_what_limits_it(&qemu));
+    timed(3, "what it says", || says_what_the_path_is_and_what_limits_it(&qemu));
 }
 
 fn says_what_the_path_is_and_what_limits_it(qemu: &QemuBinary) {
@@ -48,7 +48,8 @@ fn says_what_the_path_is_and_what_limits_it(qemu: &QemuBinary) {
     // Idle: opened, warmed, measured.
     let (idle, limited) = report(&rig);
     assert_eq!((idle["peer"].as_str(), idle["sessions"].as_u64()), (Some("b"), Some(0)));
-    claim((70.0..110.0).contains(&mbit(&idle)), format!("{idle}"));
+    // Found in pieces of a few milliseconds: a machine that stands still for one of them finds so much more or less.
+    claim((50.0..160.0).contains(&mbit(&idle)), format!("{idle}"));
     claim((19_000..30_000).contains(&idle["min_rtt_us"].as_u64().unwrap_or(0)), format!("{idle}"));
     assert!(idle["warmed"]["padding_bytes"].as_u64().is_some_and(|bytes| bytes > 100_000), "{idle}");
     assert_eq!(limited, "", "an idle link is limited by nothing");
