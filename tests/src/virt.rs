@@ -133,8 +133,14 @@ impl VirtHost {
     /// A running one is ended first. Its guests run on.
     pub fn start_libvirtd(&mut self, host: &Host) {
         self.libvirtd = None;
-        let mut command = self.command(host, &self.libvirt.libvirtd);
-        command.args(["--listen", "-f", "/etc/libvirt/libvirtd.conf", "-p", "/run/libvirtd.pid"]);
+        let mut command = self.command(host, crate::binaries::helper("reaper"));
+        command.arg(&self.libvirt.libvirtd).args([
+            "--listen",
+            "-f",
+            "/etc/libvirt/libvirtd.conf",
+            "-p",
+            "/run/libvirtd.pid",
+        ]);
         self.libvirtd = Some(Running::start(&mut command));
         let deadline = Instant::now() + START_LIMIT;
         while UnixStream::connect(self.inside("/run/libvirt/libvirt-sock")).is_err() {
