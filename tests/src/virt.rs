@@ -132,7 +132,7 @@ impl VirtHost {
 
     /// A running one is ended first. Its guests run on.
     pub fn start_libvirtd(&mut self, host: &Host) {
-        self.libvirtd = None;
+        self.end_libvirtd();
         let mut command = self.command(host, crate::binaries::helper("reaper"));
         command.arg(&self.libvirt.libvirtd).args([
             "--listen",
@@ -150,6 +150,23 @@ impl VirtHost {
                 self.name,
                 self.libvirtd
             );
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// The one that runs is gone, and its sockets with it: its reaper dies first.
+    fn end_libvirtd(&mut self) {
+        let Some(reaper) = self.libvirtd.take() else { return };
+        let pid = fs::read_to_string(self.inside("/run/libvirtd.pid")).expect("libvirtd has written it");
+        drop(reaper);
+        // Dead, if perhaps not buried.
+        let is_there = || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+            stat.rsplit(") ").next().is_some_and(|rest| !rest.starts_with(['Z', 'X']) && !rest.is_empty())
+        };
+        let deadline = Instant::now() + START_LIMIT;
+        while is_there() {
+            assert!(Instant::now() < deadline, "libvirtd of {} does not end", self.name);
             std::thread::sleep(POLL);
         }
     }
