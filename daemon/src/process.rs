@@ -16,9 +16,13 @@ pub struct ProcessId {
 impl ProcessId {
     pub fn of(pid: i32) -> Option<ProcessId> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name is in brackets, and may hold any of them. Behind it begins the third field; the 22nd is wanted.
-        let started = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
-        Some(ProcessId { pid, started })
+        // The name is in brackets, and may hold any of them. Behind it begins the third field, the state; the 22nd is wanted.
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+        let state = fields.next()?;
+        let started = fields.nth(18)?.parse().ok()?;
+        // Its parent may take its time to bury it. Of one that is dying the first thread may be the first to be dead.
+        let is_dead = matches!(state, "Z" | "X") && threads(pid) <= 1;
+        (!is_dead).then_some(ProcessId { pid, started })
     }
 
     /// Where it says what goes wrong.
@@ -42,6 +46,10 @@ impl ProcessId {
     }
 }
 
+fn threads(pid: i32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
+}
+
 impl fmt::Display for ProcessId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "process {}", self.pid)
@@ -61,6 +69,11 @@ mod tests {
         assert!(other != own && other.started >= own.started);
         assert!(own.is_there() && other.is_there());
         let _ = child.kill();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+        while other.is_there() {
+            assert!(std::time::Instant::now() < deadline, "it is dead, and not buried");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         let _ = child.wait();
         assert_eq!(ProcessId::of(child.id() as i32), None);
         assert!(!other.is_there());

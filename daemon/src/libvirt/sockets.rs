@@ -166,14 +166,13 @@ mod tests {
         let [memory, disks] = listeners.each_ref().map(|listener| v4(listener.local_addr().unwrap()));
         let all = 1..=u16::MAX;
         assert_eq!(who_listens(memory, &all), None, "no QEMU's");
-        // It is called like a QEMU, and has inherited the sockets.
-        for listener in &listeners {
-            nix::fcntl::fcntl(listener, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
-        }
+        // It is called like a QEMU, and has the sockets: by these names nobody else gets them, who may be begun meanwhile.
+        let [out, error] = listeners.map(std::os::fd::OwnedFd::from);
         let words = ["-c", "read wait", "-name", "guest=landing-test,debug-threads=on"];
         let mut command = Command::new("sh");
-        let mut child = command.arg0("qemu").args(words).stdin(std::process::Stdio::piped()).spawn().unwrap();
-        drop(listeners);
+        command.arg0("qemu").args(words).stdin(std::process::Stdio::piped()).stdout(out).stderr(error);
+        let mut child = command.spawn().unwrap();
+        drop(command);
         let found = [memory, disks].map(|at| who_listens(at, &all));
         let beside = who_listens(disks, &(disks.port()..=u16::MAX));
         let elsewhere = who_listens(SocketAddrV4::new(Ipv4Addr::new(127, 77, 0, 8), disks.port()), &all);
