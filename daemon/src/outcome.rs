@@ -66,6 +66,10 @@ pub enum Whereabouts {
     RunsAtDestination,
     /// It is at the destination, stopped as asked (or as it was).
     StoppedAtDestination,
+    /// It is the destination's, which knows more; told at the source.
+    LeftToDestination,
+    /// Its QEMU at the destination has ended, and the guest with it.
+    EndedAtDestination,
     /// Neither side may start it before both have been asked.
     InDoubt,
 }
@@ -92,6 +96,10 @@ impl fmt::Display for Whereabouts {
             }
             Whereabouts::RunsAtDestination => "the guest runs at the destination",
             Whereabouts::StoppedAtDestination => "the guest is at the destination, stopped",
+            Whereabouts::LeftToDestination => "the guest is the destination's: hikyaku list there says how it is",
+            Whereabouts::EndedAtDestination => {
+                "the guest's QEMU at the destination has ended, and the guest with it: boot it there from its disks"
+            }
             Whereabouts::InDoubt => {
                 "the guest is IN DOUBT: do not start either copy by hand; the daemons go on asking each other"
             }

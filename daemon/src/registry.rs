@@ -98,15 +98,18 @@ impl Registry {
                 Role::Source => "is already being moved",
                 Role::Destination => "is already awaited here",
             };
-            return Err(Outcome::new(
-                Ending::Other,
-                Whereabouts::Untouched,
-                format!("guest \"{guest}\" {what} (migration {}, {})", other.id.short(), other.phase()),
-            )
-            .advise(format!(
-                "See it with: hikyaku status {0}; end it with: hikyaku cancel {0}",
-                other.id.short()
-            )));
+            let desc =
+                format!("guest \"{guest}\" {what} (migration {}, {})", other.id.short(), other.phase());
+            let id = other.id.short();
+            let (whereabouts, advice) = if other.is_in_doubt() {
+                (Whereabouts::InDoubt, format!("See it with: hikyaku status {id}"))
+            } else if other.is_let_go() {
+                (Whereabouts::AsItWas, format!("It ends by itself; see it with: hikyaku status {id}"))
+            } else {
+                let advice = format!("See it with: hikyaku status {id}; end it with: hikyaku cancel {id}");
+                (Whereabouts::Untouched, advice)
+            };
+            return Err(Outcome::new(Ending::Other, whereabouts, desc).advise(advice));
         }
         Ok(self.add(entries, id, guest, role, peer, phase))
     }
@@ -396,15 +399,28 @@ impl Entry {
             // It was given up already, and what is left to do is not to be given up.
             return Err(outcome);
         }
-        if !phase.can_be_cancelled() || lock(&self.state).let_go {
-            return Err(Outcome::new(
-                Ending::Other,
-                Whereabouts::InDoubt,
-                format!("too late: migration {} is {phase}, the guest may have been let go", self.id.short()),
-            ));
+        if self.is_let_go() {
+            let (whereabouts, what) = match (self.is_in_doubt(), self.role) {
+                (true, _) => (Whereabouts::InDoubt, "the guest may have been let go"),
+                (false, Role::Source) => (Whereabouts::AsItWas, "the guest has been let go, and goes there"),
+                (false, Role::Destination) => {
+                    (Whereabouts::AsItWas, "the guest has been let go, and comes here")
+                }
+            };
+            let desc = format!("too late: migration {} is {phase}: {what}", self.id.short());
+            return Err(Outcome::new(Ending::Other, whereabouts, desc));
         }
         self.cancel.send_replace(true);
         Ok(())
+    }
+
+    /// No cancelling leaves the guest where it was any more.
+    fn is_let_go(&self) -> bool {
+        !self.phase().can_be_cancelled() || lock(&self.state).let_go
+    }
+
+    fn is_in_doubt(&self) -> bool {
+        self.outcome().is_some_and(|outcome| outcome.ending == Ending::InDoubt)
     }
 
     pub fn is_cancelled(&self) -> bool {
@@ -420,8 +436,7 @@ impl Entry {
     /// A person says where a guest is that is in doubt. `fenced`: and has done what that takes.
     pub fn resolve(&self, guest_is: Resolution, fenced: bool) -> Result<(), Outcome> {
         let phase = self.phase();
-        let in_doubt = self.outcome().is_some_and(|outcome| outcome.ending == Ending::InDoubt);
-        if !matches!(phase, Phase::Ceded | Phase::Handed | Phase::Starting) || !in_doubt {
+        if !matches!(phase, Phase::Ceded | Phase::Handed | Phase::Starting) || !self.is_in_doubt() {
             let desc = format!("migration {} is not in doubt: it is {phase}", self.id.short());
             return Err(Outcome::new(Ending::Usage, Whereabouts::AsItWas, desc));
         }
@@ -440,6 +455,11 @@ impl Entry {
     /// What was said cannot be taken; it may be said again.
     pub fn unresolve(&self) {
         self.resolution.send_replace(None);
+    }
+
+    /// What somebody has said, if that was believed.
+    pub fn told(&self) -> Option<Resolution> {
+        *self.resolution.borrow()
     }
 
     /// Returns when somebody has said so.

@@ -8,7 +8,7 @@
 
 use crate::api::wire::Role;
 use crate::daemon::Daemon;
-use crate::destination::restart_starting;
+use crate::destination::{Held, restart_starting};
 use crate::hooks::{self, Hook};
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::{self, Destination, Source};
@@ -66,7 +66,7 @@ async fn finish(daemon: Rc<Daemon>, record: Record) {
                         Verdict::Running => Whereabouts::RunsAtDestination,
                         _ => Whereabouts::StoppedAtDestination,
                     };
-                    let outcome = Outcome::new(Ending::Moved, guest, format!("moved to {}", record.peer))
+                    let outcome = doubt::moved(&entry, &record.peer, guest)
                         .advise("The stopped copy here is of no use any more: quit its QEMU");
                     entry.finish(ownership::Phase::Moved, outcome);
                     hooks::call_beside(
@@ -81,7 +81,7 @@ async fn finish(daemon: Rc<Daemon>, record: Record) {
         }
         (None, Some(_)) => {
             let entry = enter(&daemon, &record, Role::Destination, ownership::Phase::Starting);
-            restart_starting(&daemon, &entry, &record).await;
+            restart_starting(&daemon, &entry, &record, Held::Yes).await;
         }
         (None, None) => {}
     }

@@ -151,6 +151,41 @@ fn what_has_to_be_done_and_fails_gives_the_guest_back() {
     assert_eq!(rig.settles(SETTLE), Side::Source);
 }
 
+/// The daemon is killed while the guest waits. Nobody knows how far the hook came: the next daemon calls it again, and again where it fails.
+#[test]
+fn what_has_to_be_done_is_done_again_by_the_next_daemon() {
+    let hooks = Hooks::new();
+    let mark = |name: &str| hooks.scratch.path().join(name).display().to_string();
+    let (first, second) = (mark("first"), mark("second"));
+    let script = format!(
+        "[ -e {first} ] || {{ touch {first}; exec sleep 20; }}\n[ -e {second} ] || {{ touch {second}; echo no route yet >&2; exit 1; }}\nsleep 0.5; echo b done >>{}",
+        hooks.log().display()
+    );
+    hooks.script("b", "before-switchover", &script);
+    let Some(mut rig) = hooks.rig("hold = [\"before-switchover\"]") else { return };
+    rig.arm();
+    let command = rig.migrate_beside(&[]);
+    let deadline = Instant::now() + COMMAND;
+    while !Path::new(&first).exists() {
+        assert!(Instant::now() < deadline, "it was not called: {:?}", hooks.called());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    rig.restart_destination_daemon();
+    while !Path::new(&second).exists() {
+        assert!(Instant::now() < deadline, "it was not called again: {:?}", hooks.called());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let status = rig.destination_site().hikyaku(["status", rig.guest_name()], COMMAND).expect_code(0);
+    assert!(status.text().contains("no route yet"), "{status}");
+    rig.assert_stands();
+    assert_eq!(rig.settles(SETTLE), Side::Destination);
+    let called = hooks.called();
+    assert!(called.iter().any(|line| line == "b done"), "it runs before that was done: {called:?}");
+    let output = command.wait(COMMAND);
+    assert!([Some(0), Some(10)].contains(&output.code), "{output}");
+}
+
 /// QEMU tells the guest's networks where it is when it has loaded it. What a hook did to the network only after that is told again.
 #[test]
 fn an_arrival_is_announced_when_the_guest_runs() {

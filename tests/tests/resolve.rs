@@ -92,10 +92,45 @@ fn a_guest_that_is_the_other_hosts_is_given_up_here() {
     rig.set_return_outage(true);
     assert_eq!(rig.settles(SETTLE), Side::Destination);
     command.wait(COMMAND).expect_code(IN_DOUBT);
-    resolve(&rig, &["--there", "--fenced"]).expect_code(0);
+    let said = resolve(&rig, &["--there", "--fenced"]).expect_code(0);
+    assert!(said.text().contains("given up here") && !said.text().contains("IN DOUBT"), "{said}");
     assert_eq!(rig.wait_source_final(SETTLE), "moved");
+    assert_eq!(
+        rig.source_status()["outcome"]["guest"],
+        "left-to-destination",
+        "nobody has seen it run there"
+    );
     assert_eq!(rig.settles(SETTLE), Side::Destination);
     assert_eq!(rig.source().status().expect("QMP"), "postmigrate");
+}
+
+/// It was the destination's, and its QEMU is gone before the daemon there is back.
+#[test]
+fn a_guest_whose_qemu_has_ended_where_it_went_is_said_to_have_ended() {
+    let Some(mut rig) = rig() else { return };
+    rig.disarm();
+    rig.restart_daemon(Side::Destination, "destination.started:stop");
+    rig.arm();
+    let command = rig.migrate_beside(&[]);
+    rig.wait_still(Side::Destination, COMMAND);
+    rig.destination_site_mut().kill();
+    rig.signal_destination_qemu(Signal::SIGKILL);
+    rig.restart_destination_daemon();
+    command.wait(COMMAND).expect_code(IN_DOUBT);
+    let there = |rig: &Rig, words: &[&str]| {
+        rig.destination_site().hikyaku([&[words[0], rig.guest_name()], &words[1..]].concat(), COMMAND)
+    };
+    let deadline = Instant::now() + SETTLE;
+    while !there(&rig, &["status"]).text().contains("IN DOUBT") {
+        assert!(Instant::now() < deadline, "{}", there(&rig, &["status"]));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // Whoever says so there learns at once what that means.
+    let said = there(&rig, &["resolve", "--here", "--fenced"]).expect_code(0);
+    assert!(said.text().contains("has ended, and the guest with it"), "{said}");
+    assert!(!said.text().contains("IN DOUBT"), "{said}");
+    assert_eq!(rig.wait_source_final(SETTLE), "moved");
+    assert_ne!(rig.source().status().expect("QMP"), "running");
 }
 
 /// A QEMU that is about to end its migration does not obey (10.0); of one that does the guest stays, for until GO it is the source's.

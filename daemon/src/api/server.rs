@@ -7,16 +7,22 @@ use super::{check, link};
 use crate::daemon::{Daemon, check_limit};
 use crate::libvirt::near;
 use crate::outcome::{Ending, Outcome, Whereabouts};
+use crate::registry::Entry;
 use serde::Serialize;
 use serde_json::Value;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::rc::Rc;
+use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::error::RecvError;
+
+/// Whoever says where a guest is sees what comes of it, if it comes within this.
+const SETTLES_WITHIN: Duration = Duration::from_secs(3);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Binds the socket, replacing one that a dead daemon left behind; a living one is an error.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
@@ -134,6 +140,7 @@ async fn execute(daemon: &Rc<Daemon>, command: Command, uid: u32) -> Result<Valu
             tracing::warn!(uid, which = %arguments.id, guest_is = ?arguments.guest_is, "told where a guest in doubt is");
             let entry = daemon.registry.find(&arguments.id)?;
             entry.resolve(arguments.guest_is, arguments.fenced)?;
+            settles(&entry).await;
             Ok(json(&entry.status()))
         }
         Command::Set(arguments) => {
@@ -162,6 +169,16 @@ async fn execute(daemon: &Rc<Daemon>, command: Command, uid: u32) -> Result<Valu
         Command::LibvirtHook(arguments) => Ok(json(&crate::libvirt::hook::told(daemon, &arguments))),
         Command::Subscribe => Ok(Value::Null),
     }
+}
+
+/// Until what somebody has said of a guest has been acted on, or was not believed; not for long.
+async fn settles(entry: &Entry) {
+    let settled = async {
+        while !entry.phase().is_final() && entry.told().is_some() {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    };
+    let _ = tokio::time::timeout(SETTLES_WITHIN, settled).await;
 }
 
 /// After `subscribe` the connection carries events only, until the reader goes away.

@@ -16,7 +16,9 @@ pub fn resolve(cli: &Cli, id: &str, guest_is: Resolution, fenced: bool) -> Resul
     };
     let status: Status = client.execute(Command::Resolve(arguments))?;
     table::status(&status, cli.json)?;
-    Ok(Ending::Moved)
+    // What it was told may not be so, as far as this host can see.
+    let unsettled = status.outcome.map_or(Ending::InDoubt, |outcome| outcome.ending);
+    Ok(if status.phase.is_final() { Ending::Moved } else { unsettled })
 }
 
 fn at_stake(guest: &str, peer: &str, guest_is: Resolution) -> String {

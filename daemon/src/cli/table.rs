@@ -1,7 +1,7 @@
 //! `hikyaku list` and `hikyaku status`.
 
 use crate::api::wire::{Role, Status};
-use crate::outcome::Ending;
+use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::units::{BitRate, Bytes, Span};
 use std::io::{self, Write};
 use std::time::Duration;
@@ -43,6 +43,9 @@ pub fn list(statuses: &[Status], json: bool) -> io::Result<()> {
 fn phase(status: &Status) -> String {
     match &status.outcome {
         Some(outcome) if outcome.ending == Ending::InDoubt => "IN DOUBT".into(),
+        Some(Outcome { guest: Whereabouts::EndedAtSource | Whereabouts::EndedAtDestination, .. }) => {
+            "GUEST ENDED".into()
+        }
         _ => status.phase.to_string(),
     }
 }

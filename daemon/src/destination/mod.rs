@@ -22,7 +22,7 @@ mod words;
 pub use answer::{answer, over};
 pub use error::DestinationError;
 pub use guest::{WaitingError, WaitingGuest};
-pub use restart::restart_starting;
+pub use restart::{Held, restart_starting};
 
 use crate::api::wire::{Numbers, ReceiveArguments};
 use crate::daemon::{Daemon, Receives};

@@ -1,7 +1,7 @@
 //! The guest is not taken; or nobody can tell yet whether it is.
 
 use super::apply::ToApply;
-use super::{DestinationError, Reception, part, restart_starting, say};
+use super::{DestinationError, Held, Reception, part, restart_starting, say};
 use crate::fail;
 use crate::hooks::Hook;
 use crate::ownership::{Destination, DestinationStep, Phase};
@@ -21,7 +21,7 @@ impl Reception {
         let Reception { daemon, entry, guest, session, mut mailbox, .. } = self;
         // QEMU speaks to one client at a time.
         drop(guest);
-        let verdict = restart_starting(&daemon, &entry, &record).await;
+        let verdict = restart_starting(&daemon, &entry, &record, Held::NoMore).await;
         say(&session, verdict);
         part(session, &mut mailbox).await;
     }

@@ -3,10 +3,12 @@
 //!
 //! Refusing is allowed only if the guest cannot have run here: QEMU itself says that it never loaded all of it. A QEMU that
 //! cannot be asked may have run the guest, and then the source's copy is stale: that is said, and asked again.
+//!
+//! A hook that the guest waits for may not have come to its end when the daemon before this one did: it is called again.
 
 use crate::api::wire::Resolution;
 use crate::daemon::Daemon;
-use crate::hooks::{self, Hook};
+use crate::hooks::{self, Hook, HookError};
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership;
 use crate::process::ProcessId;
@@ -20,21 +22,37 @@ use std::time::Duration;
 const INTERVAL: Duration = Duration::from_millis(200);
 /// A QEMU whose stream was cut notices at once; one that still waits after this will never load.
 const NEVER_LOADS_AFTER: Duration = Duration::from_secs(10);
+/// Between two calls of a hook that fails.
+const HOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// Whether the guest may have to wait for a hook.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    Yes,
+    NoMore,
+}
 
 enum Seen {
     /// It is as it was to be.
     Arrived,
+    /// All of it is here and stands, and may have to wait for a hook.
+    Loaded,
+    /// It has been told to run.
+    Told,
     NeverLoaded(String),
+    /// It was here, and its QEMU is gone.
+    Ended,
     Unclear(String),
 }
 
 /// Sees that the guest runs (or stands, as asked), and records it; or refuses it, if it never got here whole. QEMU's QMP
 /// socket must be free. What is returned is durable.
-pub async fn restart_starting(daemon: &Daemon, entry: &Entry, record: &Record) -> Verdict {
+pub async fn restart_starting(daemon: &Daemon, entry: &Entry, record: &Record, mut held: Held) -> Verdict {
     let begun = tokio::time::Instant::now();
     let mut said = String::new();
     // A person who has looked.
     let mut told = None;
+    let mut wait = INTERVAL;
     let (phase, outcome, record) = loop {
         let seen = match told {
             // A QEMU that hangs may run it when it wakes: whoever says that the guest is not here has to end it.
@@ -50,10 +68,11 @@ pub async fn restart_starting(daemon: &Daemon, entry: &Entry, record: &Record) -
             },
             // QEMU has the last word, if it can be asked.
             Some(Resolution::Here) => {
-                let seen = see(daemon, record, false).await;
+                let seen = see(daemon, record, false, held).await;
                 match seen {
                     Ok(Seen::Arrived) => Ok(Seen::Arrived),
-                    Err(_) if !is_gone(record) => Ok(Seen::Arrived),
+                    Err(_) if is_gone(record) => Ok(Seen::Ended),
+                    Err(_) => Ok(Seen::Arrived),
                     other => {
                         told = None;
                         entry.unresolve();
@@ -64,7 +83,22 @@ pub async fn restart_starting(daemon: &Daemon, entry: &Entry, record: &Record) -
                     }
                 }
             }
-            None => see(daemon, record, begun.elapsed() > NEVER_LOADS_AFTER).await,
+            None => see(daemon, record, begun.elapsed() > NEVER_LOADS_AFTER, held).await,
+        };
+        let seen = match seen {
+            Ok(Seen::Loaded) => match hold(daemon, entry, record).await {
+                Ok(()) => {
+                    held = Held::NoMore;
+                    continue;
+                }
+                Err(error) => {
+                    wait = HOOK_AGAIN;
+                    Ok(Seen::Unclear(format!(
+                        "it waits for a hook, which is called again until it succeeds: {error}"
+                    )))
+                }
+            },
+            seen => seen,
         };
         match seen.unwrap_or_else(|error| Seen::Unclear(error.to_string())) {
             Seen::Arrived => {
@@ -80,6 +114,14 @@ pub async fn restart_starting(daemon: &Daemon, entry: &Entry, record: &Record) -
                     Record { phase: Phase::Arrived, ..record.clone() },
                 );
             }
+            Seen::Ended => {
+                let desc = format!("arrived from {}, as somebody has said", record.peer);
+                break (
+                    ownership::Phase::Running,
+                    Outcome::new(Ending::Moved, Whereabouts::EndedAtDestination, desc),
+                    Record { phase: Phase::Arrived, run: false, ..record.clone() },
+                );
+            }
             Seen::NeverLoaded(why) => {
                 let outcome = Outcome::new(Ending::Failed, Whereabouts::ReturnsToSource, why.clone());
                 break (
@@ -93,17 +135,19 @@ pub async fn restart_starting(daemon: &Daemon, entry: &Entry, record: &Record) -
                 tracing::error!(guest = %record.guest, %why, "a guest that was being started cannot be seen");
                 entry.set_outcome(
                     Outcome::new(Ending::InDoubt, Whereabouts::InDoubt, desc)
-                        .advise(
-                            "Look at its QEMU; the source's copy must not be started. Who has made sure which of the two is the guest \
-                             says so with hikyaku resolve",
-                        ),
+                        .advise(format!(
+                            "Look at its QEMU, and ask {0}: hikyaku status {1}. If somebody has let it go on there (hikyaku resolve --here), say so here: hikyaku resolve {1} --there. \
+                             Otherwise the copy there must not be started",
+                            record.peer,
+                            record.id.short()
+                        )),
                 );
                 said = why;
             }
-            Seen::Unclear(_) => {}
+            Seen::Unclear(_) | Seen::Loaded | Seen::Told => {}
         }
         tokio::select! {
-            () = tokio::time::sleep(INTERVAL) => {}
+            () = tokio::time::sleep(wait) => {}
             resolution = entry.resolved(), if told.is_none() => told = Some(resolution),
         }
     };
@@ -123,7 +167,18 @@ pub async fn restart_starting(daemon: &Daemon, entry: &Entry, record: &Record) -
     verdict
 }
 
-async fn see(daemon: &Daemon, record: &Record, late: bool) -> Result<Seen, QmpError> {
+async fn hold(daemon: &Daemon, entry: &Entry, record: &Record) -> Result<(), HookError> {
+    let hooks = &daemon.config.hooks;
+    if !hooks.hold.contains(&Hook::BeforeSwitchover) {
+        return Ok(());
+    }
+    match hooks::call(hooks, Hook::BeforeSwitchover, entry, &record.qmp) {
+        Some(hook) => hook.run().await,
+        None => Ok(()),
+    }
+}
+
+async fn see(daemon: &Daemon, record: &Record, late: bool, held: Held) -> Result<Seen, QmpError> {
     let timeout = daemon.config.guest.qmp_timeout;
     let qmp =
         Client::connect(&record.qmp, ClientConfig { command_timeout: timeout, ..ClientConfig::default() })
@@ -147,10 +202,11 @@ async fn see(daemon: &Daemon, record: &Record, late: bool) -> Result<Seen, QmpEr
     }
     let migration = qmp.query_migrate().await?;
     match migration.status.as_deref() {
+        Some("completed") if held == Held::Yes => Ok(Seen::Loaded),
         Some("completed") if !record.run => Ok(Seen::Arrived),
         Some("completed") => {
             qmp.cont().await?;
-            Ok(Seen::Unclear("it has been told to run".into()))
+            Ok(Seen::Told)
         }
         Some("failed") => Ok(never_loaded(migration.error_desc.as_deref().unwrap_or("it does not say why"))),
         _ if late => Ok(never_loaded("QEMU still waits for it")),

@@ -184,10 +184,18 @@ impl Migration {
 
     /// `stop`: how long the guest would stand if it were stopped now.
     pub(super) fn not_converged(&self, stop: Option<Duration>) -> SourceError {
+        let terms = self.terms.pause + self.terms.state + self.terms.resume;
+        let downtime = options::downtime(&self.arguments);
+        let dear = terms > downtime / 2;
+        if dear {
+            // Perhaps it was so once: whoever comes next may find out.
+            self.daemon.experience.borrow_mut().doubt(&self.arguments.to);
+        }
         SourceError::NotConverged {
+            handover: dear.then_some(terms),
             deadline: self.late.unwrap_or_default(),
             stop,
-            downtime: options::downtime(&self.arguments),
+            downtime,
             throttle: self.throttle,
             may_throttle: !self.raw && options::is_adaptive(&self.arguments),
             limited: self.session.stats().limit_bytes_per_s.is_some(),

@@ -64,6 +64,17 @@ fn as_told(resolution: Resolution) -> Verdict {
     }
 }
 
+/// What is said of a guest that was given away, to a destination that said `guest`; or to one of which somebody has said that it has it.
+pub fn moved(entry: &Entry, peer: &str, guest: Whereabouts) -> Outcome {
+    match entry.told() {
+        Some(Resolution::There) => {
+            let desc = format!("given up here, for somebody has said that it is {peer}'s");
+            Outcome::new(Ending::Moved, Whereabouts::LeftToDestination, desc)
+        }
+        _ => Outcome::new(Ending::Moved, guest, format!("moved to {peer}")),
+    }
+}
+
 /// What is said as long as there is no verdict.
 pub fn outcome(guest: &str, peer: &str, why: &str) -> Outcome {
     let desc = format!("{guest} was let go to {peer}, and its verdict is not here yet: {why}");

@@ -62,6 +62,8 @@ pub enum SourceError {
         may_throttle: bool,
         /// A limit is what holds it back, or may be.
         limited: bool,
+        /// What stopping and starting alone took the last guest that went there, where that is much of it.
+        handover: Option<Duration>,
     },
     #[error("{0}")]
     Engine(AbortReason),
@@ -144,8 +146,11 @@ impl SourceError {
                     _ => (Ending::Failed, ""),
                 }
             }
-            SourceError::NotConverged { throttle, may_throttle, limited, .. } => {
-                let advice = converging(throttle.is_some(), *may_throttle, *limited);
+            SourceError::NotConverged { throttle, may_throttle, limited, handover, .. } => {
+                let advice = match handover {
+                    Some(handover) => no_copying_helps(*handover),
+                    None => converging(throttle.is_some(), *may_throttle, *limited),
+                };
                 return Outcome::new(Ending::NotConverged, guest, self.to_string()).advise(advice);
             }
             SourceError::Qmp(GuestError::NoThrottle) => {
@@ -163,6 +168,14 @@ impl SourceError {
         };
         Outcome::new(ending, guest, self.to_string()).advise(advice)
     }
+}
+
+/// It is not what is left to be copied that takes so long.
+fn no_copying_helps(handover: Duration) -> String {
+    format!(
+        "{} of this are what the last guest that went there took to stop and to start, hooks that held it included: allow a longer stop (--downtime), or force it (--on-deadline force)",
+        Span(handover)
+    )
 }
 
 /// What makes a guest converge that did not.

@@ -45,6 +45,11 @@ impl Experience {
         }
     }
 
+    /// A guest was not moved because of what is believed of `peer`: less of it is believed from now on.
+    pub fn doubt(&mut self, peer: &str) {
+        self.peers.entry(peer.to_owned()).and_modify(|learnt| *learnt = learnt.towards(&FIRST));
+    }
+
     pub fn learn(&mut self, peer: &str, ram_bytes: u64, stop: &Stop) {
         if stop.residual_ms > RESIDUAL_MS_MOST {
             return;
@@ -55,17 +60,18 @@ impl Experience {
             state_ms: bounded(stop.state_ms),
             resume_ms: bounded(stop.resume_ms),
         };
-        self.peers
-            .entry(peer.to_owned())
-            .and_modify(|old| {
-                let mix = |old: f64, new: f64| old + WEIGHT * (new - old);
-                *old = Learnt {
-                    pause_ms: mix(old.pause_ms, new.pause_ms),
-                    state_ms: mix(old.state_ms, new.state_ms),
-                    resume_ms: mix(old.resume_ms, new.resume_ms),
-                };
-            })
-            .or_insert(new);
+        self.peers.entry(peer.to_owned()).and_modify(|old| *old = old.towards(&new)).or_insert(new);
+    }
+}
+
+impl Learnt {
+    fn towards(&self, new: &Learnt) -> Learnt {
+        let mix = |old: f64, new: f64| old + WEIGHT * (new - old);
+        Learnt {
+            pause_ms: mix(self.pause_ms, new.pause_ms),
+            state_ms: mix(self.state_ms, new.state_ms),
+            resume_ms: mix(self.resume_ms, new.resume_ms),
+        }
     }
 }
 
@@ -108,6 +114,19 @@ mod tests {
         assert_eq!(terms(&experience, "kyoto", GIB), (7, 5, 2));
         experience.learn("osaka", GIB, &stop(9.0, 70.0, 1.0));
         assert_eq!(terms(&experience, "osaka", 3 * GIB), (11, 60, 4));
+    }
+
+    #[test]
+    fn what_keeps_guests_from_being_moved_is_believed_less_and_less() {
+        let mut experience = Experience::default();
+        experience.learn("osaka", GIB, &Stop { resume_ms: 1002.0, ..stop(9.0, 5.0, 1.0) });
+        assert_eq!(terms(&experience, "osaka", GIB).2, 1002);
+        experience.doubt("osaka");
+        assert_eq!(terms(&experience, "osaka", GIB).2, 502);
+        experience.doubt("osaka");
+        assert_eq!(terms(&experience, "osaka", GIB).2, 252);
+        experience.doubt("kyoto");
+        assert_eq!(terms(&experience, "kyoto", GIB), (7, 5, 2));
     }
 
     #[test]

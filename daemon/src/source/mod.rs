@@ -51,7 +51,7 @@ use crate::hooks::{self, Hook};
 use crate::inbox::Inbox;
 use crate::mailbox::{FromPeer, Mailbox};
 use crate::outage;
-use crate::outcome::{Ending, Outcome, Whereabouts};
+use crate::outcome::Whereabouts;
 use crate::ownership::{Forbidden, Phase, Source, SourceStep};
 use crate::protocol::{self, ArrivalTimes, Migrate, PROTOCOL, Refusal, Relay, ToSource, Verdict, Welcome};
 use crate::records::{self, Record};
@@ -412,10 +412,7 @@ impl Migration {
         }
         self.report();
         self.session.close(Refusal::Done as u16, "moved");
-        self.entry.finish(
-            Phase::Moved,
-            Outcome::new(Ending::Moved, guest, format!("moved to {}", self.arguments.to)),
-        );
+        self.entry.finish(Phase::Moved, doubt::moved(&self.entry, &self.arguments.to, guest));
         self.call_beside(Hook::AfterSwitchover);
         self.owner.step(SourceStep::Released)
     }
