@@ -159,10 +159,14 @@ impl VirtHost {
         let Some(reaper) = self.libvirtd.take() else { return };
         let pid = fs::read_to_string(self.inside("/run/libvirtd.pid")).expect("libvirtd has written it");
         drop(reaper);
-        // Dead, if perhaps not buried.
+        // Dead, with all its threads, if perhaps not buried.
         let is_there = || {
             let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
-            stat.rsplit(") ").next().is_some_and(|rest| !rest.starts_with(['Z', 'X']) && !rest.is_empty())
+            let lives = stat
+                .rsplit(") ")
+                .next()
+                .is_some_and(|rest| !rest.starts_with(['Z', 'X']) && !rest.is_empty());
+            lives || fs::read_dir(format!("/proc/{}/task", pid.trim())).map_or(0, Iterator::count) > 1
         };
         let deadline = Instant::now() + START_LIMIT;
         while is_there() {
