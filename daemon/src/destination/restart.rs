@@ -53,6 +53,8 @@ pub async fn restart_starting(daemon: &Daemon, entry: &Entry, record: &Record, m
     // A person who has looked.
     let mut told = None;
     let mut wait = INTERVAL;
+    // To run.
+    let mut ordered = false;
     let (phase, outcome, record) = loop {
         let seen = match told {
             // A QEMU that hangs may run it when it wakes: whoever says that the guest is not here has to end it.
@@ -71,7 +73,8 @@ pub async fn restart_starting(daemon: &Daemon, entry: &Entry, record: &Record, m
                 let seen = see(daemon, record, false, held).await;
                 match seen {
                     Ok(Seen::Arrived) => Ok(Seen::Arrived),
-                    Err(_) if is_gone(record) => Ok(Seen::Ended),
+                    // Whatever answers on its socket now.
+                    _ if is_gone(record) => Ok(Seen::Ended),
                     Err(_) => Ok(Seen::Arrived),
                     other => {
                         told = None;
@@ -88,7 +91,7 @@ pub async fn restart_starting(daemon: &Daemon, entry: &Entry, record: &Record, m
         let seen = match seen {
             Ok(Seen::Loaded) => match hold(daemon, entry, record).await {
                 Ok(()) => {
-                    held = Held::NoMore;
+                    (held, wait) = (Held::NoMore, INTERVAL);
                     continue;
                 }
                 Err(error) => {
@@ -98,6 +101,9 @@ pub async fn restart_starting(daemon: &Daemon, entry: &Entry, record: &Record, m
                     )))
                 }
             },
+            Ok(Seen::Told) if std::mem::replace(&mut ordered, true) => {
+                Ok(Seen::Unclear("it has been told to run, and does not run yet".into()))
+            }
             seen => seen,
         };
         match seen.unwrap_or_else(|error| Seen::Unclear(error.to_string())) {
