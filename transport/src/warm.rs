@@ -40,6 +40,8 @@ const MOST: f64 = 1.75;
 const LOOKS: u32 = 10;
 /// The bandwidth is known when a round found no more than this much more: the pieces of both were longer than two looks.
 const KNOWN: f64 = 1.25;
+/// Of a filled path's rate in its best round: what arrives in two looks is not more.
+const PEAK_MOST: f64 = 1.25;
 /// A queue in most of so many looks is one; what is held up for a moment is none.
 const QUEUED_LOOKS: usize = 5;
 /// Of what is known: the pace of padding.
@@ -121,9 +123,15 @@ struct Round {
     known: bool,
     /// The last round trips that were seen, one a look.
     rtts: VecDeque<Duration>,
-    /// Nothing more is sent; what is under way still arrives, at the rate of the path, until then.
-    last_until: Option<Instant>,
+    /// Nothing more is sent; what is under way still arrives, at the rate of the path.
+    last: Option<Last>,
     filled: bool,
+}
+
+struct Last {
+    begun: Instant,
+    until: Instant,
+    acked_before: u64,
 }
 
 /// What is to be done.
@@ -165,7 +173,7 @@ impl Warmth {
             peak_before: 0.0,
             known: false,
             rtts: VecDeque::new(),
-            last_until: None,
+            last: None,
             filled: false,
         });
         true
@@ -224,14 +232,15 @@ impl Warmth {
             || round.flat >= FLAT_ROUNDS
             || round.rounds >= ROUNDS_MOST
             || queued.is_some() && round.rounds > 1;
-        if full && round.last_until.is_none() {
-            round.last_until = Some(sight.at + length);
+        if full && round.last.is_none() {
+            let (begun, acked_before) = (sight.at, sums.acked_bytes);
+            round.last = Some(Last { begun, until: sight.at + length, acked_before });
             round.filled = filled || queued.is_some();
         }
         let over = !sight.wanted
             || sight.chunks_queued != round.chunks_before
             || sight.lanes.is_empty()
-            || round.last_until.is_some_and(|until| until <= sight.at);
+            || round.last.as_ref().is_some_and(|last| last.until <= sight.at);
         if over {
             let went = sums.since(&round.first);
             round.rtts.make_contiguous().sort();
@@ -239,7 +248,8 @@ impl Warmth {
             let probe = Probe {
                 rtt,
                 min_rtt: min,
-                bandwidth_bytes_per_s: (round.peak > 0.0).then_some(round.peak as u64),
+                bandwidth_bytes_per_s: (round.peak > 0.0)
+                    .then(|| round.bandwidth(sums.acked_bytes, sight.at) as u64),
                 loss: went.loss(),
                 took: sight.at.saturating_duration_since(round.begun),
                 padding_bytes: sent,
@@ -252,7 +262,7 @@ impl Warmth {
         }
         // What is sent faster than it arrives queues, and TCP takes that for a full path. A little faster, for there may be more.
         let pace = round.known.then(|| share(PACE * round.peak, sight.lanes));
-        if round.last_until.is_some() {
+        if round.last.is_some() {
             return Step::Pad { up_to_bytes: 0, pace, again: length / LOOKS };
         }
         let more = if round.known { wanted.saturating_sub(windows) } else { windows };
@@ -261,6 +271,19 @@ impl Warmth {
             pace,
             again: (length / LOOKS).max(ROUND_LEAST / LOOKS),
         }
+    }
+}
+
+impl Round {
+    /// What arrived in a moment is the path's rate, unless it was held up before it. Over the rounds in which the path was
+    /// full that cannot be: they bring what the path carries, or nearly.
+    fn bandwidth(&self, acked_bytes: u64, at: Instant) -> f64 {
+        let of_last = self.last.as_ref().map_or(0.0, |last| {
+            let took = at.saturating_duration_since(last.begun).as_secs_f64().max(1e-3);
+            (acked_bytes - last.acked_before) as f64 / took
+        });
+        let steady = self.best.max(of_last);
+        if self.filled && steady > 0.0 { self.peak.min(PEAK_MOST * steady) } else { self.peak }
     }
 }
 
@@ -299,6 +322,8 @@ mod tests {
         stands: bool,
         /// What comes next was held up for so long.
         stood: Duration,
+        /// It is seen late only: what arrived meanwhile comes in one piece.
+        catches_up: bool,
     }
 
     impl Path {
@@ -313,6 +338,7 @@ mod tests {
                 chunks: 0,
                 stands: false,
                 stood: Duration::ZERO,
+                catches_up: false,
             }
         }
 
@@ -333,8 +359,11 @@ mod tests {
             let full = self.rate * 0.12;
             let rtt = Duration::from_secs_f64(0.12 * (windows as f64 / full).max(1.0));
             let rate = (windows as f64 / rtt.as_secs_f64()).min(self.rate);
-            let goes = ((rate * time.as_secs_f64()) as u64).min(up_to.saturating_sub(self.sent));
-            self.sent += goes;
+            let for_so_long = if self.catches_up { time + stood } else { time };
+            let carries = (rate * for_so_long.as_secs_f64()) as u64;
+            // In the end what is under way still arrives.
+            let goes = if up_to == 0 { carries } else { carries.min(up_to.saturating_sub(self.sent)) };
+            self.sent += if up_to == 0 { 0 } else { goes };
             for lane in &mut self.lanes {
                 lane.acked_bytes += goes / 8;
                 lane.window_bytes += goes / 8;
@@ -369,6 +398,26 @@ mod tests {
                 });
                 let found = probe.path().filter(|_| probe.queued).map_or(f64::MAX, |found| found as f64);
                 assert!(found > 0.7 * 125e6, "{from_ms} ms, {for_ms} ms: {probe:?}");
+            }
+        }
+    }
+
+    /// Acknowledgements that a machine took in late, in one piece, once or again and again.
+    #[test]
+    fn what_was_held_up_is_not_taken_for_what_the_path_carries() {
+        for (from_ms, every_ms) in
+            (250..700).step_by(25).flat_map(|from| [(from, 10_000), (from, 300), (from, 100), (from, 150)])
+        {
+            for for_ms in [4, 8, 12, 20, 40, 60] {
+                let mut path = Path::new(125e6);
+                path.catches_up = true;
+                let begun = path.now;
+                let probe = path.warm(|path| {
+                    let since = (path.now - begun).as_millis() as u64;
+                    path.stands = since >= from_ms && (since - from_ms) % every_ms < for_ms;
+                });
+                let found = probe.bandwidth_bytes_per_s.unwrap() as f64;
+                assert!(found < 1.9 * 125e6, "{from_ms} ms, {for_ms} of {every_ms} ms: {probe:?}");
             }
         }
     }
