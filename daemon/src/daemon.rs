@@ -197,6 +197,15 @@ impl Daemon {
                     drop(permit);
                 });
             }
+            Ok(Note::Kept { migration }) => {
+                let Some(entry) = self.registry.of(migration) else { return };
+                let Ok(permit) = self.overs.clone().try_acquire_owned() else { return };
+                let records = self.records.clone();
+                tokio::task::spawn_local(async move {
+                    destination::kept(&records, &entry, peer.as_str()).await;
+                    drop(permit);
+                });
+            }
             other => tracing::debug!(%peer, ?other, "a note that means nothing here"),
         }
     }

@@ -72,6 +72,8 @@ pub enum Whereabouts {
     EndedAtDestination,
     /// Neither side may start it before both have been asked.
     InDoubt,
+    /// Both have it, for a person has said what was not so.
+    AtBoth,
 }
 
 impl fmt::Display for Whereabouts {
@@ -103,6 +105,7 @@ impl fmt::Display for Whereabouts {
             Whereabouts::InDoubt => {
                 "the guest is IN DOUBT: do not start either copy by hand; the daemons go on asking each other"
             }
+            Whereabouts::AtBoth => "the guest is AT BOTH: two copies of it may run, and write to the same disks",
         })
     }
 }

@@ -114,6 +114,10 @@ impl Registry {
         Ok(self.add(entries, id, guest, role, peer, phase))
     }
 
+    pub fn of(&self, id: Id) -> Option<Arc<Entry>> {
+        lock(&self.entries).iter().find(|entry| entry.id == id).cloned()
+    }
+
     /// Enters a migration that another daemon left unfinished, whatever else goes on: each has to be finished.
     pub fn take_up(&self, id: Id, guest: &str, role: Role, peer: &str, phase: Phase) -> Arc<Entry> {
         self.add(lock(&self.entries), id, guest, role, Some(peer), phase)

@@ -4,18 +4,21 @@
 //! |---|---|---|
 //! | `Stopped` | stopped here by us, ours | continue it, if it ran |
 //! | `Ceded` | stopped here; perhaps the destination's | ask the destination until it answers |
+//! | `Kept` | it is here, as somebody has said | tell the destination, until it has heard it |
 //! | `Starting` | loaded here; perhaps running | see that it runs; `Arrived`, or `Refused` if it cannot |
 
-use crate::api::wire::Role;
+use crate::api::wire::{Resolution, Role};
 use crate::daemon::Daemon;
 use crate::destination::{Held, restart_starting};
 use crate::hooks::{self, Hook};
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::{self, Destination, Source};
 use crate::protocol::Verdict;
-use crate::records::{Record, RecordError};
+use crate::records::{self, Record, RecordError};
 use crate::registry::Entry;
-use crate::source::{GuestError, continue_guest, doubt, forget, stop_again_whoever_continues, stop_copy};
+use crate::source::{
+    GuestError, continue_guest, doubt, forget, kept, stop_again_whoever_continues, stop_copy,
+};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,10 +32,13 @@ pub async fn take_up(daemon: &Rc<Daemon>) -> Result<(), RecordError> {
         tracing::warn!(guest = %record.guest, id = %record.id, phase = ?record.phase, "left unfinished; taking it up");
         tokio::task::spawn_local(finish(daemon.clone(), record));
     }
+    for record in daemon.records.untold().await? {
+        kept::tell(daemon, record);
+    }
     Ok(())
 }
 
-async fn finish(daemon: Rc<Daemon>, record: Record) {
+async fn finish(daemon: Rc<Daemon>, mut record: Record) {
     match (Source::found(record.phase), Destination::found(record.phase)) {
         (Some(Source::Returned), _) => {
             let entry = enter(&daemon, &record, Role::Source, ownership::Phase::Stopped);
@@ -52,6 +58,13 @@ async fn finish(daemon: Rc<Daemon>, record: Record) {
             };
             match verdict {
                 Verdict::Refused { why } => {
+                    if entry.told() == Some(Resolution::Here) {
+                        // A daemon that comes after us is not in doubt again.
+                        record = Record { phase: records::Phase::Stopped, resolved: true, ..record };
+                        if let Err(error) = daemon.records.write(&record).await {
+                            tracing::error!(%error, "what was said of the guest is not on record yet");
+                        }
+                    }
                     let guest = keep(&daemon, &entry, &record).await;
                     let desc = format!("the destination did not take the guest: {why}");
                     entry.finish(ownership::Phase::Resumed, Outcome::new(Ending::Failed, guest, desc));
@@ -61,7 +74,7 @@ async fn finish(daemon: Rc<Daemon>, record: Record) {
                     if let Err(error) = stop_copy(&record.qmp, record.qemu, timeout).await {
                         tracing::debug!(%error, "the copy here is not seen");
                     }
-                    forget(&daemon, record.id, &record.peer).await;
+                    forget(&daemon, &record).await;
                     let guest = match verdict {
                         Verdict::Running => Whereabouts::RunsAtDestination,
                         _ => Whereabouts::StoppedAtDestination,
@@ -104,13 +117,13 @@ async fn keep(daemon: &Rc<Daemon>, entry: &Entry, record: &Record) -> Whereabout
         };
         match error {
             None => {
-                forget(daemon, record.id, &record.peer).await;
+                forget(daemon, record).await;
                 return if record.run { Whereabouts::RunsAtSource } else { Whereabouts::StoppedAtSource };
             }
             Some(error @ (GuestError::Ended | GuestError::NotHeld(_))) => {
                 // Left as it is, the record would act on whatever QEMU answers on that socket one day.
                 tracing::error!(guest = %record.guest, %error, "there is no stopped guest to continue");
-                forget(daemon, record.id, &record.peer).await;
+                forget(daemon, record).await;
                 return match error {
                     GuestError::Ended => Whereabouts::EndedAtSource,
                     _ => Whereabouts::Untouched,

@@ -39,6 +39,10 @@ fn resolve(rig: &Rig, flags: &[&str]) -> Output {
     rig.source_site().hikyaku([&["resolve", rig.guest_name()], flags].concat(), COMMAND)
 }
 
+fn there(rig: &Rig, words: &[&str]) -> Output {
+    rig.destination_site().hikyaku([&[words[0], rig.guest_name()], &words[1..]].concat(), COMMAND)
+}
+
 #[test]
 fn a_guest_whose_destination_is_gone_goes_on_here() {
     let Some(mut rig) = rig() else { return };
@@ -54,10 +58,73 @@ fn a_guest_whose_destination_is_gone_goes_on_here() {
     assert_eq!(rig.wait_source_final(SETTLE), "resumed");
     rig.assert_whole(Side::Source);
     resolve(&rig, &["--here", "--fenced"]).expect_code(USAGE);
-    // Nothing is left to be asked for by the next daemon.
+    // The next daemon is not in doubt, and tells the destination when that is back.
     rig.restart_source_daemon();
-    assert_eq!(rig.source_site().records(), 0);
+    assert_eq!(rig.source_site().records(), 1);
     assert_eq!(rig.settles(SETTLE), Side::Source);
+    rig.restart_destination_daemon();
+    wait_told(&rig);
+    rig.assert_whole(Side::Source);
+}
+
+/// Nothing is on record of it any more, at either side.
+#[track_caller]
+fn wait_told(rig: &Rig) {
+    let deadline = Instant::now() + SETTLE;
+    while rig.source_site().records() + rig.destination_site().records() > 0 {
+        assert!(Instant::now() < deadline, "{}", there(rig, &["list"]));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Its destination was starting it, and would be in doubt for ever.
+#[test]
+fn a_destination_that_comes_back_hears_that_the_guest_was_kept() {
+    let Some(mut rig) = rig() else { return };
+    let command = started_and_lost(&mut rig);
+    command.wait(COMMAND).expect_code(IN_DOUBT);
+    resolve(&rig, &["--here", "--fenced"]).expect_code(0);
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+    assert_eq!((rig.source_site().records(), rig.destination_site().records()), (1, 1));
+    rig.restart_destination_daemon();
+    wait_told(&rig);
+    let status = there(&rig, &["status"]);
+    assert!(status.text().contains("somebody has said that it is not here"), "{status}");
+    rig.assert_whole(Side::Source);
+}
+
+/// The destination's host goes down when it has told its QEMU to run the guest.
+fn started_and_lost(rig: &mut Rig) -> Running {
+    rig.disarm();
+    rig.restart_daemon(Side::Destination, "destination.started:stop");
+    rig.arm();
+    let command = rig.migrate_beside(&[]);
+    rig.wait_still(Side::Destination, COMMAND);
+    rig.destination_site_mut().kill();
+    rig.signal_destination_qemu(Signal::SIGKILL);
+    command
+}
+
+/// What somebody has said was not so: it runs there.
+#[test]
+fn a_guest_that_was_said_to_be_here_and_runs_there_is_told_to_be_at_both() {
+    let Some(mut rig) = rig() else { return };
+    let command = rig.migrate_beside(&[]);
+    let there = rig.watch_destination();
+    there.wait_phase("starting");
+    rig.set_return_outage(true);
+    assert_eq!(rig.settles(SETTLE), Side::Destination);
+    command.wait(COMMAND).expect_code(IN_DOUBT);
+    resolve(&rig, &["--here", "--fenced"]).expect_code(0);
+    assert_eq!(rig.wait_source_final(SETTLE), "resumed");
+    rig.set_return_outage(false);
+    let deadline = Instant::now() + SETTLE;
+    while rig.source_status()["outcome"]["guest"] != "at-both" {
+        assert!(Instant::now() < deadline, "{}", rig.source_status());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let list = rig.source_site().hikyaku(["list"], COMMAND).expect_code(0);
+    assert!(list.stdout.contains("AT BOTH"), "{list}");
 }
 
 /// The link is back, and the guest is being started there.
@@ -108,18 +175,9 @@ fn a_guest_that_is_the_other_hosts_is_given_up_here() {
 #[test]
 fn a_guest_whose_qemu_has_ended_where_it_went_is_said_to_have_ended() {
     let Some(mut rig) = rig() else { return };
-    rig.disarm();
-    rig.restart_daemon(Side::Destination, "destination.started:stop");
-    rig.arm();
-    let command = rig.migrate_beside(&[]);
-    rig.wait_still(Side::Destination, COMMAND);
-    rig.destination_site_mut().kill();
-    rig.signal_destination_qemu(Signal::SIGKILL);
+    let command = started_and_lost(&mut rig);
     rig.restart_destination_daemon();
     command.wait(COMMAND).expect_code(IN_DOUBT);
-    let there = |rig: &Rig, words: &[&str]| {
-        rig.destination_site().hikyaku([&[words[0], rig.guest_name()], &words[1..]].concat(), COMMAND)
-    };
     let deadline = Instant::now() + SETTLE;
     while !there(&rig, &["status"]).text().contains("IN DOUBT") {
         assert!(Instant::now() < deadline, "{}", there(&rig, &["status"]));

@@ -46,6 +46,7 @@ fn phase(status: &Status) -> String {
         Some(Outcome { guest: Whereabouts::EndedAtSource | Whereabouts::EndedAtDestination, .. }) => {
             "GUEST ENDED".into()
         }
+        Some(Outcome { guest: Whereabouts::AtBoth, .. }) => "AT BOTH".into(),
         _ => status.phase.to_string(),
     }
 }

@@ -22,7 +22,7 @@ mod words;
 pub use answer::{answer, over};
 pub use error::DestinationError;
 pub use guest::{WaitingError, WaitingGuest};
-pub use restart::{Held, restart_starting};
+pub use restart::{Held, kept, restart_starting};
 
 use crate::api::wire::{Numbers, ReceiveArguments};
 use crate::daemon::{Daemon, Receives};
@@ -527,6 +527,7 @@ impl Reception {
             peer_incarnation: self.peer_incarnation,
             qemu: self.guest.process,
             why: why.to_owned(),
+            resolved: false,
         }
     }
 }

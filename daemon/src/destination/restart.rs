@@ -13,7 +13,7 @@ use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership;
 use crate::process::ProcessId;
 use crate::protocol::Verdict;
-use crate::records::{Phase, Record};
+use crate::records::{Phase, Record, Records};
 use crate::registry::Entry;
 use hikyaku_qemu::qmp::{Client, ClientConfig, QmpError};
 use std::time::Duration;
@@ -66,7 +66,7 @@ pub async fn restart_starting(daemon: &Daemon, entry: &Entry, record: &Record, m
                         "it was said not to be here, but its QEMU is: end {process} first"
                     )))
                 }
-                None => Ok(Seen::NeverLoaded("whoever resolved it said that it is not here".into())),
+                None => Ok(Seen::NeverLoaded("somebody has said that it is not here".into())),
             },
             // QEMU has the last word, if it can be asked.
             Some(Resolution::Here) => {
@@ -142,8 +142,8 @@ pub async fn restart_starting(daemon: &Daemon, entry: &Entry, record: &Record, m
                 entry.set_outcome(
                     Outcome::new(Ending::InDoubt, Whereabouts::InDoubt, desc)
                         .advise(format!(
-                            "Look at its QEMU, and ask {0}: hikyaku status {1}. If somebody has let it go on there (hikyaku resolve --here), say so here: hikyaku resolve {1} --there. \
-                             Otherwise the copy there must not be started",
+                            "Look at its QEMU, and ask {0}: hikyaku status {1}. If somebody has let it go on there (hikyaku resolve --here), end its QEMU here: {0} says so by itself then, \
+                             or you do (hikyaku resolve {1} --there). Otherwise the copy there must not be started",
                             record.peer,
                             record.id.short()
                         )),
@@ -171,6 +171,20 @@ pub async fn restart_starting(daemon: &Daemon, entry: &Entry, record: &Record, m
     let hook = if phase == ownership::Phase::Running { Hook::AfterSwitchover } else { Hook::AfterFailure };
     hooks::call_beside(&daemon.config.hooks, hook, entry, &record.qmp, None);
     verdict
+}
+
+/// The source runs this guest, for somebody has said so there. One whose QEMU is gone here is given up for that, if it is in doubt; of
+/// any other a person here has to say so.
+pub async fn kept(records: &Records, entry: &Entry, peer: &str) {
+    match records.read(entry.id).await {
+        Ok(Some(record)) if record.peer == peer && record.phase == Phase::Starting && is_gone(&record) => {
+            if entry.resolve(Resolution::There, true).is_ok() {
+                tracing::warn!(guest = %record.guest, %peer, "given up: its source keeps it, as somebody has said there");
+            }
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "a source keeps a guest"),
+    }
 }
 
 async fn hold(daemon: &Daemon, entry: &Entry, record: &Record) -> Result<(), HookError> {

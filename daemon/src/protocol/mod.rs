@@ -99,6 +99,10 @@ pub enum Note {
     Over {
         migration: Id,
     },
+    /// Somebody has said that this guest stays at its source, which runs it.
+    Kept {
+        migration: Id,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
@@ -275,6 +279,8 @@ mod tests {
         assert_bytes(awaits, &[&[0, 3], b"web", &[2], &ID, &FACTS, &[1, 251, 0, 16]]);
         assert_bytes(Note::AwaitsNoMore { guest: "web".into() }, &[&[1, 3], b"web"]);
         assert_bytes(Note::WhoIsAwaited, &[&[2]]);
+        assert_bytes(Note::Over { migration: Id([8; 16]) }, &[&[3], &[8; 16]]);
+        assert_bytes(Note::Kept { migration: Id([8; 16]) }, &[&[4], &[8; 16]]);
         assert_bytes(welcome, &[&[2], &ID, &FACTS, &[1, 251, 0, 16]]);
 
         let ask = Ask { protocol: PROTOCOL, migration: Id([8; 16]), incarnation: Id(ID) };

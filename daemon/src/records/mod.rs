@@ -44,7 +44,7 @@ pub enum Phase {
     Ceded,
     /// Source: the verdict was *running*.
     Moved,
-    /// Source: the guest was given back (verdict *refused*, or a failure before Ceded).
+    /// Source: somebody has said that the guest stays here, and the destination has not heard it yet.
     Kept,
     /// Destination: GO was there; the guest is being started and will not be refused any more.
     Starting,
@@ -78,6 +78,13 @@ pub struct Record {
     /// Why, where that matters later: what a refusal said.
     #[serde(default)]
     pub why: String,
+    /// Source: somebody has said that the guest stays here; *Kept* is to follow.
+    #[serde(default, skip_serializing_if = "is_not")]
+    pub resolved: bool,
+}
+
+fn is_not(what: &bool) -> bool {
+    !what
 }
 
 impl Record {
@@ -93,6 +100,7 @@ impl Record {
             peer_incarnation: Id([0; 16]),
             qemu: None,
             why: String::new(),
+            resolved: false,
         }
     }
 }
@@ -210,11 +218,20 @@ impl Records {
     /// Every record whose migration a restarted daemon has to finish. A damaged one is an error: guessing could start a
     /// second copy of a guest.
     pub async fn unfinished(&self) -> Result<Vec<Record>, RecordError> {
+        self.of(|phase| !phase.is_final()).await
+    }
+
+    /// Every record whose destination is still to hear of it.
+    pub async fn untold(&self) -> Result<Vec<Record>, RecordError> {
+        self.of(|phase| phase == Phase::Kept).await
+    }
+
+    async fn of(&self, wanted: impl Fn(Phase) -> bool) -> Result<Vec<Record>, RecordError> {
         let names = self.beside(self.dir.clone(), "cannot list", |disk, dir| disk.names(dir)).await?;
         let ids = names.iter().filter_map(|name| name.to_str()?.strip_suffix(".json")?.parse().ok());
         let mut found = Vec::new();
         for id in ids {
-            found.extend(self.read(id).await?.filter(|record| !record.phase.is_final()));
+            found.extend(self.read(id).await?.filter(|record| wanted(record.phase)));
         }
         Ok(found)
     }
@@ -297,6 +314,7 @@ mod tests {
             peer_incarnation: Id::random(),
             qemu: None,
             why: String::new(),
+            resolved: false,
         }
     }
 

@@ -82,7 +82,7 @@ pub fn outcome(guest: &str, peer: &str, why: &str) -> Outcome {
         .advise(format!("Follow it: hikyaku watch {guest}. Only if {peer} is gone for good: hikyaku resolve"))
 }
 
-async fn ask_once(daemon: &Daemon, record: &Record) -> Result<Answer, String> {
+pub(super) async fn ask_once(daemon: &Daemon, record: &Record) -> Result<Answer, String> {
     let link = daemon.link_to(&record.peer).await.map_err(|e| e.to_string())?;
     let question =
         Hello::Ask(Ask { protocol: PROTOCOL, migration: record.id, incarnation: record.peer_incarnation });

@@ -2,11 +2,13 @@
 
 use super::guest::{self, GuestError, continue_guest};
 use super::{Migration, SourceError};
+use crate::api::wire::Resolution;
 use crate::fail;
 use crate::hooks::Hook;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::{Forbidden, Phase, Source, SourceStep};
 use crate::protocol::Refusal;
+use crate::records;
 use std::time::Duration;
 
 /// Between two attempts to continue a guest whose QEMU does not answer.
@@ -19,6 +21,12 @@ impl Migration {
         // A GO that was not heard is not to be heard any more, once the guest runs here.
         self.session.abandon(Refusal::Done as u16, "taken back");
         self.end_pump().await;
+        if self.entry.told() == Some(Resolution::Here) {
+            // A daemon that comes after us is not in doubt again.
+            if let Err(error) = self.write(records::Phase::Stopped).await {
+                tracing::error!(%error, "what was said of the guest is not on record yet");
+            }
+        }
         let guest = self.return_guest().await;
         let outcome =
             Outcome::new(Ending::Failed, guest, format!("the destination could not run the guest: {why}"));

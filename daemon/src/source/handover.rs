@@ -178,7 +178,7 @@ impl Migration {
         Ok(())
     }
 
-    async fn write(&mut self, phase: records::Phase) -> Result<(), SourceError> {
+    pub(super) async fn write(&mut self, phase: records::Phase) -> Result<(), SourceError> {
         let (records, record, wanted) = (self.daemon.records.clone(), self.record(phase), Wanted::default());
         let while_wanted = wanted.clone();
         let writing = async move { records.write_while(&record, &while_wanted).await };

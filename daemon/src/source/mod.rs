@@ -25,6 +25,7 @@ mod give_back;
 mod guest;
 mod handover;
 pub(crate) mod intake;
+pub(crate) mod kept;
 mod leftovers;
 mod meddling;
 mod options;
@@ -43,7 +44,7 @@ pub use meddling::{stop_again_whoever_continues, stop_copy};
 pub use options::{POLICIES, check};
 pub use survey::{Survey, survey};
 
-use crate::api::wire::{MigrateArguments, StopTimes, Switchover};
+use crate::api::wire::{MigrateArguments, Resolution, StopTimes, Switchover};
 use crate::daemon::Daemon;
 use crate::estimate::Estimate;
 use crate::fail;
@@ -444,7 +445,8 @@ impl Migration {
 
     /// The guest's fate is known. A daemon that finds the record all the same asks the destination once more.
     async fn forget_record(&mut self) {
-        forget::forget_behind(&self.daemon, self.writing.take(), self.entry.id, &self.arguments.to).await;
+        let record = self.record(records::Phase::Kept);
+        forget::forget_behind(&self.daemon, self.writing.take(), record).await;
     }
 
     fn record(&self, phase: records::Phase) -> Record {
@@ -458,6 +460,7 @@ impl Migration {
             peer_incarnation: self.welcome.incarnation,
             qemu: self.guest.process,
             why: String::new(),
+            resolved: self.entry.told() == Some(Resolution::Here),
         }
     }
 
