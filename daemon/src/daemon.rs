@@ -12,6 +12,7 @@ use crate::ownership::Phase;
 use crate::protocol::{self, Ask, Hello, Note, PROTOCOL, Refusal};
 use crate::records::Records;
 use crate::registry::Registry;
+use crate::settings::Store;
 use crate::source::{self, experience::Experience};
 use crate::units::LIMIT_BYTES_PER_S_MIN;
 use crate::workers::Workers;
@@ -36,6 +37,7 @@ pub struct Daemon {
     pub config: Config,
     pub node: Node,
     pub records: Records,
+    pub settings: Store,
     pub registry: Registry,
     pub workers: Workers,
     /// What earlier moves have taught.
@@ -60,11 +62,18 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    pub fn new(config: Config, node: Node, records: Records, workers: Workers) -> Rc<Daemon> {
+    pub fn new(
+        config: Config,
+        node: Node,
+        records: Records,
+        settings: Store,
+        workers: Workers,
+    ) -> Rc<Daemon> {
         Rc::new(Daemon {
             config,
             node,
             records,
+            settings,
             registry: Registry::default(),
             workers,
             experience: RefCell::default(),

@@ -10,6 +10,7 @@
 //! | module | what it is for |
 //! |---|---|
 //! | [`ownership`], [`records`] | who owns a guest, and what of that survives a power cut |
+//! | [`settings`] | what was set in a source's QEMU before, and is to be set again |
 //! | [`protocol`] | what two daemons say to each other about a guest |
 //! | [`estimate`], [`report`] | how a move would go, and what came of what was foretold |
 //! | [`standing`] | links that are there before a guest is to be moved |
@@ -50,6 +51,7 @@ pub mod registry;
 pub mod report;
 pub mod restart;
 pub mod runtime;
+pub mod settings;
 pub mod source;
 pub mod standing;
 mod sys;

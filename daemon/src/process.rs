@@ -30,6 +30,11 @@ impl ProcessId {
         PathBuf::from(format!("/proc/{}/fd/2", self.pid))
     }
 
+    /// For a file.
+    pub fn name(&self) -> String {
+        format!("{}-{}", self.pid, self.started)
+    }
+
     /// It has not ended.
     pub fn is_there(&self) -> bool {
         ProcessId::of(self.pid) == Some(*self)

@@ -5,6 +5,7 @@
 //! | `Stopped` | stopped here by us, ours | continue it, if it ran |
 //! | `Ceded` | stopped here; perhaps the destination's | ask the destination until it answers |
 //! | `Kept` | it is here, as somebody has said | tell the destination, until it has heard it |
+//! | none, but settings | at the source, running | set QEMU's migration settings back |
 //! | `Starting` | loaded here; perhaps running | see that it runs; `Arrived`, or `Refused` if it cannot |
 
 use crate::api::wire::{Resolution, Role};
@@ -28,9 +29,22 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// Takes up every unfinished migration. `Err`: a record cannot be read; the daemon must not run past it.
 pub async fn take_up(daemon: &Rc<Daemon>) -> Result<(), RecordError> {
+    let mut set = daemon.settings.all().await;
     for record in daemon.records.unfinished().await? {
         tracing::warn!(guest = %record.guest, id = %record.id, phase = ?record.phase, "left unfinished; taking it up");
-        tokio::task::spawn_local(finish(daemon.clone(), record));
+        let its = record.qemu;
+        set.retain(|process| Some(*process) != its);
+        let (finishing, daemon) = (finish(daemon.clone(), record), daemon.clone());
+        tokio::task::spawn_local(async move {
+            finishing.await;
+            if let Some(process) = its {
+                daemon.settings.set_back(process, daemon.config.guest.qmp_timeout).await;
+            }
+        });
+    }
+    for process in set {
+        let (settings, timeout) = (daemon.settings.clone(), daemon.config.guest.qmp_timeout);
+        tokio::task::spawn_local(async move { settings.set_back(process, timeout).await });
     }
     for record in daemon.records.untold().await? {
         kept::tell(daemon, record);

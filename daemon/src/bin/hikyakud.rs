@@ -8,6 +8,7 @@ use hikyaku_daemon::daemon::{Daemon, Door};
 use hikyaku_daemon::heap::Heap;
 use hikyaku_daemon::libvirt::near;
 use hikyaku_daemon::records::Records;
+use hikyaku_daemon::settings::Store;
 use hikyaku_daemon::workers::Workers;
 use hikyaku_daemon::{fail, keyfile, restart, runtime, standing};
 use hikyaku_transport::{Congestion, Node, NodeConfig, Peer};
@@ -57,6 +58,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     let config = Config::read(&arguments.config)?;
     let key = keyfile::read(&config.key)?;
     let records = Records::open(&config.state)?;
+    let settings = Store::open(&config.state)?;
     let uring = match config.io {
         Io::Plain => false,
         Io::Auto => runtime::uring_is_allowed(),
@@ -101,7 +103,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         let api = config.api.clone();
         let listener =
             server::bind(&api).map_err(|e| anyhow::anyhow!("the API socket {}: {e}", api.display()))?;
-        let daemon = Daemon::new(config, node, records, workers);
+        let daemon = Daemon::new(config, node, records, settings, workers);
         // Whoever knocks meanwhile waits: what was left unfinished is known to this daemon before anybody is answered.
         restart::take_up(&daemon).await?;
         tokio::task::spawn_local(daemon.clone().answer_the_door(knocks));

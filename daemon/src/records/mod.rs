@@ -293,7 +293,7 @@ fn replace(disk: &dyn Disk, path: &Path, bytes: &[u8], wanted: &Wanted) -> io::R
     path.parent().map_or(Ok(()), |dir| disk.sync_dir(dir))
 }
 
-fn at(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RecordError {
+pub fn at(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RecordError {
     let path = path.to_owned();
     move |source| RecordError { what, path, source }
 }

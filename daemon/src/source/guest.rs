@@ -3,6 +3,8 @@
 use super::{gate, throttle};
 use crate::process::ProcessId;
 use crate::protocol::GuestFacts;
+use crate::records::RecordError;
+use crate::settings::{Settings, Store};
 use crate::sys::{QEMU_SOCKET_BYTES, hold_unread};
 use hikyaku_qemu::qmp::{
     Capabilities, Client, ClientConfig, MigrateInfo, Overdue, QmpError, RunState, within,
@@ -107,12 +109,10 @@ pub struct SourceGuest {
     pub runs: bool,
     /// Its time may be taken from it if it does not converge.
     may_throttle: bool,
-    before: Before,
-}
-
-/// What was set before we came, to be set again if the guest stays.
-struct Before {
-    capabilities: Vec<(String, bool)>,
+    /// What was set before we came, to be set again if the guest stays.
+    before: Settings,
+    kept_in: Option<Store>,
+    /// All of its migration parameters.
     parameters: Value,
 }
 
@@ -143,13 +143,20 @@ impl SourceGuest {
             return Err(GuestError::NoReturnPath);
         }
         let hold = hold(&capabilities);
-        let before = Before {
+        let parameters: Value = qmp.query_migrate_parameters().await?;
+        let throttle = if may_throttle { &throttle::PARAMETERS[..] } else { &[] };
+        let set = ["max-bandwidth", "downtime-limit"].iter().chain(throttle);
+        let before = Settings {
             capabilities: capabilities.iter().map(|(name, on)| (name.to_owned(), on)).collect(),
-            parameters: qmp.query_migrate_parameters().await?,
+            parameters: set
+                .filter_map(|name| Some(((*name).to_owned(), parameters.get(name)?.clone())))
+                .collect(),
         };
         let facts = facts(&qmp).await?;
         let process = ProcessId::behind(&qmp);
-        let guest = SourceGuest { qmp, facts, process, hold, runs: state.lives(), may_throttle, before };
+        let runs = state.lives();
+        let guest =
+            SourceGuest { qmp, facts, process, hold, runs, may_throttle, before, kept_in: None, parameters };
         if may_throttle && !guest.can_be_throttled() {
             return Err(GuestError::NoThrottle);
         }
@@ -158,12 +165,23 @@ impl SourceGuest {
 
     /// This QEMU has this capability.
     pub(super) fn knows(&self, capability: &str) -> bool {
-        self.before.capabilities.iter().any(|(name, _)| name == capability)
+        self.before.capabilities.contains_key(capability)
     }
 
     /// What a migration parameter was before we came. None: this QEMU does not know it.
     pub(super) fn parameter(&self, name: &str) -> Option<&Value> {
-        self.before.parameters.get(name)
+        self.parameters.get(name)
+    }
+
+    /// A daemon that comes after this one finds what was set before; what an earlier one has left here it left set.
+    pub async fn keep_settings(&mut self, store: &Store, socket: &Path) -> Result<(), RecordError> {
+        let Some(process) = self.process else { return Ok(()) };
+        if let Some(earlier) = store.of(process).await {
+            self.before.capabilities.extend(earlier.capabilities);
+            self.before.parameters.extend(earlier.parameters);
+        }
+        self.kept_in = Some(store.clone());
+        store.keep(process, socket, &self.before).await
     }
 
     pub(super) async fn set_parameters(
@@ -314,7 +332,7 @@ impl SourceGuest {
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        self.restore().await;
+        let are_set_back = self.before.set_back(&self.qmp).await;
         let mut said = String::new();
         while run && !self.qmp.query_status().await?.lives() {
             // Disks that are being re-activated can refuse the first attempts.
@@ -331,25 +349,16 @@ impl SourceGuest {
                 return Err(GuestError::Slow("continue the guest"));
             }
         }
+        if are_set_back {
+            self.forget_settings().await;
+        }
         Ok(())
     }
 
-    /// Best effort: these are settings, not the guest.
-    async fn restore(&self) {
-        let capabilities: Vec<_> =
-            self.before.capabilities.iter().map(|(name, on)| (name.as_str(), *on)).collect();
-        if let Err(error) = self.qmp.migrate_set_capabilities(&capabilities).await {
-            tracing::warn!(%error, "QEMU's migration capabilities stay as we set them");
-        }
-        let mut parameters = serde_json::Map::new();
-        let throttle = if self.may_throttle { &throttle::PARAMETERS[..] } else { &[] };
-        for name in ["max-bandwidth", "downtime-limit"].iter().chain(throttle) {
-            if let Some(value) = self.parameter(name) {
-                parameters.insert((*name).into(), value.clone());
-            }
-        }
-        if let Err(error) = self.set_parameters(parameters).await {
-            tracing::warn!(%error, "QEMU's migration parameters stay as we set them");
+    /// What was set before is set again, or is of no use any more.
+    pub async fn forget_settings(&self) {
+        if let Some((store, process)) = self.kept_in.as_ref().zip(self.process) {
+            store.forget(process).await;
         }
     }
 }

@@ -161,7 +161,7 @@ impl Migration {
             return Err(SourceError::UnknownPeer(arguments.to));
         }
         let asked = async {
-            let guest = SourceGuest::connect(
+            let mut guest = SourceGuest::connect(
                 &arguments.qmp,
                 config.guest.qmp_timeout,
                 options::may_throttle(&arguments),
@@ -184,6 +184,7 @@ impl Migration {
             if let Some(hook) = hooks::call(&config.hooks, Hook::BeforeCopy, entry, &arguments.qmp) {
                 hook.run().await?;
             }
+            guest.keep_settings(&daemon.settings, &arguments.qmp).await?;
             Ok::<_, SourceError>((guest, inbox, opened))
         };
         // Up to here nothing needs to be undone: dropping it all is enough.
@@ -407,6 +408,7 @@ impl Migration {
             meddling::stop_again(&self.guest, &self.arguments.guest, timeout).await;
         }
         self.end_pump().await;
+        self.guest.forget_settings().await;
         // One that did not notice may hold the guest's images, and would write to them at its end.
         if self.daemon.config.guest.quit_moved && ended.is_ok() {
             self.guest.quit().await;
