@@ -179,7 +179,7 @@ impl Daemon {
         }
     }
 
-    fn noted(&self, peer: PeerName, note: &[u8]) {
+    fn noted(self: &Rc<Self>, peer: PeerName, note: &[u8]) {
         let known = self.config.peer(peer.as_str());
         match protocol::decode(note) {
             Ok(Note::Awaits { guest, welcome })
@@ -207,11 +207,10 @@ impl Daemon {
                 });
             }
             Ok(Note::Kept { migration }) => {
-                let Some(entry) = self.registry.of(migration) else { return };
                 let Ok(permit) = self.overs.clone().try_acquire_owned() else { return };
-                let records = self.records.clone();
+                let daemon = self.clone();
                 tokio::task::spawn_local(async move {
-                    destination::kept(&records, &entry, peer.as_str()).await;
+                    destination::kept(&daemon, migration, peer.as_str()).await;
                     drop(permit);
                 });
             }

@@ -12,6 +12,8 @@
 //!
 //! What comes after holds up nobody.
 
+mod orphan;
+
 use crate::api::wire::Status;
 use crate::config;
 use crate::registry::Entry;
@@ -21,10 +23,15 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
+
+/// In a hook's environment: what it is called for.
+const HOOK: &str = "HIKYAKU_HOOK";
+const GUEST: &str = "HIKYAKU_GUEST";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -70,10 +77,14 @@ const WORDS_BYTES: u64 = 4096;
 /// For words that are still in the pipe when it has ended: its children may hold that open.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
+/// Between two looks of those who watch a move that waits for one.
+const TICK: Duration = Duration::from_secs(1);
+
 /// One that can be called.
 #[derive(Debug)]
 pub struct Called {
     hook: Hook,
+    guest: String,
     path: PathBuf,
     input: Vec<u8>,
     timeout: Duration,
@@ -87,8 +98,19 @@ pub fn call(config: &config::Hooks, hook: Hook, entry: &Entry, qmp: &Path) -> Op
         // Our own types, with string keys: this cannot fail.
         let mut input = serde_json::to_vec(&session).unwrap_or_default();
         input.push(b'\n');
-        Called { hook, path, input, timeout: config.timeout }
+        Called { hook, guest: entry.guest.clone(), path, input, timeout: config.timeout }
     })
+}
+
+/// Returns when no daemon before this one has left such a hook of this guest's running, or it has taken all of its time.
+pub async fn orphans_end(config: &config::Hooks, hook: Hook, entry: &Entry) {
+    let until = tokio::time::Instant::now() + config.timeout;
+    while let Some(pid) = orphan::running(hook, &entry.guest).await {
+        if tokio::time::Instant::now() > until {
+            return tracing::warn!(%hook, pid, "one that a daemon before this one called has not ended, and it is called beside that");
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 pub fn is_there(config: &config::Hooks, hook: Hook) -> bool {
@@ -115,11 +137,27 @@ pub fn call_beside(
 }
 
 impl Called {
+    /// The move waits for it, and says so.
+    pub async fn run_for(self, entry: &Arc<Entry>) -> Result<(), HookError> {
+        let waits = entry.waits_for(self.hook, self.timeout);
+        let mut running = std::pin::pin!(self.run());
+        let done = loop {
+            tokio::select! {
+                biased;
+                done = &mut running => break done,
+                () = tokio::time::sleep(TICK) => entry.still_waits(),
+            }
+        };
+        drop(waits);
+        done
+    }
+
     pub async fn run(self) -> Result<(), HookError> {
-        let Called { hook, path, input, timeout } = self;
+        let Called { hook, guest, path, input, timeout } = self;
         let begun = tokio::time::Instant::now();
         let mut child = Command::new(&path)
-            .env("HIKYAKU_HOOK", hook.to_string())
+            .env(HOOK, hook.to_string())
+            .env(GUEST, guest)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

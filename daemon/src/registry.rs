@@ -5,10 +5,12 @@
 use crate::api::wire::{
     self, Event, EventKind, Numbers, Priority, Resolution, Role, SCHEMA, Sharing, Status, StopTimes,
 };
+use crate::hooks::Hook;
 use crate::id::Id;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::Phase;
 use crate::report::Report;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,6 +29,23 @@ pub struct Registry {
     events: broadcast::Sender<Event>,
 }
 
+/// Why a migration is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    Cancel,
+    /// The daemon has been told to end.
+    End,
+}
+
+impl fmt::Display for Wish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Wish::Cancel => "cancelled",
+            Wish::End => "given up, for its hikyakud was told to end",
+        })
+    }
+}
+
 #[derive(Debug)]
 pub struct Entry {
     pub id: Id,
@@ -34,7 +53,7 @@ pub struct Entry {
     pub role: Role,
     begun: Instant,
     state: Mutex<State>,
-    cancel: watch::Sender<bool>,
+    wish: watch::Sender<Option<Wish>>,
     resolution: watch::Sender<Option<Resolution>>,
     /// And whether it is urgent just now.
     sharing: watch::Sender<(Sharing, bool)>,
@@ -50,6 +69,8 @@ struct State {
     throttle_most: u64,
     report: Option<Report>,
     outage: Option<Outage>,
+    /// Since when, and how long it may take.
+    hook: Option<(Hook, Instant, Duration)>,
     stop: Option<StopTimes>,
     outcome: Option<Outcome>,
     let_go: bool,
@@ -141,6 +162,7 @@ impl Registry {
             throttle_most: 0,
             report: None,
             outage: None,
+            hook: None,
             stop: None,
             outcome: None,
             ended: None,
@@ -151,7 +173,7 @@ impl Registry {
             role,
             begun: Instant::now(),
             state: Mutex::new(state),
-            cancel: watch::channel(false).0,
+            wish: watch::channel(None).0,
             resolution: watch::channel(None).0,
             sharing: watch::channel(Default::default()).0,
             events: self.events.clone(),
@@ -180,7 +202,7 @@ impl Registry {
     pub fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
         for entry in self.unfinished().iter().filter(|entry| entry.phase() == Phase::Armed) {
-            let _ = entry.cancel();
+            let _ = entry.give_up();
         }
     }
 
@@ -255,6 +277,18 @@ impl Entry {
 
     pub fn set_numbers(&self, numbers: Numbers) {
         lock(&self.state).numbers = numbers;
+        self.publish(EventKind::Progress);
+    }
+
+    /// The move waits for this hook, which may take so long, until what is returned is dropped.
+    pub fn waits_for(self: &Arc<Self>, hook: Hook, timeout: Duration) -> WaitsForHook {
+        lock(&self.state).hook = Some((hook, Instant::now(), timeout));
+        self.still_waits();
+        WaitsForHook(self.clone())
+    }
+
+    /// For those who look on.
+    pub fn still_waits(&self) {
         self.publish(EventKind::Progress);
     }
 
@@ -338,6 +372,11 @@ impl Entry {
                 count: outage.count,
                 why: outage.why,
             }),
+            hook: state.hook.map(|(name, since, timeout)| wire::HookWait {
+                name,
+                for_ms: since.elapsed().as_millis() as u64,
+                timeout_ms: timeout.as_millis() as u64,
+            }),
             stop: state.stop,
             report: state.report,
             outcome: state.outcome,
@@ -395,6 +434,15 @@ impl Entry {
 
     /// Asks the migration to end; it does so at its next step that can be undone.
     pub fn cancel(&self) -> Result<(), Outcome> {
+        self.wish(Wish::Cancel)
+    }
+
+    /// The same, for this daemon is to end.
+    pub fn give_up(&self) -> Result<(), Outcome> {
+        self.wish(Wish::End)
+    }
+
+    fn wish(&self, wish: Wish) -> Result<(), Outcome> {
         let phase = self.phase();
         if phase.is_final() {
             return Err(usage(format!("migration {} has already ended: {phase}", self.id.short())));
@@ -414,7 +462,7 @@ impl Entry {
             let desc = format!("too late: migration {} is {phase}: {what}", self.id.short());
             return Err(Outcome::new(Ending::Other, whereabouts, desc));
         }
-        self.cancel.send_replace(true);
+        self.wish.send_if_modified(|wished| wished.replace(wish).is_none());
         Ok(())
     }
 
@@ -427,14 +475,17 @@ impl Entry {
         self.outcome().is_some_and(|outcome| outcome.ending == Ending::InDoubt)
     }
 
-    pub fn is_cancelled(&self) -> bool {
-        *self.cancel.borrow()
+    pub fn wished(&self) -> Option<Wish> {
+        *self.wish.borrow()
     }
 
-    pub async fn cancelled(&self) {
-        let mut wish = self.cancel.subscribe();
-        // The sender lives in `self`, so this ends only with a wish.
-        let _ = wish.wait_for(|wish| *wish).await;
+    pub async fn cancelled(&self) -> Wish {
+        let mut wish = self.wish.subscribe();
+        // The sender lives in `self`.
+        match wish.wait_for(Option::is_some).await.map(|wish| *wish) {
+            Ok(Some(wish)) => wish,
+            _ => std::future::pending().await,
+        }
     }
 
     /// A person says where a guest is that is in doubt. `fenced`: and has done what that takes.
@@ -479,6 +530,16 @@ impl Entry {
     fn publish(&self, event: EventKind) {
         // Nobody listening is no error.
         let _ = self.events.send(Event { event, v: SCHEMA, data: self.status() });
+    }
+}
+
+/// See [`Entry::waits_for`].
+pub struct WaitsForHook(Arc<Entry>);
+
+impl Drop for WaitsForHook {
+    fn drop(&mut self) {
+        lock(&self.0.state).hook = None;
+        self.0.still_waits();
     }
 }
 
@@ -540,7 +601,7 @@ mod tests {
             entry.advance(phase);
         }
         assert!(entry.cancel().unwrap_err().desc.contains("too late"));
-        assert!(!entry.is_cancelled());
+        assert_eq!(entry.wished(), None);
     }
 
     #[tokio::test]

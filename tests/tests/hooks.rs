@@ -158,8 +158,8 @@ fn what_has_to_be_done_is_done_again_by_the_next_daemon() {
     let mark = |name: &str| hooks.scratch.path().join(name).display().to_string();
     let (first, second) = (mark("first"), mark("second"));
     let script = format!(
-        "[ -e {first} ] || {{ touch {first}; exec sleep 20; }}\n[ -e {second} ] || {{ touch {second}; echo no route yet >&2; exit 1; }}\nsleep 0.5; echo b done >>{}",
-        hooks.log().display()
+        "[ -e {first} ] || {{ touch {first}; sleep 3; echo b first >>{log}; exit; }}\n[ -e {second} ] || {{ touch {second}; echo b second >>{log}; echo no route yet >&2; exit 1; }}\nsleep 0.5; echo b done >>{log}",
+        log = hooks.log().display()
     );
     hooks.script("b", "before-switchover", &script);
     let Some(mut rig) = hooks.rig("hold = [\"before-switchover\"]") else { return };
@@ -170,6 +170,8 @@ fn what_has_to_be_done_is_done_again_by_the_next_daemon() {
         assert!(Instant::now() < deadline, "it was not called: {:?}", hooks.called());
         std::thread::sleep(Duration::from_millis(20));
     }
+    let status = rig.destination_site().hikyaku(["status", rig.guest_name()], COMMAND).expect_code(0);
+    assert!(status.text().contains("waiting for the hook before-switchover"), "{status}");
     rig.restart_destination_daemon();
     while !Path::new(&second).exists() {
         assert!(Instant::now() < deadline, "it was not called again: {:?}", hooks.called());
@@ -181,7 +183,10 @@ fn what_has_to_be_done_is_done_again_by_the_next_daemon() {
     rig.assert_stands();
     assert_eq!(rig.settles(SETTLE), Side::Destination);
     let called = hooks.called();
-    assert!(called.iter().any(|line| line == "b done"), "it runs before that was done: {called:?}");
+    let done: Vec<_> =
+        called.iter().filter(|line| ["b first", "b second", "b done"].contains(&line.as_str())).collect();
+    // None is called beside the one that lives on.
+    assert_eq!(done, ["b first", "b second", "b done"], "it runs before all was done: {called:?}");
     let output = command.wait(COMMAND);
     assert!([Some(0), Some(10)].contains(&output.code), "{output}");
 }

@@ -193,7 +193,8 @@ fn a_source_daemon_that_is_told_to_end_gives_the_guest_back() {
     command.wait_acked(SOME_PAGES_BYTES);
     rig.source_site().tell_to_end();
     assert_eq!(rig.source_site_mut().stop(), Some(0), "the daemon's exit code");
-    ends(command, CANCELLED, "runs-at-source");
+    let output = ends(command, CANCELLED, "runs-at-source");
+    assert!(output.text().contains("hikyakud was told to end"), "{output}");
     assert_eq!(rig.settles(SETTLE), Side::Source);
 }
 

@@ -2,6 +2,7 @@
 
 use super::check::CheckArguments;
 use super::link::LinkArguments;
+use crate::hooks::Hook;
 use crate::id::Id;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::Phase;
@@ -291,6 +292,9 @@ pub struct Status {
     /// The outage that is on, or the last one; not there if there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link: Option<Outage>,
+    /// A hook that the move waits for just now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hook: Option<HookWait>,
     /// How the stop was spent; there once the guest has been stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop: Option<StopTimes>,
@@ -302,6 +306,15 @@ pub struct Status {
     /// At the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sharing: Option<Sharing>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct HookWait {
+    pub name: Hook,
+    /// So far.
+    pub for_ms: u64,
+    /// It is ended when it has taken so long.
+    pub timeout_ms: u64,
 }
 
 /// A time in which the peer could not be reached.

@@ -205,7 +205,7 @@ async fn end(daemon: &Rc<Daemon>) {
             break;
         }
         // Every one of them, before it is asked whether any could be.
-        let can_be = left.iter().filter(|entry| entry.cancel().is_ok()).count();
+        let can_be = left.iter().filter(|entry| entry.give_up().is_ok()).count();
         if can_be == 0 {
             // They were let go, or are being started: moments at best, and on record at worst.
             tokio::time::sleep(Duration::from_secs(1)).await;

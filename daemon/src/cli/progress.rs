@@ -1,6 +1,7 @@
 //! Progress for people: one block that updates on a terminal, one `key=value` line per pass or ten seconds elsewhere.
 
 use crate::api::wire::{EventKind, Role, Status};
+use crate::hooks::Hook;
 use crate::outcome::Ending;
 use crate::ownership::Phase;
 use crate::report::Report;
@@ -18,11 +19,13 @@ pub struct Progress {
     /// Lines of the block on the screen now.
     drawn: usize,
     last_line: Option<(Instant, u64, Phase)>,
+    /// The hook that was last said to be waited for.
+    hook: Option<Hook>,
 }
 
 impl Progress {
     pub fn new(json: bool) -> Progress {
-        Progress { json, terminal: std::io::stdout().is_terminal(), drawn: 0, last_line: None }
+        Progress { json, terminal: std::io::stdout().is_terminal(), drawn: 0, last_line: None, hook: None }
     }
 
     pub fn show(&mut self, event: EventKind, status: &Status) {
@@ -36,6 +39,12 @@ impl Progress {
         if let (EventKind::LinkDown | EventKind::LinkUp, Some(words)) = (event, link_words(status)) {
             say!("guest={} id={} {words}", status.guest, status.id.short());
             return;
+        }
+        let hook = status.hook.map(|hook| hook.name);
+        if std::mem::replace(&mut self.hook, hook) != hook
+            && let Some(words) = hook_words(status)
+        {
+            return say!("guest={} id={} {words}", status.guest, status.id.short());
         }
         let due = match self.last_line {
             None => true,
@@ -128,6 +137,9 @@ fn line(status: &Status) -> String {
     if let Some(link) = status.link.as_ref().filter(|link| link.down) {
         text += &format!(" link_down_ms={} link_timeout_ms={}", link.for_ms, link.timeout_ms);
     }
+    if let Some(hook) = &status.hook {
+        text += &format!(" hook={} hook_ms={} hook_timeout_ms={}", hook.name, hook.for_ms, hook.timeout_ms);
+    }
     if n.pages_total > 0 {
         text += &format!(
             " pass={} done={:.1}% staged_bytes={} sent_bytes={} goodput_bytes_per_s={} rtt_ms={:.1} predicted_stop_ms={}",
@@ -157,6 +169,7 @@ fn block(status: &Status) -> Vec<String> {
     let elapsed = Span(Duration::from_millis(status.elapsed_ms));
     let mut lines = vec![format!("{}{towards}  {}  {elapsed}", status.guest, status.phase)];
     lines.extend(link_words(status).map(|words| format!("  {words}")));
+    lines.extend(hook_words(status).map(|words| format!("  {words}")));
     if n.pages_total > 0 {
         const WIDTH: usize = 40;
         let share = percent(n.pages_done, n.pages_total);
@@ -189,6 +202,13 @@ fn block(status: &Status) -> Vec<String> {
         }
     }
     lines
+}
+
+/// What the move waits for.
+pub(super) fn hook_words(status: &Status) -> Option<String> {
+    let hook = status.hook.as_ref()?;
+    let timeout = Span(Duration::from_millis(hook.timeout_ms));
+    Some(format!("waiting for the hook {} ({:.0} s of {timeout})", hook.name, hook.for_ms as f64 / 1000.0))
 }
 
 /// What an outage means for the guest just now; or that it is over.

@@ -71,6 +71,9 @@ pub fn status(status: &Status, json: bool) -> io::Result<()> {
     if let Some(words) = super::progress::link_words(status) {
         writeln!(out, "link        {words}")?;
     }
+    if let Some(words) = super::progress::hook_words(status) {
+        writeln!(out, "hook        {words}")?;
+    }
     if n.pages_total > 0 {
         writeln!(
             out,

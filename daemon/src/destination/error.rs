@@ -7,6 +7,7 @@ use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::Forbidden;
 use crate::protocol::{ProtocolError, Refusal};
 use crate::records::RecordError;
+use crate::registry::Wish;
 use hikyaku_qemu::return_path::ReturnPathError;
 use hikyaku_transport::{AcceptError, Lost, MessageError};
 
@@ -38,8 +39,8 @@ pub enum DestinationError {
     Defect(#[from] Forbidden),
     #[error("{0}")]
     ReturnPath(#[from] ReturnPathError),
-    #[error("cancelled at the destination")]
-    Cancelled,
+    #[error("{0}, at the destination")]
+    Cancelled(Wish),
     #[error("the daemon is ending")]
     Ended,
 }
@@ -51,7 +52,7 @@ impl DestinationError {
             DestinationError::Guest(_) => Refusal::QemuFailed,
             DestinationError::Apply(error) if error.is_qemus() => Refusal::QemuFailed,
             DestinationError::Protocol(_) | DestinationError::Apply(_) => Refusal::Protocol,
-            DestinationError::Cancelled => Refusal::Cancelled,
+            DestinationError::Cancelled(_) => Refusal::Cancelled,
             _ => Refusal::Other,
         }
     }
@@ -59,7 +60,7 @@ impl DestinationError {
     /// `let_go`: the source had said GO.
     pub fn outcome(&self, let_go: bool) -> Outcome {
         let ending = match self {
-            DestinationError::Cancelled => Ending::Cancelled,
+            DestinationError::Cancelled(_) => Ending::Cancelled,
             DestinationError::Closed { code, .. } if Refusal::from(*code) == Refusal::Cancelled => {
                 Ending::Cancelled
             }

@@ -72,7 +72,7 @@ pub async fn run(daemon: Rc<Daemon>, mut armed: Armed) {
     let taken = loop {
         let arrival = tokio::select! {
             arrival = armed.door.recv() => arrival,
-            () = armed.entry.cancelled() => None,
+            _ = armed.entry.cancelled() => None,
             () = armed.guest.gone() => {
                 daemon.disarm(&armed.arguments.guest);
                 let desc = "the waiting QEMU ended before a guest came";
@@ -91,7 +91,7 @@ pub async fn run(daemon: Rc<Daemon>, mut armed: Armed) {
         let checked = match fit::check(&armed, &arrival) {
             Ok(()) => tokio::select! {
                 biased;
-                () = armed.entry.cancelled() => gone(),
+                _ = armed.entry.cancelled() => gone(),
                 () = armed.guest.gone() => gone(),
                 record = daemon.records.read(id) => fit::is_new(&daemon, id, record),
             },
@@ -181,7 +181,7 @@ impl Reception {
             (entry.clone(), error)
         };
         if let Some(hook) = hooks::call(&daemon.config.hooks, Hook::BeforeCopy, &entry, &arguments.qmp)
-            && let Err(error) = hook.run().await
+            && let Err(error) = hook.run_for(&entry).await
         {
             return Err(fail(incoming, error.into()));
         }
@@ -272,7 +272,7 @@ impl Reception {
             }
             tokio::select! {
                 biased;
-                () = self.entry.cancelled(), if self.go.is_none() => return Err(DestinationError::Cancelled),
+                wish = self.entry.cancelled(), if self.go.is_none() => return Err(DestinationError::Cancelled(wish)),
                 from = self.mailbox.next() => self.handle_source(from)?,
                 told = self.from_apply.recv() => match told {
                     Some(FromApply::Complete) => {
@@ -373,7 +373,9 @@ impl Reception {
             let (hooks, qmp) = (&self.daemon.config.hooks, &self.arguments.qmp);
             if hooks.hold.contains(&Hook::BeforeSwitchover) {
                 let called = hooks::call(hooks, Hook::BeforeSwitchover, &self.entry, qmp);
-                self.hook = called.map(|hook| tokio::task::spawn_local(hook.run()));
+                let entry = self.entry.clone();
+                self.hook =
+                    called.map(|hook| tokio::task::spawn_local(async move { hook.run_for(&entry).await }));
             } else {
                 self.beside = hooks::call_beside(hooks, Hook::BeforeSwitchover, &self.entry, qmp, None);
             }

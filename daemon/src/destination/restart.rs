@@ -6,16 +6,18 @@
 //!
 //! A hook that the guest waits for may not have come to its end when the daemon before this one did: it is called again.
 
-use crate::api::wire::Resolution;
+use crate::api::wire::{Resolution, Role};
 use crate::daemon::Daemon;
 use crate::hooks::{self, Hook, HookError};
+use crate::id::Id;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership;
 use crate::process::ProcessId;
 use crate::protocol::Verdict;
-use crate::records::{Phase, Record, Records};
+use crate::records::{Phase, Record};
 use crate::registry::Entry;
 use hikyaku_qemu::qmp::{Client, ClientConfig, QmpError};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Between two attempts to see what became of the guest.
@@ -47,7 +49,12 @@ enum Seen {
 
 /// Sees that the guest runs (or stands, as asked), and records it; or refuses it, if it never got here whole. QEMU's QMP
 /// socket must be free. What is returned is durable.
-pub async fn restart_starting(daemon: &Daemon, entry: &Entry, record: &Record, mut held: Held) -> Verdict {
+pub async fn restart_starting(
+    daemon: &Daemon,
+    entry: &Arc<Entry>,
+    record: &Record,
+    mut held: Held,
+) -> Verdict {
     let begun = tokio::time::Instant::now();
     let mut said = String::new();
     // A person who has looked.
@@ -175,25 +182,31 @@ pub async fn restart_starting(daemon: &Daemon, entry: &Entry, record: &Record, m
 
 /// The source runs this guest, for somebody has said so there. One whose QEMU is gone here is given up for that, if it is in doubt; of
 /// any other a person here has to say so.
-pub async fn kept(records: &Records, entry: &Entry, peer: &str) {
-    match records.read(entry.id).await {
+pub async fn kept(daemon: &Daemon, migration: Id, peer: &str) {
+    let record = match daemon.records.read(migration).await {
         Ok(Some(record)) if record.peer == peer && record.phase == Phase::Starting && is_gone(&record) => {
-            if entry.resolve(Resolution::There, true).is_ok() {
-                tracing::warn!(guest = %record.guest, %peer, "given up: its source keeps it, as somebody has said there");
-            }
+            record
         }
-        Ok(_) => {}
-        Err(error) => tracing::warn!(%error, "a source keeps a guest"),
+        Ok(_) => return,
+        Err(error) => return tracing::warn!(%error, "a source keeps a guest"),
+    };
+    let unfinished = daemon.registry.unfinished();
+    let its = unfinished.iter().find(|e| e.role == Role::Destination && e.guest == record.guest);
+    if its.is_some_and(|entry| entry.resolve(Resolution::There, true).is_ok()) {
+        tracing::warn!(guest = %record.guest, %peer, "given up: its source keeps it, as somebody has said there");
     }
 }
 
-async fn hold(daemon: &Daemon, entry: &Entry, record: &Record) -> Result<(), HookError> {
+async fn hold(daemon: &Daemon, entry: &Arc<Entry>, record: &Record) -> Result<(), HookError> {
     let hooks = &daemon.config.hooks;
     if !hooks.hold.contains(&Hook::BeforeSwitchover) {
         return Ok(());
     }
     match hooks::call(hooks, Hook::BeforeSwitchover, entry, &record.qmp) {
-        Some(hook) => hook.run().await,
+        Some(hook) => {
+            hooks::orphans_end(hooks, Hook::BeforeSwitchover, entry).await;
+            hook.run_for(entry).await
+        }
         None => Ok(()),
     }
 }

@@ -48,7 +48,7 @@ impl Migration {
             let was_down = self.down.is_some();
             tokio::select! {
                 biased;
-                () = self.entry.cancelled() => return Err(SourceError::Cancelled),
+                wish = self.entry.cancelled() => return Err(SourceError::Cancelled(wish)),
                 welcome = self.answer.next(&self.welcome) => {
                     self.answered(welcome?);
                     continue;

@@ -7,6 +7,7 @@ use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::Forbidden;
 use crate::protocol::{ProtocolError, Refusal};
 use crate::records::{Phase, RecordError};
+use crate::registry::Wish;
 use crate::units::Span;
 use hikyaku_engine::AbortReason;
 use hikyaku_transport::{LinkError, Lost, MessageError, OpenError};
@@ -71,8 +72,8 @@ pub enum SourceError {
     Unexpected(&'static str),
     #[error("the destination sends more messages than make sense")]
     Flood,
-    #[error("cancelled")]
-    Cancelled,
+    #[error("{0}")]
+    Cancelled(Wish),
     #[error("somebody continued the guest while it was stopped to be moved")]
     Meddled,
     #[error("{what} took longer than {} s", .after.as_secs_f32())]
@@ -156,7 +157,8 @@ impl SourceError {
             SourceError::Qmp(GuestError::NoThrottle) => {
                 (Ending::Incompatible, "Choose another --on-deadline")
             }
-            SourceError::Cancelled => (Ending::Cancelled, ""),
+            SourceError::Cancelled(Wish::Cancel) => (Ending::Cancelled, ""),
+            SourceError::Cancelled(Wish::End) => (Ending::Cancelled, "Move it when hikyakud runs again"),
             SourceError::Protocol(_) => (Ending::Incompatible, "Update the older daemon"),
             SourceError::Lost(_) | SourceError::LostWhileStopped(_) => (
                 Ending::Failed,

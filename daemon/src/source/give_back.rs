@@ -40,7 +40,7 @@ impl Migration {
         self.ebb = None;
         self.sharing.hurry(false);
         let code = match &error {
-            SourceError::Cancelled => Refusal::Cancelled,
+            SourceError::Cancelled(_) => Refusal::Cancelled,
             _ => Refusal::Other,
         };
         // A guest that stands does not wait for a better word.

@@ -11,6 +11,7 @@ use crate::fail;
 use crate::ownership::{Phase, SourceStep};
 use crate::protocol::{self, ToDestination, Verdict};
 use crate::records::{self, RecordError, Wanted};
+use crate::registry::Wish;
 use hikyaku_engine::ChunkSeq;
 use hikyaku_qemu::qmp::{Overdue, within};
 use std::time::Instant;
@@ -138,8 +139,8 @@ impl Migration {
             self.inbox.push(ToPump::ReturnPath(SHUT_OK.to_vec()));
             self.beside(guest.completed(timeout)).await?;
         }
-        if self.entry.is_cancelled() {
-            return Err(SourceError::Cancelled);
+        if let Some(wish) = self.entry.wished() {
+            return Err(SourceError::Cancelled(wish));
         }
         let go = protocol::encode(&ToDestination::Go { last_seq: last_seq.0, run: self.runs })?;
         self.owner.step(SourceStep::Cede)?;
@@ -159,9 +160,9 @@ impl Migration {
         while self.down.is_some() {
             self.next().await?;
         }
-        if self.entry.is_cancelled() {
-            // The wish came while the disk was waited for, and was granted.
-            return Err(SourceError::Cancelled);
+        if let Some(wish) = self.entry.wished() {
+            // It came while the disk was waited for, and was granted.
+            return Err(SourceError::Cancelled(wish));
         }
         if self.meddling.seen() {
             return Err(SourceError::Meddled);
@@ -196,8 +197,8 @@ impl Migration {
         let patience = self.daemon.config.guest.qmp_timeout;
         let error = tokio::select! {
             biased;
-            done = &mut working => return done.map_err(|_| SourceError::Cancelled),
-            () = self.entry.cancelled() => SourceError::Cancelled,
+            done = &mut working => return done.map_err(|_| SourceError::Cancelled(Wish::End)),
+            wish = self.entry.cancelled() => SourceError::Cancelled(wish),
             () = tokio::time::sleep(patience) => {
                 SourceError::Slow { what: "the disk of the state directory to take a record", after: patience }
             }
@@ -270,7 +271,7 @@ impl Migration {
         loop {
             let step = tokio::select! {
                 biased;
-                () = self.entry.cancelled() => return Err(SourceError::Cancelled),
+                wish = self.entry.cancelled() => return Err(SourceError::Cancelled(wish)),
                 message = self.mailbox.next() => {
                     let before = (self.ready, self.may_stop, self.down.is_some());
                     self.handle_peer(message)?;

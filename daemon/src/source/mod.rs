@@ -182,7 +182,7 @@ impl Migration {
             let foreseen = daemon.awaited.take(to, name, &guest.facts).filter(|_| may_foresee);
             let opened = answer::ask(daemon, entry, to, hello, foreseen, &inbox).await?;
             if let Some(hook) = hooks::call(&config.hooks, Hook::BeforeCopy, entry, &arguments.qmp) {
-                hook.run().await?;
+                hook.run_for(entry).await?;
             }
             guest.keep_settings(&daemon.settings, &arguments.qmp).await?;
             Ok::<_, SourceError>((guest, inbox, opened))
@@ -190,7 +190,7 @@ impl Migration {
         // Up to here nothing needs to be undone: dropping it all is enough.
         let (guest, inbox, opened) = tokio::select! {
             asked = asked => asked?,
-            () = entry.cancelled() => return Err(SourceError::Cancelled),
+            wish = entry.cancelled() => return Err(SourceError::Cancelled(wish)),
         };
 
         let Opened { mailbox, session, welcome, answer } = opened;
@@ -329,7 +329,8 @@ impl Migration {
         let qmp = self.arguments.qmp.clone();
         let called = hooks::call(&self.daemon.config.hooks, Hook::BeforeSwitchover, &self.entry, &qmp);
         let Some(hook) = called else { return Ok(false) };
-        let mut running = std::pin::pin!(hook.run());
+        let entry = self.entry.clone();
+        let mut running = std::pin::pin!(hook.run_for(&entry));
         loop {
             tokio::select! {
                 biased;

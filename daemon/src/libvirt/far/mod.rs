@@ -245,7 +245,7 @@ impl Carriage {
         let why = loop {
             tokio::select! {
                 biased;
-                () = entry.cancelled() => break Some("cancelled at the destination".to_owned()),
+                wish = entry.cancelled() => break Some(format!("{wish}, at the destination")),
                 Some(passed) = self.passes.recv() => self.passed(passed),
                 Some(told) = self.tells.recv() => self.tell(told),
                 Some((place, ended)) = self.ends.recv() => self.conduit_ended(place, &ended),

@@ -292,7 +292,7 @@ impl Carriage {
             let entry = self.entry.clone();
             tokio::select! {
                 biased;
-                () = entry.cancelled(), if !self.seen.cancelled => {
+                _ = entry.cancelled(), if !self.seen.cancelled => {
                     self.seen.cancelled = true;
                     self.stop.send_replace(Stop::Ram);
                 }
