@@ -72,6 +72,8 @@ struct State {
     /// Since when, and how long it may take.
     hook: Option<(Hook, Instant, Duration)>,
     stop: Option<StopTimes>,
+    /// At a destination: who came, and was not let in.
+    turned_away: Option<String>,
     outcome: Option<Outcome>,
     let_go: bool,
     ended: Option<Instant>,
@@ -162,6 +164,7 @@ impl Registry {
             throttle_most: 0,
             report: None,
             outage: None,
+            turned_away: None,
             hook: None,
             stop: None,
             outcome: None,
@@ -292,6 +295,18 @@ impl Entry {
         self.publish(EventKind::Progress);
     }
 
+    /// Pages that were never written to are not sent.
+    pub fn all_is_here(&self) {
+        let numbers = &mut lock(&self.state).numbers;
+        numbers.pages_done = numbers.pages_total;
+    }
+
+    /// Somebody's guest is refused, and another one is still awaited.
+    pub fn turned_away(&self, peer: &str, why: &str) {
+        lock(&self.state).turned_away = Some(format!("{peer}: {why}"));
+        self.publish(EventKind::Progress);
+    }
+
     pub fn set_throttle(&self, percent: u64) {
         let mut state = lock(&self.state);
         state.throttle_percent = percent;
@@ -378,6 +393,7 @@ impl Entry {
                 timeout_ms: timeout.as_millis() as u64,
             }),
             stop: state.stop,
+            turned_away: state.turned_away,
             report: state.report,
             outcome: state.outcome,
             sharing: (self.role == Role::Source).then(|| self.sharing().0),

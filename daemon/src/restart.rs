@@ -18,7 +18,7 @@ use crate::protocol::Verdict;
 use crate::records::{self, Record, RecordError};
 use crate::registry::Entry;
 use crate::source::{
-    GuestError, continue_guest, doubt, forget, kept, stop_again_whoever_continues, stop_copy,
+    GuestError, STOPPED_COPY, continue_guest, doubt, forget, kept, stop_again_whoever_continues, stop_copy,
 };
 use std::rc::Rc;
 use std::sync::Arc;
@@ -93,8 +93,7 @@ async fn finish(daemon: Rc<Daemon>, mut record: Record) {
                         Verdict::Running => Whereabouts::RunsAtDestination,
                         _ => Whereabouts::StoppedAtDestination,
                     };
-                    let outcome = doubt::moved(&entry, &record.peer, guest)
-                        .advise("The stopped copy here is of no use any more: quit its QEMU");
+                    let outcome = doubt::moved(&entry, &record.peer, guest).advise(STOPPED_COPY);
                     entry.finish(ownership::Phase::Moved, outcome);
                     hooks::call_beside(
                         &daemon.config.hooks,

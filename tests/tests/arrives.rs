@@ -1,7 +1,12 @@
 //! A guest that keeps working arrives, over every kind of link, between every pair of QEMUs, and more than once.
 
+use std::time::Duration;
+
 use hikyaku_tests::machine::{self, need};
 use hikyaku_tests::rig::{GuestKind, Plan, Rig};
+use serde_json::Value;
+
+const COMMAND: Duration = Duration::from_secs(30);
 
 /// Moved live: it works on at the destination, nothing is missing, the source has let go.
 fn arrives(plan: Plan, flags: &[&str]) {
@@ -19,9 +24,18 @@ fn over_a_campus() {
     over("lan");
 }
 
+/// And both sides say what there is to say.
 #[test]
 fn over_40_ms() {
-    over("jgn");
+    let Some(qemu) = need("QEMU", machine::qemu()) else { return };
+    let mut rig = Rig::new(Plan::new("jgn", &qemu));
+    rig.migrate_live(&[]);
+    let said = rig.source_site().hikyaku(["status", rig.guest_name()], COMMAND).expect_code(0);
+    assert!(said.text().contains("The stopped copy here"), "{said}");
+    let there = ["--json", "status", rig.guest_name()];
+    let there = rig.destination_site().hikyaku(there, COMMAND).expect_code(0);
+    let there: Value = serde_json::from_str(&there.stdout).expect("JSON");
+    assert_eq!(there["numbers"]["pages_done"], there["numbers"]["pages_total"], "{there}");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use hikyaku_tests::site::{self, Settings};
 
 const UNREACHABLE: i32 = 4;
 const NOT_ALLOWED: i32 = 5;
+const COMMAND: std::time::Duration = std::time::Duration::from_secs(30);
 const INCOMPATIBLE: i32 = 6;
 const FAILED: i32 = 9;
 
@@ -137,6 +138,9 @@ fn a_destination_with_less_ram() {
     let mut rig = Rig::new(Plan::new("jgn", &qemu).destination_memory_mib(96));
     rig.arm();
     rig.migrate_fails(&[], INCOMPATIBLE);
+    // Whoever waits there sees it, too.
+    let status = rig.destination_site().hikyaku(["status", rig.guest_name()], COMMAND).expect_code(0);
+    assert!(status.text().contains("MiB of RAM, the waiting QEMU 96 MiB; still awaiting"), "{status}");
 }
 
 #[test]

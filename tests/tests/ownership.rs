@@ -315,8 +315,10 @@ fn a_move_that_does_not_converge_aborts_at_its_deadline() {
     let mut rig = Rig::new(never_converging(&qemu));
     rig.arm();
     let begun = Instant::now();
+    let there = rig.watch_destination();
     let command = rig.migrate_beside(&["--deadline", "3s", "--on-deadline", "abort"]);
     ends(command, NOT_CONVERGED, "runs-at-source");
+    ends(there, NOT_CONVERGED, "stays-at-source");
     assert!(begun.elapsed() >= Duration::from_secs(3), "it gave up after {:?}", begun.elapsed());
     assert_eq!(rig.settles(SETTLE), Side::Source);
 }

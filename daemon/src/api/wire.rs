@@ -298,6 +298,9 @@ pub struct Status {
     /// How the stop was spent; there once the guest has been stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop: Option<StopTimes>,
+    /// At the destination: the last source whose guest was refused before anything was touched, and why. The guest is awaited on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub turned_away: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
     /// At the source, of a move that was made.

@@ -21,11 +21,19 @@ pub struct Progress {
     last_line: Option<(Instant, u64, Phase)>,
     /// The hook that was last said to be waited for.
     hook: Option<Hook>,
+    turned_away: Option<String>,
 }
 
 impl Progress {
     pub fn new(json: bool) -> Progress {
-        Progress { json, terminal: std::io::stdout().is_terminal(), drawn: 0, last_line: None, hook: None }
+        Progress {
+            json,
+            terminal: std::io::stdout().is_terminal(),
+            drawn: 0,
+            last_line: None,
+            hook: None,
+            turned_away: None,
+        }
     }
 
     pub fn show(&mut self, event: EventKind, status: &Status) {
@@ -39,6 +47,12 @@ impl Progress {
         if let (EventKind::LinkDown | EventKind::LinkUp, Some(words)) = (event, link_words(status)) {
             say!("guest={} id={} {words}", status.guest, status.id.short());
             return;
+        }
+        if self.turned_away != status.turned_away {
+            self.turned_away.clone_from(&status.turned_away);
+            if let Some(words) = turned_away_words(status) {
+                return say!("guest={} id={} {words}", status.guest, status.id.short());
+            }
         }
         let hook = status.hook.map(|hook| hook.name);
         if std::mem::replace(&mut self.hook, hook) != hook
@@ -98,6 +112,9 @@ impl Progress {
                 for line in status.report.iter().flat_map(Report::lines) {
                     say!("{line}");
                 }
+                if !outcome.advice.is_empty() {
+                    say!("{}", outcome.advice);
+                }
             }
             Ending::Moved => say!("{}: {outcome}", status.guest),
             _ => eprintln!("hikyaku: {}: {outcome}", status.guest),
@@ -141,9 +158,11 @@ fn line(status: &Status) -> String {
         text += &format!(" hook={} hook_ms={} hook_timeout_ms={}", hook.name, hook.for_ms, hook.timeout_ms);
     }
     if n.pages_total > 0 {
+        if status.role == Role::Source {
+            text += &format!(" pass={}", n.pass);
+        }
         text += &format!(
-            " pass={} done={:.1}% staged_bytes={} sent_bytes={} goodput_bytes_per_s={} rtt_ms={:.1} predicted_stop_ms={}",
-            n.pass,
+            " done={:.1}% staged_bytes={} sent_bytes={} goodput_bytes_per_s={} rtt_ms={:.1} predicted_stop_ms={}",
             percent(n.pages_done, n.pages_total),
             n.staged_bytes,
             n.sent_bytes,
@@ -170,16 +189,14 @@ fn block(status: &Status) -> Vec<String> {
     let mut lines = vec![format!("{}{towards}  {}  {elapsed}", status.guest, status.phase)];
     lines.extend(link_words(status).map(|words| format!("  {words}")));
     lines.extend(hook_words(status).map(|words| format!("  {words}")));
+    lines.extend(turned_away_words(status).map(|words| format!("  {words}")));
     if n.pages_total > 0 {
         const WIDTH: usize = 40;
         let share = percent(n.pages_done, n.pages_total);
         let full = ((share / 100.0 * WIDTH as f64) as usize).min(WIDTH);
-        lines.push(format!(
-            "  [{}{}] {share:5.1} %  pass {}",
-            "█".repeat(full),
-            "░".repeat(WIDTH - full),
-            n.pass
-        ));
+        // Passes are the source's to count.
+        let pass = if status.role == Role::Source { format!("  pass {}", n.pass) } else { String::new() };
+        lines.push(format!("  [{}{}] {share:5.1} %{pass}", "█".repeat(full), "░".repeat(WIDTH - full)));
         lines.push(format!(
             "  {} sent at {}, {} staged, round trip {:.1} ms",
             Bytes(n.sent_bytes),
@@ -202,6 +219,12 @@ fn block(status: &Status) -> Vec<String> {
         }
     }
     lines
+}
+
+/// Who came, and was not let in.
+pub(super) fn turned_away_words(status: &Status) -> Option<String> {
+    let who = status.turned_away.as_ref().filter(|_| status.phase == Phase::Armed)?;
+    Some(format!("refused the guest of {who}; still awaiting it"))
 }
 
 /// What the move waits for.

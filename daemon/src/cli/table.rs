@@ -71,17 +71,18 @@ pub fn status(status: &Status, json: bool) -> io::Result<()> {
     if let Some(words) = super::progress::link_words(status) {
         writeln!(out, "link        {words}")?;
     }
+    if let Some(words) = super::progress::turned_away_words(status) {
+        writeln!(out, "refused     {words}")?;
+    }
     if let Some(words) = super::progress::hook_words(status) {
         writeln!(out, "hook        {words}")?;
     }
     if n.pages_total > 0 {
-        writeln!(
-            out,
-            "memory      {} of {}, pass {}",
-            Bytes(n.pages_done * 4096),
-            Bytes(n.pages_total * 4096),
-            n.pass
-        )?;
+        write!(out, "memory      {} of {}", Bytes(n.pages_done * 4096), Bytes(n.pages_total * 4096))?;
+        match status.role {
+            Role::Source => writeln!(out, ", pass {}", n.pass)?,
+            Role::Destination => writeln!(out)?,
+        }
         match status.role {
             Role::Source => writeln!(
                 out,

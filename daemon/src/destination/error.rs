@@ -61,9 +61,11 @@ impl DestinationError {
     pub fn outcome(&self, let_go: bool) -> Outcome {
         let ending = match self {
             DestinationError::Cancelled(_) => Ending::Cancelled,
-            DestinationError::Closed { code, .. } if Refusal::from(*code) == Refusal::Cancelled => {
-                Ending::Cancelled
-            }
+            DestinationError::Closed { code, .. } => match Refusal::from(*code) {
+                Refusal::Cancelled => Ending::Cancelled,
+                Refusal::NotConverged => Ending::NotConverged,
+                _ => Ending::Failed,
+            },
             DestinationError::Protocol(_) => Ending::Incompatible,
             _ => Ending::Failed,
         };

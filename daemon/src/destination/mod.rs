@@ -101,6 +101,7 @@ pub async fn run(daemon: Rc<Daemon>, mut armed: Armed) {
             Ok(()) => break arrival,
             Err((code, text)) => {
                 tracing::warn!(guest = %armed.arguments.guest, peer = %arrival.peer, %text, "a guest was refused");
+                armed.entry.turned_away(arrival.peer.as_str(), &text);
                 arrival.incoming.refuse(code as u16, &text);
             }
         }
@@ -393,6 +394,7 @@ impl Reception {
             tracing::debug!(?times, ?said, "arrived");
         }
         let runs = verdict == Verdict::Running;
+        self.entry.all_is_here();
         say(&self.session, verdict);
         let desc = format!("arrived from {}", self.peer);
         self.entry.finish(Phase::Running, Outcome::new(Ending::Moved, guest, desc));

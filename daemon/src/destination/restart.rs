@@ -191,7 +191,9 @@ pub async fn kept(daemon: &Daemon, migration: Id, peer: &str) {
         Err(error) => return tracing::warn!(%error, "a source keeps a guest"),
     };
     let unfinished = daemon.registry.unfinished();
-    let its = unfinished.iter().find(|e| e.role == Role::Destination && e.guest == record.guest);
+    // One that has not been restarted since knows it by another id.
+    let comes = |entry: &&Arc<Entry>| entry.role == Role::Destination && entry.guest == record.guest;
+    let its = unfinished.iter().find(|entry| entry.id == migration).or_else(|| unfinished.iter().find(comes));
     if its.is_some_and(|entry| entry.resolve(Resolution::There, true).is_ok()) {
         tracing::warn!(guest = %record.guest, %peer, "given up: its source keeps it, as somebody has said there");
     }

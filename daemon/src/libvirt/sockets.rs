@@ -173,6 +173,10 @@ mod tests {
         command.arg0("qemu").args(words).stdin(std::process::Stdio::piped()).stdout(out).stderr(error);
         let mut child = command.spawn().unwrap();
         drop(command);
+        // The kernel shows its command line a moment after it has let go of ours.
+        while guest_of(child.id() as i32).is_none() {
+            std::thread::sleep(LOOK_AGAIN);
+        }
         let found = [memory, disks].map(|at| who_listens(at, &all));
         let beside = who_listens(disks, &(disks.port()..=u16::MAX));
         let elsewhere = who_listens(SocketAddrV4::new(Ipv4Addr::new(127, 77, 0, 8), disks.port()), &all);

@@ -194,6 +194,7 @@ pub enum Refusal {
     NotAllowed = 5,
     QemuFailed = 6,
     Cancelled = 7,
+    NotConverged = 8,
     /// Not a refusal: the migration is over.
     Done = 0,
 }
@@ -208,6 +209,7 @@ impl From<u16> for Refusal {
             5 => Refusal::NotAllowed,
             6 => Refusal::QemuFailed,
             7 => Refusal::Cancelled,
+            8 => Refusal::NotConverged,
             _ => Refusal::Other,
         }
     }

@@ -41,6 +41,7 @@ impl Migration {
         self.sharing.hurry(false);
         let code = match &error {
             SourceError::Cancelled(_) => Refusal::Cancelled,
+            SourceError::NotConverged { .. } => Refusal::NotConverged,
             _ => Refusal::Other,
         };
         // A guest that stands does not wait for a better word.

@@ -85,6 +85,10 @@ pub async fn run(daemon: Rc<Daemon>, entry: Arc<Entry>, arguments: MigrateArgume
     }
 }
 
+/// What is left of a guest that was moved.
+pub const STOPPED_COPY: &str =
+    "The stopped copy here is of no use any more, and must not be continued: quit its QEMU";
+
 enum Ended {
     ForGood,
     /// The guest is as it was.
@@ -411,12 +415,17 @@ impl Migration {
         self.end_pump().await;
         self.guest.forget_settings().await;
         // One that did not notice may hold the guest's images, and would write to them at its end.
-        if self.daemon.config.guest.quit_moved && ended.is_ok() {
+        let quits = self.daemon.config.guest.quit_moved && ended.is_ok();
+        if quits {
             self.guest.quit().await;
         }
         self.report();
         self.session.close(Refusal::Done as u16, "moved");
-        self.entry.finish(Phase::Moved, doubt::moved(&self.entry, &self.arguments.to, guest));
+        let mut outcome = doubt::moved(&self.entry, &self.arguments.to, guest);
+        if !quits {
+            outcome = outcome.advise(STOPPED_COPY);
+        }
+        self.entry.finish(Phase::Moved, outcome);
         self.call_beside(Hook::AfterSwitchover);
         self.owner.step(SourceStep::Released)
     }
