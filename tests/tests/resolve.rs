@@ -178,17 +178,69 @@ fn a_guest_whose_qemu_has_ended_where_it_went_is_said_to_have_ended() {
     let command = started_and_lost(&mut rig);
     rig.restart_destination_daemon();
     command.wait(COMMAND).expect_code(IN_DOUBT);
-    let deadline = Instant::now() + SETTLE;
-    while !there(&rig, &["status"]).text().contains("IN DOUBT") {
-        assert!(Instant::now() < deadline, "{}", there(&rig, &["status"]));
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    wait_in_doubt(&rig, "");
     // Whoever says so there learns at once what that means.
     let said = there(&rig, &["resolve", "--here", "--fenced"]).expect_code(0);
     assert!(said.text().contains("has ended, and the guest with it"), "{said}");
     assert!(!said.text().contains("IN DOUBT"), "{said}");
     assert_eq!(rig.wait_source_final(SETTLE), "moved");
     assert_ne!(rig.source().status().expect("QMP"), "running");
+}
+
+/// Another QEMU has been started in its place, with the same socket.
+#[test]
+fn a_guest_whose_qemu_has_ended_is_not_taken_for_what_answers_in_its_place() {
+    let Some(mut rig) = rig() else { return };
+    let Some(qemu) = need("QEMU", machine::qemu()) else { return };
+    let command = started_and_lost(&mut rig);
+    command.wait(COMMAND).expect_code(IN_DOUBT);
+    let socket = format!("unix:{},server=on,wait=off", rig.destination().qmp_path().display());
+    let options = ["-machine", "none", "-display", "none", "-qmp", &socket];
+    let mut other = std::process::Command::new(&qemu.path).args(options).spawn().expect("QEMU");
+    rig.restart_destination_daemon();
+    wait_in_doubt(&rig, "another QEMU answers on its socket");
+    let said = there(&rig, &["resolve", "--here", "--fenced"]).expect_code(0);
+    assert!(said.text().contains("has ended, and the guest with it"), "{said}");
+    assert_eq!(rig.wait_source_final(SETTLE), "moved");
+    let _ = other.kill();
+    let _ = other.wait();
+}
+
+/// Somebody stops it as often as it is told to run.
+#[test]
+fn a_guest_that_is_told_to_run_and_does_not_is_in_doubt_until_it_does() {
+    let Some(mut rig) = rig() else { return };
+    rig.disarm();
+    rig.restart_daemon(Side::Destination, "destination.started:stop");
+    rig.arm();
+    let command = rig.migrate_beside(&[]);
+    rig.wait_still(Side::Destination, COMMAND);
+    rig.restart_destination_daemon();
+    let deadline = Instant::now() + SETTLE;
+    while !there(&rig, &["status"]).text().contains("told to run, and does not run yet") {
+        assert!(Instant::now() < deadline, "{}", there(&rig, &["status"]));
+        for _ in 0..40 {
+            rig.destination().qmp("stop", json!({})).expect("QMP");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    assert_eq!(rig.settles(SETTLE), Side::Destination);
+    assert_eq!(rig.wait_source_final(SETTLE), "moved");
+    let output = command.wait(COMMAND);
+    assert!([Some(0), Some(IN_DOUBT)].contains(&output.code), "{output}");
+}
+
+#[track_caller]
+fn wait_in_doubt(rig: &Rig, why: &str) {
+    let deadline = Instant::now() + SETTLE;
+    loop {
+        let status = there(rig, &["status"]).text();
+        if status.contains("IN DOUBT") && status.contains(why) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{status}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// A QEMU that is about to end its migration does not obey (10.0); of one that does the guest stays, for until GO it is the source's.
