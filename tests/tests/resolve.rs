@@ -1,5 +1,6 @@
 //! A guest in doubt, and a person who decides.
 
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use hikyaku_tests::command::{Output, Running};
@@ -196,14 +197,21 @@ fn a_guest_whose_qemu_has_ended_is_not_taken_for_what_answers_in_its_place() {
     command.wait(COMMAND).expect_code(IN_DOUBT);
     let socket = format!("unix:{},server=on,wait=off", rig.destination().qmp_path().display());
     let options = ["-machine", "none", "-display", "none", "-qmp", &socket];
-    let mut other = std::process::Command::new(&qemu.path).args(options).spawn().expect("QEMU");
+    let _other = Other(Command::new(&qemu.path).args(options).spawn().expect("QEMU"));
     rig.restart_destination_daemon();
     wait_in_doubt(&rig, "another QEMU answers on its socket");
     let said = there(&rig, &["resolve", "--here", "--fenced"]).expect_code(0);
     assert!(said.text().contains("has ended, and the guest with it"), "{said}");
     assert_eq!(rig.wait_source_final(SETTLE), "moved");
-    let _ = other.kill();
-    let _ = other.wait();
+}
+
+struct Other(Child);
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// Somebody stops it as often as it is told to run.
