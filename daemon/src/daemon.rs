@@ -179,7 +179,7 @@ impl Daemon {
         }
     }
 
-    fn noted(self: &Rc<Self>, peer: PeerName, note: &[u8]) {
+    fn noted(&self, peer: PeerName, note: &[u8]) {
         let known = self.config.peer(peer.as_str());
         match protocol::decode(note) {
             Ok(Note::Awaits { guest, welcome })
@@ -207,12 +207,10 @@ impl Daemon {
                 });
             }
             Ok(Note::Kept { migration }) => {
-                let Ok(permit) = self.overs.clone().try_acquire_owned() else { return };
-                let daemon = self.clone();
-                tokio::task::spawn_local(async move {
-                    destination::kept(&daemon, migration, peer.as_str()).await;
-                    drop(permit);
-                });
+                let its = self.registry.unfinished().into_iter().find(|entry| entry.migration() == migration);
+                if let Some(entry) = its.filter(|entry| entry.is_from(peer.as_str())) {
+                    entry.keep_at_source();
+                }
             }
             other => tracing::debug!(%peer, ?other, "a note that means nothing here"),
         }

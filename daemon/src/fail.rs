@@ -11,7 +11,7 @@
 //! | `enospc`, `eio` | what is being written is not ([`io`]) |
 
 /// By where they lie on the way of a guest. Behind the phase comes what has just been done.
-pub const POINTS: [&str; 29] = [
+pub const POINTS: [&str; 31] = [
     "source.answered",
     "source.begun",
     "source.marking",
@@ -41,6 +41,8 @@ pub const POINTS: [&str; 29] = [
     "record.write",
     "record.read",
     "record.remove",
+    "settings.write",
+    "settings.remove",
 ];
 
 pub use of_this_build::{io, point, prepare};

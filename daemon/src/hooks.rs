@@ -32,6 +32,8 @@ use tokio::task::JoinHandle;
 /// In a hook's environment: what it is called for.
 const HOOK: &str = "HIKYAKU_HOOK";
 const GUEST: &str = "HIKYAKU_GUEST";
+/// Its own file, by which one host's are told from another's.
+const PROGRAM: &str = "HIKYAKU_HOOK_PROGRAM";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -102,15 +104,26 @@ pub fn call(config: &config::Hooks, hook: Hook, entry: &Entry, qmp: &Path) -> Op
     })
 }
 
-/// Returns when no daemon before this one has left such a hook of this guest's running, or it has taken all of its time.
-pub async fn orphans_end(config: &config::Hooks, hook: Hook, entry: &Entry) {
+/// Returns when no daemon before this one has left such a hook of this guest's running. One that does not end in the time that it has is
+/// ended, as by the daemon that called it.
+pub async fn orphans_end(config: &config::Hooks, hook: Hook, entry: &Arc<Entry>) {
     let until = tokio::time::Instant::now() + config.timeout;
-    while let Some(pid) = orphan::running(hook, &entry.guest).await {
+    let mut waits = None;
+    while let Some(pid) = orphan::running(&config.directory.join(hook.to_string()), &entry.guest).await {
+        waits.get_or_insert_with(|| entry.waits_for(hook, config.timeout));
         if tokio::time::Instant::now() > until {
-            return tracing::warn!(%hook, pid, "one that a daemon before this one called has not ended, and it is called beside that");
+            tracing::warn!(%hook, pid, "one that a daemon before this one called took too long, and is ended");
+            drop(Group(u32::try_from(pid).ok()));
+            return;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// The same, for others to come behind.
+pub fn behind_orphans(config: &config::Hooks, hook: Hook, entry: &Arc<Entry>) -> JoinHandle<()> {
+    let (config, entry) = (config.clone(), entry.clone());
+    tokio::task::spawn_local(async move { orphans_end(&config, hook, &entry).await })
 }
 
 pub fn is_there(config: &config::Hooks, hook: Hook) -> bool {
@@ -158,6 +171,7 @@ impl Called {
         let mut child = Command::new(&path)
             .env(HOOK, hook.to_string())
             .env(GUEST, guest)
+            .env(PROGRAM, &path)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -53,6 +53,8 @@ pub struct Entry {
     pub role: Role,
     begun: Instant,
     state: Mutex<State>,
+    /// At a destination: the source runs the guest, for somebody has said so there.
+    kept: AtomicBool,
     wish: watch::Sender<Option<Wish>>,
     resolution: watch::Sender<Option<Resolution>>,
     /// And whether it is urgent just now.
@@ -63,6 +65,8 @@ pub struct Entry {
 #[derive(Debug, Clone)]
 struct State {
     phase: Phase,
+    /// The entry's own, but at a destination that awaited it.
+    migration: Id,
     peer: Option<String>,
     numbers: Numbers,
     throttle_percent: u64,
@@ -157,6 +161,7 @@ impl Registry {
     ) -> Arc<Entry> {
         let state = State {
             phase,
+            migration: id,
             peer: peer.map(str::to_owned),
             let_go: false,
             numbers: Numbers::default(),
@@ -176,6 +181,7 @@ impl Registry {
             role,
             begun: Instant::now(),
             state: Mutex::new(state),
+            kept: AtomicBool::new(false),
             wish: watch::channel(None).0,
             resolution: watch::channel(None).0,
             sharing: watch::channel(Default::default()).0,
@@ -184,7 +190,7 @@ impl Registry {
         entries.push(entry.clone());
         let finished = entries.iter().filter(|e| e.phase().is_final()).count();
         if finished > FINISHED_KEPT
-            && let Some(oldest) = entries.iter().position(|e| e.phase().is_final())
+            && let Some(oldest) = entries.iter().position(|e| e.phase().is_final() && !e.is_at_both())
         {
             entries.remove(oldest);
         }
@@ -264,8 +270,28 @@ impl Entry {
         state.phase != Phase::Armed && !state.phase.is_final() && state.outcome.is_none()
     }
 
-    pub fn set_peer(&self, peer: &str) {
-        lock(&self.state).peer = Some(peer.to_owned());
+    /// The guest that is awaited comes from there, by this migration.
+    pub fn set_source(&self, peer: &str, migration: Id) {
+        let mut state = lock(&self.state);
+        (state.peer, state.migration, state.turned_away) = (Some(peer.to_owned()), migration, None);
+    }
+
+    /// By which both sides know it.
+    pub fn migration(&self) -> Id {
+        lock(&self.state).migration
+    }
+
+    pub fn is_from(&self, peer: &str) -> bool {
+        self.role == Role::Destination && lock(&self.state).peer.as_deref() == Some(peer)
+    }
+
+    /// It is not to be run here any more.
+    pub fn keep_at_source(&self) {
+        self.kept.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_kept_at_source(&self) -> bool {
+        self.kept.load(Ordering::Relaxed)
     }
 
     /// How long the guest would stand if it were stopped now, as far as that is known.
@@ -292,7 +318,9 @@ impl Entry {
 
     /// For those who look on.
     pub fn still_waits(&self) {
-        self.publish(EventKind::Progress);
+        if !self.phase().is_final() {
+            self.publish(EventKind::Progress);
+        }
     }
 
     /// Pages that were never written to are not sent.
@@ -387,13 +415,13 @@ impl Entry {
                 count: outage.count,
                 why: outage.why,
             }),
-            hook: state.hook.map(|(name, since, timeout)| wire::HookWait {
+            hook: state.hook.filter(|_| state.ended.is_none()).map(|(name, since, timeout)| wire::HookWait {
                 name,
                 for_ms: since.elapsed().as_millis() as u64,
                 timeout_ms: timeout.as_millis() as u64,
             }),
             stop: state.stop,
-            turned_away: state.turned_away,
+            turned_away: state.turned_away.filter(|_| state.phase == Phase::Armed),
             report: state.report,
             outcome: state.outcome,
             sharing: (self.role == Role::Source).then(|| self.sharing().0),
@@ -478,7 +506,11 @@ impl Entry {
             let desc = format!("too late: migration {} is {phase}: {what}", self.id.short());
             return Err(Outcome::new(Ending::Other, whereabouts, desc));
         }
-        self.wish.send_if_modified(|wished| wished.replace(wish).is_none());
+        self.wish.send_if_modified(|wished| {
+            let is_first = wished.is_none();
+            wished.get_or_insert(wish);
+            is_first
+        });
         Ok(())
     }
 
@@ -507,7 +539,8 @@ impl Entry {
     /// A person says where a guest is that is in doubt. `fenced`: and has done what that takes.
     pub fn resolve(&self, guest_is: Resolution, fenced: bool) -> Result<(), Outcome> {
         let phase = self.phase();
-        if !matches!(phase, Phase::Ceded | Phase::Handed | Phase::Starting) || !self.is_in_doubt() {
+        let is_open = matches!(phase, Phase::Ceded | Phase::Handed | Phase::Starting) && self.is_in_doubt();
+        if !is_open && !self.is_at_both() {
             let desc = format!("migration {} is not in doubt: it is {phase}", self.id.short());
             return Err(Outcome::new(Ending::Usage, Whereabouts::AsItWas, desc));
         }
@@ -517,6 +550,11 @@ impl Entry {
         }
         self.resolution.send_replace(Some(guest_is));
         Ok(())
+    }
+
+    /// What somebody has said of it was not so.
+    fn is_at_both(&self) -> bool {
+        self.outcome().is_some_and(|outcome| outcome.guest == Whereabouts::AtBoth)
     }
 
     fn outcome(&self) -> Option<Outcome> {

@@ -18,7 +18,8 @@ use crate::protocol::Verdict;
 use crate::records::{self, Record, RecordError};
 use crate::registry::Entry;
 use crate::source::{
-    GuestError, STOPPED_COPY, continue_guest, doubt, forget, kept, stop_again_whoever_continues, stop_copy,
+    GuestError, LEFT_COPY, STOPPED_COPY, Writing, continue_guest, doubt, forget, forget_behind, kept,
+    stop_again_whoever_continues, stop_copy,
 };
 use std::rc::Rc;
 use std::sync::Arc;
@@ -29,6 +30,14 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// Takes up every unfinished migration. `Err`: a record cannot be read; the daemon must not run past it.
 pub async fn take_up(daemon: &Rc<Daemon>) -> Result<(), RecordError> {
+    // Before any of those that are taken up comes to be kept.
+    for record in daemon.records.untold().await? {
+        let desc = "somebody has said that it stays here (hikyaku resolve --here)";
+        let outcome = Outcome::new(Ending::Failed, Whereabouts::AsItWas, desc);
+        let entry = enter(daemon, &record, Role::Source, ownership::Phase::Ceded);
+        entry.finish(ownership::Phase::Resumed, outcome);
+        kept::tell(daemon, record);
+    }
     let mut set = daemon.settings.all().await;
     for record in daemon.records.unfinished().await? {
         tracing::warn!(guest = %record.guest, id = %record.id, phase = ?record.phase, "left unfinished; taking it up");
@@ -46,9 +55,6 @@ pub async fn take_up(daemon: &Rc<Daemon>) -> Result<(), RecordError> {
         let (settings, timeout) = (daemon.settings.clone(), daemon.config.guest.qmp_timeout);
         tokio::task::spawn_local(async move { settings.set_back(process, timeout).await });
     }
-    for record in daemon.records.untold().await? {
-        kept::tell(daemon, record);
-    }
     Ok(())
 }
 
@@ -56,7 +62,7 @@ async fn finish(daemon: Rc<Daemon>, mut record: Record) {
     match (Source::found(record.phase), Destination::found(record.phase)) {
         (Some(Source::Returned), _) => {
             let entry = enter(&daemon, &record, Role::Source, ownership::Phase::Stopped);
-            let guest = keep(&daemon, &entry, &record).await;
+            let guest = keep(&daemon, &entry, &record, None).await;
             let desc = "the daemon ended while the guest was stopped to be moved";
             entry.finish(ownership::Phase::Failed, Outcome::new(Ending::Failed, guest, desc));
             hooks::call_beside(&daemon.config.hooks, Hook::AfterFailure, &entry, &record.qmp, None);
@@ -72,14 +78,13 @@ async fn finish(daemon: Rc<Daemon>, mut record: Record) {
             };
             match verdict {
                 Verdict::Refused { why } => {
+                    let mut writing = None;
                     if entry.told() == Some(Resolution::Here) {
                         // A daemon that comes after us is not in doubt again.
                         record = Record { phase: records::Phase::Stopped, resolved: true, ..record };
-                        if let Err(error) = daemon.records.write(&record).await {
-                            tracing::error!(%error, "what was said of the guest is not on record yet");
-                        }
+                        writing = write_soon(&daemon, &record).await;
                     }
-                    let guest = keep(&daemon, &entry, &record).await;
+                    let guest = keep(&daemon, &entry, &record, writing).await;
                     let desc = format!("the destination did not take the guest: {why}");
                     entry.finish(ownership::Phase::Resumed, Outcome::new(Ending::Failed, guest, desc));
                     hooks::call_beside(&daemon.config.hooks, Hook::AfterFailure, &entry, &record.qmp, None);
@@ -93,7 +98,8 @@ async fn finish(daemon: Rc<Daemon>, mut record: Record) {
                         Verdict::Running => Whereabouts::RunsAtDestination,
                         _ => Whereabouts::StoppedAtDestination,
                     };
-                    let outcome = doubt::moved(&entry, &record.peer, guest).advise(STOPPED_COPY);
+                    let outcome = doubt::moved(&entry, &record.peer, guest)
+                        .advise(if entry.told().is_some() { LEFT_COPY } else { STOPPED_COPY });
                     entry.finish(ownership::Phase::Moved, outcome);
                     hooks::call_beside(
                         &daemon.config.hooks,
@@ -117,8 +123,27 @@ fn enter(daemon: &Daemon, record: &Record, role: Role, phase: ownership::Phase) 
     daemon.registry.take_up(record.id, &record.guest, role, &record.peer, phase)
 }
 
+/// What is returned is still on its way to the disk, and the guest does not wait for that any longer.
+async fn write_soon(daemon: &Rc<Daemon>, record: &Record) -> Option<Writing> {
+    let (records, record) = (daemon.records.clone(), record.clone());
+    let mut writing = tokio::task::spawn_local(async move { records.write(&record).await });
+    match tokio::time::timeout(daemon.config.guest.qmp_timeout, &mut writing).await {
+        Ok(Ok(Ok(()))) => None,
+        Ok(error) => {
+            tracing::error!(?error, "what was said of the guest is not on record");
+            None
+        }
+        Err(_) => Some(writing),
+    }
+}
+
 /// The guest is ours again: it runs if it ran before. Tries until it does; if this daemon ends before, the next one goes on.
-async fn keep(daemon: &Rc<Daemon>, entry: &Entry, record: &Record) -> Whereabouts {
+async fn keep(
+    daemon: &Rc<Daemon>,
+    entry: &Entry,
+    record: &Record,
+    mut writing: Option<Writing>,
+) -> Whereabouts {
     let mut said = String::new();
     loop {
         let error = match record.run {
@@ -130,13 +155,13 @@ async fn keep(daemon: &Rc<Daemon>, entry: &Entry, record: &Record) -> Whereabout
         };
         match error {
             None => {
-                forget(daemon, record).await;
+                forget_behind(daemon, writing.take(), record.clone()).await;
                 return if record.run { Whereabouts::RunsAtSource } else { Whereabouts::StoppedAtSource };
             }
             Some(error @ (GuestError::Ended | GuestError::NotHeld(_))) => {
                 // Left as it is, the record would act on whatever QEMU answers on that socket one day.
                 tracing::error!(guest = %record.guest, %error, "there is no stopped guest to continue");
-                forget(daemon, record).await;
+                forget_behind(daemon, writing.take(), record.clone()).await;
                 return match error {
                     GuestError::Ended => Whereabouts::EndedAtSource,
                     _ => Whereabouts::Untouched,

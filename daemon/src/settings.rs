@@ -7,6 +7,7 @@
 //!
 //! They end with their QEMU, and so with the host: nothing is synced, and nobody's guest hangs on it.
 
+use crate::fail;
 use crate::process::ProcessId;
 use crate::records::{self, RecordError};
 use hikyaku_qemu::qmp::{Client, ClientConfig, QmpError};
@@ -17,11 +18,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Between two looks at a QEMU that cannot be asked, or whose migration is not over.
-const AGAIN: Duration = Duration::from_secs(5);
-/// A migration whose daemon was killed is over as soon as QEMU has noticed.
-const AGAIN_SOON: Duration = Duration::from_millis(200);
-const SOON: u32 = 10;
+/// Between two looks at a QEMU that cannot be asked, or whose migration is not over: at first, for one whose daemon was killed is over as
+/// soon as QEMU has noticed, and at most.
+const AGAIN: Duration = Duration::from_millis(200);
+const AGAIN_MOST: Duration = Duration::from_secs(300);
 
 /// Of one QEMU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +63,12 @@ impl Store {
     pub fn open(state: &Path) -> Result<Store, RecordError> {
         let dir = state.join("settings");
         std::fs::create_dir_all(&dir).map_err(records::at("cannot make", &dir))?;
+        // What a daemon that died while it wrote has left.
+        let files = std::fs::read_dir(&dir).map_err(records::at("cannot list", &dir))?;
+        for file in files.flatten().filter(|file| read(&file.path()).is_none()) {
+            let path = file.path();
+            std::fs::remove_file(&path).map_err(records::at("cannot remove", &path))?;
+        }
         Ok(Store { dir })
     }
 
@@ -72,6 +78,7 @@ impl Store {
             (self.path(process), Kept { process, qmp: qmp.to_owned(), settings: settings.clone() });
         let to = path.clone();
         let job = move || {
+            fail::io("settings.write")?;
             let new = to.with_extension("new");
             std::fs::write(&new, serde_json::to_vec(&kept)?)?;
             std::fs::rename(&new, &to)
@@ -91,7 +98,8 @@ impl Store {
     /// They are what they were, or nobody's any more.
     pub async fn forget(&self, process: ProcessId) {
         let path = self.path(process);
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || std::fs::remove_file(path)).await {
+        let job = move || fail::io("settings.remove").and_then(|()| std::fs::remove_file(path));
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(job).await {
             tracing::debug!(%error, "settings that were kept");
         }
     }
@@ -108,7 +116,8 @@ impl Store {
 
     /// Sets back what a daemon before this one left set, as soon as that can be. `qmp_timeout`: for each answer.
     pub async fn set_back(&self, process: ProcessId, qmp_timeout: Duration) {
-        for attempt in 0.. {
+        let mut again = AGAIN;
+        loop {
             let path = self.path(process);
             // A migration that was begun since does it.
             let Some(kept) = tokio::task::spawn_blocking(move || read(&path)).await.ok().flatten() else {
@@ -122,7 +131,8 @@ impl Store {
                 Ok(false) => {}
                 Err(error) => tracing::debug!(%error, %process, "settings to be set back"),
             }
-            tokio::time::sleep(if attempt < SOON { AGAIN_SOON } else { AGAIN }).await;
+            tokio::time::sleep(again).await;
+            again = AGAIN_MOST.min(again.mul_f64(1.5));
         }
         self.forget(process).await;
     }

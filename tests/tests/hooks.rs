@@ -9,9 +9,12 @@ use std::time::{Duration, Instant};
 
 use hikyaku_tests::machine::{self, need};
 use hikyaku_tests::rig::{GuestKind, Plan, Rig, Side};
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
+const NOT_CONVERGED: i32 = 7;
 const FAILED: i32 = 9;
+const IN_DOUBT: i32 = 10;
 const COMMAND: Duration = Duration::from_secs(60);
 const SETTLE: Duration = Duration::from_secs(30);
 /// The ethertype of what QEMU says for a guest that has moved.
@@ -62,6 +65,14 @@ impl Hooks {
         called.sort();
         wanted.sort_unstable();
         assert_eq!(called, wanted);
+    }
+
+    fn wait_for(&self, what: &str) {
+        let deadline = Instant::now() + COMMAND;
+        while !self.called().iter().any(|line| line == what) {
+            assert!(Instant::now() < deadline, "not called: {:?}", self.called());
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     fn rig(&self, more: &str) -> Option<Rig> {
@@ -139,6 +150,28 @@ fn what_has_to_be_done_before_the_guest_runs_is_part_of_the_gap() {
     assert!((700.0..2000.0).contains(&total_ms), "{stop}");
 }
 
+/// What one guest had to wait for is expected of the next; that no copying helps against it is said at once, and not at the deadline.
+#[test]
+fn a_guest_that_would_have_to_wait_too_long_is_not_copied_for_ever() {
+    let hooks = Hooks::new();
+    let mark = hooks.scratch.path().join("mark").display().to_string();
+    hooks.script("b", "before-switchover", &format!("[ -e {mark} ] || {{ touch {mark}; sleep 1.5; }}"));
+    let Some(mut rig) = hooks.rig("hold = [\"before-switchover\"]") else { return };
+    rig.migrate_live(&[]);
+    rig.turn_around();
+    rig.migrate_live(&[]);
+    rig.turn_around();
+    rig.arm();
+    let begun = Instant::now();
+    let output = rig.migrate_fails(&[], NOT_CONVERGED);
+    assert!(begun.elapsed() < Duration::from_secs(30), "after {:?}", begun.elapsed());
+    assert!(output.text().contains("hooks that held it included"), "{output}");
+    rig.arm();
+    // Or whatever it takes.
+    let output = rig.migrate(&["--on-deadline", "force"]).expect_code(0);
+    assert!(output.text().contains("moved to"), "{output}");
+}
+
 #[test]
 fn what_has_to_be_done_and_fails_gives_the_guest_back() {
     let hooks = Hooks::new();
@@ -189,6 +222,67 @@ fn what_has_to_be_done_is_done_again_by_the_next_daemon() {
     assert_eq!(done, ["b first", "b second", "b done"], "it runs before all was done: {called:?}");
     let output = command.wait(COMMAND);
     assert!([Some(0), Some(10)].contains(&output.code), "{output}");
+}
+
+/// Its daemon is killed and started again, the hook fails, and somebody has the source run the guest. It is not run, whatever becomes of the hook.
+#[test]
+fn a_guest_that_waits_for_a_hook_and_is_kept_at_its_source_is_not_run() {
+    let hooks = Hooks::new();
+    let (log, mark) = (hooks.log(), hooks.scratch.path().join("mark"));
+    let script =
+        format!("[ -e {} ] || {{ sleep 1; exit 1; }}; echo b done >>{}", mark.display(), log.display());
+    hooks.script("b", "before-switchover", &script);
+    let Some(mut rig) = hooks.rig("hold = [\"before-switchover\"]") else { return };
+    rig.arm();
+    let command = rig.migrate_beside(&[]);
+    hooks.wait_for("b before-switchover");
+    rig.restart_destination_daemon();
+    let status = |rig: &Rig| rig.destination_site().hikyaku(["status", rig.guest_name()], COMMAND).text();
+    let wait = |rig: &Rig, what: &str| {
+        let deadline = Instant::now() + COMMAND;
+        while !status(rig).contains(what) {
+            assert!(Instant::now() < deadline, "{}", status(rig));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    wait(&rig, "it waits for a hook");
+    command.wait(COMMAND).expect_code(IN_DOUBT);
+    let resolve = ["resolve", rig.guest_name(), "--here", "--fenced"];
+    rig.source_site().hikyaku(resolve, COMMAND).expect_code(0);
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+    wait(&rig, "its source keeps it");
+    std::fs::write(&mark, "").expect("a mark");
+    // It is not called any more, and if it were the guest would not be run.
+    std::thread::sleep(Duration::from_secs(7));
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+    rig.signal_destination_qemu(Signal::SIGKILL);
+    wait(&rig, "refused");
+    rig.assert_whole(Side::Source);
+}
+
+/// The hook is slow, and the daemon lives: it hears that the guest is kept while that waits.
+#[test]
+fn a_guest_that_is_kept_at_its_source_while_a_slow_hook_holds_it_is_refused() {
+    let hooks = Hooks::new();
+    hooks.script("b", "before-switchover", "sleep 20");
+    let Some(mut rig) = hooks.rig("hold = [\"before-switchover\"]\ntimeout = \"40s\"") else { return };
+    rig.arm();
+    let command = rig.migrate_beside(&[]);
+    hooks.wait_for("b before-switchover");
+    rig.set_return_outage(true);
+    command.wait(COMMAND).expect_code(IN_DOUBT);
+    let resolve = ["resolve", rig.guest_name(), "--here", "--fenced"];
+    rig.source_site().hikyaku(resolve, COMMAND).expect_code(0);
+    rig.set_return_outage(false);
+    assert_eq!(rig.settles(SETTLE), Side::Source);
+    let deadline = Instant::now() + COMMAND;
+    let status = |rig: &Rig| rig.destination_site().hikyaku(["status", rig.guest_name()], COMMAND).text();
+    while !status(&rig).contains("refused") {
+        assert!(Instant::now() < deadline, "{}", status(&rig));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(status(&rig).contains("its source keeps it"), "{}", status(&rig));
+    rig.assert_whole(Side::Source);
 }
 
 /// QEMU tells the guest's networks where it is when it has loaded it. What a hook did to the network only after that is told again.

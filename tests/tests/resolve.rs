@@ -90,7 +90,7 @@ fn a_destination_that_comes_back_hears_that_the_guest_was_kept() {
     rig.restart_destination_daemon();
     wait_told(&rig);
     let status = there(&rig, &["status"]);
-    assert!(status.text().contains("somebody has said that it is not here"), "{status}");
+    assert!(status.text().contains("its source keeps it"), "{status}");
     rig.assert_whole(Side::Source);
 }
 
@@ -119,13 +119,25 @@ fn a_guest_that_was_said_to_be_here_and_runs_there_is_told_to_be_at_both() {
     resolve(&rig, &["--here", "--fenced"]).expect_code(0);
     assert_eq!(rig.wait_source_final(SETTLE), "resumed");
     rig.set_return_outage(false);
+    wait_at_both(&rig);
+    // By the next daemon, too, until somebody has ended one of them and says so.
+    rig.restart_source_daemon();
+    wait_at_both(&rig);
+    let list = rig.source_site().hikyaku(["list"], COMMAND).expect_code(0);
+    assert!(list.stdout.contains("AT BOTH"), "{list}");
+    resolve(&rig, &["--there"]).expect_code(USAGE);
+    resolve(&rig, &["--there", "--fenced"]).expect_code(0);
+    wait_told(&rig);
+    assert_eq!(rig.source_status()["outcome"]["guest"], "left-to-destination");
+}
+
+#[track_caller]
+fn wait_at_both(rig: &Rig) {
     let deadline = Instant::now() + SETTLE;
     while rig.source_status()["outcome"]["guest"] != "at-both" {
         assert!(Instant::now() < deadline, "{}", rig.source_status());
         std::thread::sleep(Duration::from_millis(50));
     }
-    let list = rig.source_site().hikyaku(["list"], COMMAND).expect_code(0);
-    assert!(list.stdout.contains("AT BOTH"), "{list}");
 }
 
 /// The link is back, and the guest is being started there.

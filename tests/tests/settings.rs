@@ -7,6 +7,7 @@ use hikyaku_tests::rig::{GuestKind, Plan, Rig, Side};
 use serde_json::{Value, json};
 
 const OTHER: i32 = 1;
+const CANCELLED: i32 = 8;
 const SETTLE: Duration = Duration::from_secs(30);
 const COMMAND: Duration = Duration::from_secs(60);
 
@@ -59,4 +60,21 @@ fn nor_one_that_is_killed_while_the_guest_stands() {
     rig.restart_source_daemon();
     assert_eq!(rig.settles(SETTLE), Side::Source);
     wait_set_back(&mut rig, &before);
+}
+
+/// What became of the guest is told whether the disk lets go of what was kept or not.
+#[test]
+fn a_disk_that_does_not_let_go_of_them_holds_up_nobody() {
+    let soon = Duration::from_secs(20);
+    for (cancelled, code, ends) in [(false, 0, Side::Destination), (true, CANCELLED, Side::Source)] {
+        let Some((mut rig, _)) = rig("jgn") else { return };
+        rig.restart_daemon(Side::Source, "settings.remove:60s");
+        let command = rig.migrate_beside(if cancelled { &["--limit", "4mbit"] } else { &[] });
+        if cancelled {
+            command.wait_acked(1 << 20);
+            rig.source_site().hikyaku(["cancel", rig.guest_name()], soon).expect_code(0);
+        }
+        command.wait(soon).expect_code(code);
+        assert_eq!(rig.settles(soon), ends);
+    }
 }

@@ -161,15 +161,19 @@ fn line(status: &Status) -> String {
         if status.role == Role::Source {
             text += &format!(" pass={}", n.pass);
         }
-        text += &format!(
-            " done={:.1}% staged_bytes={} sent_bytes={} goodput_bytes_per_s={} rtt_ms={:.1} predicted_stop_ms={}",
-            percent(n.pages_done, n.pages_total),
-            n.staged_bytes,
-            n.sent_bytes,
-            n.goodput_bytes_per_s,
-            n.rtt_us as f64 / 1000.0,
-            n.predicted_stop_ms,
-        );
+        text += &format!(" done={:.1}%", percent(n.pages_done, n.pages_total));
+        let rtt_ms = n.rtt_us as f64 / 1000.0;
+        text += &match status.role {
+            Role::Source => format!(
+                " staged_bytes={} sent_bytes={} goodput_bytes_per_s={} rtt_ms={rtt_ms:.1}",
+                n.staged_bytes, n.sent_bytes, n.goodput_bytes_per_s
+            ),
+            // How fast it comes, and what is to be expected, the source knows.
+            Role::Destination => format!(" received_bytes={} rtt_ms={rtt_ms:.1}", n.sent_bytes),
+        };
+        if stops_later(status) {
+            text += &format!(" predicted_stop_ms={}", n.predicted_stop_ms);
+        }
         if n.throttle_percent > 0 {
             text += &format!(" throttle_percent={}", n.throttle_percent);
         }
@@ -197,28 +201,36 @@ fn block(status: &Status) -> Vec<String> {
         // Passes are the source's to count.
         let pass = if status.role == Role::Source { format!("  pass {}", n.pass) } else { String::new() };
         lines.push(format!("  [{}{}] {share:5.1} %{pass}", "█".repeat(full), "░".repeat(WIDTH - full)));
-        lines.push(format!(
-            "  {} sent at {}, {} staged, round trip {:.1} ms",
-            Bytes(n.sent_bytes),
-            BitRate(n.goodput_bytes_per_s as f64),
-            Bytes(n.staged_bytes),
-            n.rtt_us as f64 / 1000.0,
-        ));
-        lines.push(match (status.role, n.predicted_stop_ms) {
-            (Role::Destination, _) => String::new(),
-            _ if status.phase.is_final() => String::new(),
-            // From the first bytes of a link that has just opened.
-            (_, ms) if ms > 3_600_000 => {
-                "  stop if now: over an hour, by the little that is known yet".to_owned()
-            }
-            (_, 0) => "  stop if now: not known yet".to_owned(),
-            (_, ms) => format!("  stop if now: {}", Span(Duration::from_millis(ms))),
+        let rtt_ms = n.rtt_us as f64 / 1000.0;
+        lines.push(match status.role {
+            Role::Source => format!(
+                "  {} sent at {}, {} staged, round trip {rtt_ms:.1} ms",
+                Bytes(n.sent_bytes),
+                BitRate(n.goodput_bytes_per_s as f64),
+                Bytes(n.staged_bytes)
+            ),
+            Role::Destination => format!("  {} received, round trip {rtt_ms:.1} ms", Bytes(n.sent_bytes)),
         });
+        if stops_later(status) {
+            lines.push(match n.predicted_stop_ms {
+                // From the first bytes of a link that has just opened.
+                ms if ms > 3_600_000 => {
+                    "  stop if now: over an hour, by the little that is known yet".to_owned()
+                }
+                0 => "  stop if now: not known yet".to_owned(),
+                ms => format!("  stop if now: {}", Span(Duration::from_millis(ms))),
+            });
+        }
         if n.throttle_percent > 0 && !status.phase.is_final() {
             lines.push(format!("  slowed down: {} % of its CPU time is taken", n.throttle_percent));
         }
     }
     lines
+}
+
+/// Its guest runs, and is to be stopped one day.
+pub(super) fn stops_later(status: &Status) -> bool {
+    status.role == Role::Source && matches!(status.phase, Phase::Preparing | Phase::Copying | Phase::LinkLost)
 }
 
 /// Who came, and was not let in.

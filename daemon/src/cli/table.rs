@@ -96,7 +96,7 @@ pub fn status(status: &Status, json: bool) -> io::Result<()> {
                 writeln!(out, "received    {} for {} of pages", Bytes(n.sent_bytes), Bytes(n.raw_bytes))?;
             }
         }
-        if !over {
+        if super::progress::stops_later(status) {
             writeln!(
                 out,
                 "link        {}, round trip {:.1} ms",
@@ -104,7 +104,7 @@ pub fn status(status: &Status, json: bool) -> io::Result<()> {
                 n.rtt_us as f64 / 1000.0
             )?;
         }
-        if n.predicted_stop_ms > 0 && !over {
+        if n.predicted_stop_ms > 0 && super::progress::stops_later(status) {
             writeln!(out, "stop        {} if it were now", Span(Duration::from_millis(n.predicted_stop_ms)))?;
         }
         if n.throttle_percent > 0 && !over {

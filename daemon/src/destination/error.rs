@@ -41,6 +41,8 @@ pub enum DestinationError {
     ReturnPath(#[from] ReturnPathError),
     #[error("{0}, at the destination")]
     Cancelled(Wish),
+    #[error("its source keeps it, as somebody has said there (hikyaku resolve --here)")]
+    Kept,
     #[error("the daemon is ending")]
     Ended,
 }

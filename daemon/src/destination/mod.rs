@@ -22,7 +22,7 @@ mod words;
 pub use answer::{answer, over};
 pub use error::DestinationError;
 pub use guest::{WaitingError, WaitingGuest};
-pub use restart::{Held, kept, restart_starting};
+pub use restart::{Held, restart_starting};
 
 use crate::api::wire::{Numbers, ReceiveArguments};
 use crate::daemon::{Daemon, Receives};
@@ -108,7 +108,7 @@ pub async fn run(daemon: Rc<Daemon>, mut armed: Armed) {
     };
     // The door closes: this QEMU can take one guest only.
     daemon.disarm(&armed.arguments.guest);
-    armed.entry.set_peer(taken.peer.as_str());
+    armed.entry.set_source(taken.peer.as_str(), Id(taken.incoming.id().0));
     armed.entry.advance(Phase::Filling);
     match Reception::begin(&daemon, armed, taken).await {
         Ok(reception) => reception.run().await,
@@ -323,6 +323,7 @@ impl Reception {
             self.entry.advance(Phase::Filling);
         }
         self.entry.advance(Phase::Loading);
+        self.entry.all_is_here();
     }
 
     /// The guest is loaded and the source has let go: it is started, unless it is to stay stopped. On `Ok` that is durable;
@@ -337,6 +338,9 @@ impl Reception {
             hook.await.map_err(|_| DestinationError::Ended)??;
         }
         fail::point("destination.started");
+        if self.entry.is_kept_at_source() {
+            return Err(DestinationError::Kept);
+        }
         self.entry.advance(Phase::Starting);
         let run = self.go == Some(true) && !self.arguments.paused;
         if run {
@@ -511,7 +515,11 @@ impl Reception {
         let stats = self.session.stats();
         self.entry.set_numbers(Numbers {
             pages_total: progress.pages_total,
-            pages_done: progress.pages_written.min(progress.pages_total),
+            pages_done: if self.complete {
+                progress.pages_total
+            } else {
+                progress.pages_written.min(progress.pages_total)
+            },
             sent_bytes: progress.payload_bytes,
             raw_bytes: progress.pages_written * PAGE_BYTES as u64,
             rtt_us: stats.rtt.map_or(0, |d| d.as_micros() as u64),

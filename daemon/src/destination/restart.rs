@@ -6,10 +6,9 @@
 //!
 //! A hook that the guest waits for may not have come to its end when the daemon before this one did: it is called again.
 
-use crate::api::wire::{Resolution, Role};
+use crate::api::wire::Resolution;
 use crate::daemon::Daemon;
 use crate::hooks::{self, Hook, HookError};
-use crate::id::Id;
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership;
 use crate::process::ProcessId;
@@ -32,7 +31,11 @@ const HOOK_AGAIN: Duration = Duration::from_secs(5);
 pub enum Held {
     Yes,
     NoMore,
+    /// Its source runs it: it is not to be run here.
+    ForGood,
 }
+
+const KEPT: &str = "its source keeps it, as somebody has said there (hikyaku resolve --here)";
 
 enum Seen {
     /// It is as it was to be.
@@ -63,6 +66,9 @@ pub async fn restart_starting(
     // To run.
     let mut ordered = false;
     let (phase, outcome, record) = loop {
+        if entry.is_kept_at_source() {
+            held = Held::ForGood;
+        }
         let seen = match told {
             // A QEMU that hangs may run it when it wakes: whoever says that the guest is not here has to end it.
             Some(Resolution::There) => match record.qemu.filter(ProcessId::is_there) {
@@ -93,6 +99,7 @@ pub async fn restart_starting(
                     }
                 }
             }
+            None if held == Held::ForGood && is_gone(record) => Ok(Seen::NeverLoaded(KEPT.into())),
             None => see(daemon, record, begun.elapsed() > NEVER_LOADS_AFTER, held).await,
         };
         let seen = match seen {
@@ -115,6 +122,7 @@ pub async fn restart_starting(
         };
         match seen.unwrap_or_else(|error| Seen::Unclear(error.to_string())) {
             Seen::Arrived => {
+                entry.all_is_here();
                 let guest = if record.run {
                     Whereabouts::RunsAtDestination
                 } else {
@@ -144,7 +152,10 @@ pub async fn restart_starting(
                 );
             }
             Seen::Unclear(why) if why != said => {
-                let desc = format!("the guest is this host's, but whether it runs cannot be seen: {why}");
+                let desc = match held {
+                    Held::ForGood => why.clone(),
+                    _ => format!("the guest is this host's, but whether it runs cannot be seen: {why}"),
+                };
                 tracing::error!(guest = %record.guest, %why, "a guest that was being started cannot be seen");
                 entry.set_outcome(
                     Outcome::new(Ending::InDoubt, Whereabouts::InDoubt, desc)
@@ -176,27 +187,9 @@ pub async fn restart_starting(
     };
     entry.finish(phase, outcome);
     let hook = if phase == ownership::Phase::Running { Hook::AfterSwitchover } else { Hook::AfterFailure };
-    hooks::call_beside(&daemon.config.hooks, hook, entry, &record.qmp, None);
+    let behind = hooks::behind_orphans(&daemon.config.hooks, Hook::BeforeSwitchover, entry);
+    hooks::call_beside(&daemon.config.hooks, hook, entry, &record.qmp, Some(behind));
     verdict
-}
-
-/// The source runs this guest, for somebody has said so there. One whose QEMU is gone here is given up for that, if it is in doubt; of
-/// any other a person here has to say so.
-pub async fn kept(daemon: &Daemon, migration: Id, peer: &str) {
-    let record = match daemon.records.read(migration).await {
-        Ok(Some(record)) if record.peer == peer && record.phase == Phase::Starting && is_gone(&record) => {
-            record
-        }
-        Ok(_) => return,
-        Err(error) => return tracing::warn!(%error, "a source keeps a guest"),
-    };
-    let unfinished = daemon.registry.unfinished();
-    // One that has not been restarted since knows it by another id.
-    let comes = |entry: &&Arc<Entry>| entry.role == Role::Destination && entry.guest == record.guest;
-    let its = unfinished.iter().find(|entry| entry.id == migration).or_else(|| unfinished.iter().find(comes));
-    if its.is_some_and(|entry| entry.resolve(Resolution::There, true).is_ok()) {
-        tracing::warn!(guest = %record.guest, %peer, "given up: its source keeps it, as somebody has said there");
-    }
 }
 
 async fn hold(daemon: &Daemon, entry: &Arc<Entry>, record: &Record) -> Result<(), HookError> {
@@ -237,6 +230,10 @@ async fn see(daemon: &Daemon, record: &Record, late: bool, held: Held) -> Result
     }
     let migration = qmp.query_migrate().await?;
     match migration.status.as_deref() {
+        Some("completed") if held == Held::ForGood => {
+            let process = record.qemu.map_or_else(|| "its QEMU".into(), |process| process.to_string());
+            Ok(Seen::Unclear(format!("{KEPT}; so it is not run here: end {process}")))
+        }
         Some("completed") if held == Held::Yes => Ok(Seen::Loaded),
         Some("completed") if !record.run => Ok(Seen::Arrived),
         Some("completed") => {

@@ -1,11 +1,12 @@
 //! Hooks that a daemon before this one called, and that live on: found by what they have in their environment.
 
-use super::{GUEST, HOOK, Hook};
+use super::{GUEST, PROGRAM};
 use crate::process::ProcessId;
+use std::path::Path;
 
-/// The first process of such a hook: what it has left running beside it does not count.
-pub async fn running(hook: Hook, guest: &str) -> Option<i32> {
-    let wanted = [format!("{HOOK}={hook}"), format!("{GUEST}={guest}")];
+/// The first process of such a hook. What it has left running on purpose, in a group or a session of its own, does not count.
+pub async fn running(program: &Path, guest: &str) -> Option<i32> {
+    let wanted = [format!("{PROGRAM}={}", program.display()), format!("{GUEST}={guest}")];
     tokio::task::spawn_blocking(move || {
         let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
         let mut pids = processes.filter_map(|process| process.file_name().to_str()?.parse().ok());
@@ -19,6 +20,7 @@ pub async fn running(hook: Hook, guest: &str) -> Option<i32> {
 fn leads_a_group(pid: i32) -> bool {
     let pid = nix::unistd::Pid::from_raw(pid);
     nix::unistd::getpgid(Some(pid)) == Ok(pid)
+        && nix::unistd::getsid(Some(pid)).is_ok_and(|session| session != pid)
 }
 
 fn has(pid: i32, wanted: &[String]) -> bool {

@@ -160,6 +160,15 @@ impl Migration {
 
     /// True: the deadline has come, and the guest is to be stopped however long that takes. `Err`: it is to stay.
     fn is_late(&mut self, syncs: u64, remaining_bytes: u64) -> Result<bool, SourceError> {
+        if self.is_as_good_as_it_gets(syncs) {
+            self.late.get_or_insert(self.begun.elapsed());
+            return match self.arguments.on_deadline {
+                OnDeadline::Force => Ok(true),
+                OnDeadline::Throttle | OnDeadline::Abort => {
+                    Err(self.not_converged(self.entry.predicted_stop()))
+                }
+            };
+        }
         let Some(deadline) = self.deadline.look(Instant::now(), syncs >= 2, self.down.is_some()) else {
             return Ok(false);
         };
@@ -182,9 +191,25 @@ impl Migration {
         }
     }
 
+    /// Stopping and starting alone take longer than is aimed at, and what is left to be copied would not be in the way: no copying helps any more.
+    fn is_as_good_as_it_gets(&self, syncs: u64) -> bool {
+        let (handover, downtime) = (self.handover(), options::downtime(&self.arguments));
+        let decides = options::is_adaptive(&self.arguments) && !self.raw;
+        decides
+            && syncs >= 2
+            && self.down.is_none()
+            && handover > downtime
+            && self.entry.predicted_stop().is_some_and(|stop| stop <= handover + downtime)
+    }
+
+    /// What stopping and starting alone is expected to take.
+    fn handover(&self) -> Duration {
+        self.terms.pause + self.terms.state + self.terms.resume
+    }
+
     /// `stop`: how long the guest would stand if it were stopped now.
     pub(super) fn not_converged(&self, stop: Option<Duration>) -> SourceError {
-        let terms = self.terms.pause + self.terms.state + self.terms.resume;
+        let terms = self.handover();
         let downtime = options::downtime(&self.arguments);
         let dear = terms > downtime / 2;
         if dear {

@@ -32,9 +32,15 @@ pub async fn ask(daemon: &Daemon, entry: &Entry, record: &Record) -> Verdict {
             answer = ask_once(daemon, record) => answer,
             resolution = entry.resolved() => return as_told(resolution),
         };
+        if answer.is_ok() {
+            entry.link_up();
+        }
         let why = match answer {
             Ok(Answer::Verdict(verdict)) => return verdict,
-            Ok(Answer::Pending) => "the destination is starting the guest".to_owned(),
+            Ok(Answer::Pending) => format!(
+                "{} has it in hand, and hikyaku status {} there says what it waits for",
+                record.peer, record.guest
+            ),
             Ok(Answer::Unknown) => {
                 format!(
                     "the records of {} about this guest are lost: look there, and say where it is with hikyaku resolve",

@@ -17,7 +17,7 @@ pub async fn forget(daemon: &Rc<Daemon>, record: &Record) {
 
 /// `writing`: on its way to the disk, and not to be overtaken. A disk that hangs or fails is waited for a moment, and beside after that: the
 /// guest's fate is known, and is to be told.
-pub(super) async fn forget_behind(daemon: &Rc<Daemon>, writing: Option<Writing>, record: Record) {
+pub async fn forget_behind(daemon: &Rc<Daemon>, writing: Option<Writing>, record: Record) {
     let (daemon, tidying) = (daemon.clone(), daemon.tidying());
     let forgetting = tokio::task::spawn_local(async move {
         if let Some(writing) = writing {
@@ -48,7 +48,7 @@ async fn put_away(daemon: &Daemon, record: &Record, kept: Option<&Record>) -> Re
 }
 
 /// A record on its way to the disk.
-pub(super) type Writing = JoinHandle<Result<(), RecordError>>;
+pub type Writing = JoinHandle<Result<(), RecordError>>;
 
 const FORGET_SOON: Duration = Duration::from_secs(2);
 /// Between two attempts to remove a record from a disk that does not let it go.

@@ -106,6 +106,11 @@ impl Migration {
         if ours || self.recorded {
             self.forget_record().await;
         }
+        if let Some(process) = self.guest.process {
+            // What could not be set back yet.
+            let settings = self.daemon.settings.clone();
+            tokio::task::spawn_local(async move { settings.set_back(process, timeout).await });
+        }
         guest
     }
 }

@@ -1,9 +1,8 @@
 //! The guest at its source, through QMP: what is asked of its QEMU, and in which state each call leaves the guest.
 
-use super::{gate, throttle};
+use super::{SourceError, gate, throttle};
 use crate::process::ProcessId;
 use crate::protocol::GuestFacts;
-use crate::records::RecordError;
 use crate::settings::{Settings, Store};
 use crate::sys::{QEMU_SOCKET_BYTES, hold_unread};
 use hikyaku_qemu::qmp::{
@@ -38,6 +37,7 @@ const HELD_DOWNTIME_MS: u64 = 1;
 const SAMPLE_PAGES_PER_GIB: u32 = 4096;
 /// A migration that was cancelled closes its socket first, and is called cancelled some milliseconds later.
 const SAYS_WHY_WITHIN: Duration = Duration::from_millis(500);
+const FORGET_SOON: Duration = Duration::from_secs(2);
 /// A QEMU that ends frees the guest's memory before its sockets are closed.
 const ENDS_WITHIN: Duration = Duration::from_secs(2);
 
@@ -174,14 +174,14 @@ impl SourceGuest {
     }
 
     /// A daemon that comes after this one finds what was set before; what an earlier one has left here it left set.
-    pub async fn keep_settings(&mut self, store: &Store, socket: &Path) -> Result<(), RecordError> {
+    pub async fn keep_settings(&mut self, store: &Store, socket: &Path) -> Result<(), SourceError> {
         let Some(process) = self.process else { return Ok(()) };
         if let Some(earlier) = store.of(process).await {
             self.before.capabilities.extend(earlier.capabilities);
             self.before.parameters.extend(earlier.parameters);
         }
         self.kept_in = Some(store.clone());
-        store.keep(process, socket, &self.before).await
+        Ok(store.keep(process, socket, &self.before).await?)
     }
 
     pub(super) async fn set_parameters(
@@ -357,8 +357,10 @@ impl SourceGuest {
 
     /// What was set before is set again, or is of no use any more.
     pub async fn forget_settings(&self) {
-        if let Some((store, process)) = self.kept_in.as_ref().zip(self.process) {
-            store.forget(process).await;
+        if let Some((store, process)) = self.kept_in.clone().zip(self.process) {
+            let forgetting = tokio::task::spawn_local(async move { store.forget(process).await });
+            // A disk that hangs holds up nobody.
+            let _ = tokio::time::timeout(FORGET_SOON, forgetting).await;
         }
     }
 }

@@ -6,7 +6,7 @@ use super::guest::{GuestError, Hold};
 use super::meddling::{Meddling, stop_again};
 use super::pump::{FromPump, ToPump};
 use super::standing::{Overlong, Patience, Standing};
-use super::{Migration, SHUT_OK, SourceError, ms};
+use super::{Migration, SHUT_OK, STATE_DISK, SourceError, ms};
 use crate::fail;
 use crate::ownership::{Phase, SourceStep};
 use crate::protocol::{self, ToDestination, Verdict};
@@ -200,7 +200,7 @@ impl Migration {
             done = &mut working => return done.map_err(|_| SourceError::Cancelled(Wish::End)),
             wish = self.entry.cancelled() => SourceError::Cancelled(wish),
             () = tokio::time::sleep(patience) => {
-                SourceError::Slow { what: "the disk of the state directory to take a record", after: patience }
+                SourceError::Slow { what: STATE_DISK, after: patience }
             }
         };
         self.writing = Some(working).filter(|_| !wanted.withdraw());

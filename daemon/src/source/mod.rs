@@ -38,7 +38,7 @@ mod survey;
 mod throttle;
 
 pub use error::SourceError;
-pub use forget::forget;
+pub use forget::{Writing, forget, forget_behind};
 pub use guest::{GuestError, continue_guest, facts};
 pub use meddling::{stop_again_whoever_continues, stop_copy};
 pub use options::{POLICIES, check};
@@ -88,6 +88,13 @@ pub async fn run(daemon: Rc<Daemon>, entry: Arc<Entry>, arguments: MigrateArgume
 /// What is left of a guest that was moved.
 pub const STOPPED_COPY: &str =
     "The stopped copy here is of no use any more, and must not be continued: quit its QEMU";
+/// Of one of which somebody has said that it is there.
+pub const LEFT_COPY: &str =
+    "When you have seen it run there, the stopped copy here is of no use any more: quit its QEMU";
+/// Its QEMU may take it for its own.
+const UNNOTICED_COPY: &str = "The QEMU here has not noticed that its guest is gone: end it with SIGKILL, for one that quits may write to the guest's disks";
+/// What took too long.
+const STATE_DISK: &str = "the disk of the state directory to take a record";
 
 enum Ended {
     ForGood,
@@ -165,7 +172,7 @@ impl Migration {
             return Err(SourceError::UnknownPeer(arguments.to));
         }
         let asked = async {
-            let mut guest = SourceGuest::connect(
+            let guest = SourceGuest::connect(
                 &arguments.qmp,
                 config.guest.qmp_timeout,
                 options::may_throttle(&arguments),
@@ -188,16 +195,24 @@ impl Migration {
             if let Some(hook) = hooks::call(&config.hooks, Hook::BeforeCopy, entry, &arguments.qmp) {
                 hook.run_for(entry).await?;
             }
-            guest.keep_settings(&daemon.settings, &arguments.qmp).await?;
             Ok::<_, SourceError>((guest, inbox, opened))
         };
         // Up to here nothing needs to be undone: dropping it all is enough.
-        let (guest, inbox, opened) = tokio::select! {
+        let (mut guest, inbox, opened) = tokio::select! {
             asked = asked => asked?,
             wish = entry.cancelled() => return Err(SourceError::Cancelled(wish)),
         };
 
         let Opened { mailbox, session, welcome, answer } = opened;
+        let patience = config.guest.qmp_timeout;
+        let kept =
+            tokio::time::timeout(patience, guest.keep_settings(&daemon.settings, &arguments.qmp)).await;
+        let kept = kept.unwrap_or(Err(SourceError::Slow { what: STATE_DISK, after: patience }));
+        if let Err(error) = kept {
+            session.close(Refusal::Other as u16, &error.to_string());
+            guest.forget_settings().await;
+            return Err(error);
+        }
         let estimate = daemon.estimates.borrow().last(&arguments.guest, &arguments.to);
         let terms = daemon.experience.borrow().terms(&arguments.to, guest.facts.ram_bytes);
         let mut engine = options::engine(config, &daemon.workers, &arguments, guest.hold)
@@ -396,7 +411,9 @@ impl Migration {
 
     /// The guest is the destination's. QEMU here is told that its migration is done.
     async fn release(mut self, guest: Whereabouts) -> Result<(), Forbidden> {
-        self.forget_record().await;
+        // It is not here, whatever has been said meanwhile.
+        let record = Record { resolved: false, ..self.record(records::Phase::Moved) };
+        forget::forget_behind(&self.daemon, self.writing.take(), record).await;
         fail::point("source.forgotten");
         let mut ended = Ok(());
         if !self.completes_early() {
@@ -421,11 +438,14 @@ impl Migration {
         }
         self.report();
         self.session.close(Refusal::Done as u16, "moved");
-        let mut outcome = doubt::moved(&self.entry, &self.arguments.to, guest);
-        if !quits {
-            outcome = outcome.advise(STOPPED_COPY);
-        }
-        self.entry.finish(Phase::Moved, outcome);
+        let outcome = doubt::moved(&self.entry, &self.arguments.to, guest);
+        let advice = match (&ended, self.entry.told()) {
+            _ if quits => "",
+            (Err(_), _) => UNNOTICED_COPY,
+            (Ok(()), Some(_)) => LEFT_COPY,
+            (Ok(()), None) => STOPPED_COPY,
+        };
+        self.entry.finish(Phase::Moved, outcome.advise(advice));
         self.call_beside(Hook::AfterSwitchover);
         self.owner.step(SourceStep::Released)
     }
