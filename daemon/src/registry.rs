@@ -300,6 +300,12 @@ impl Entry {
         (ms > 0).then(|| Duration::from_millis(ms))
     }
 
+    /// Of the guest, as QEMU wrote it, and on the wire.
+    pub fn raw_and_sent(&self) -> (u64, u64) {
+        let numbers = lock(&self.state).numbers;
+        (numbers.raw_bytes, numbers.sent_bytes)
+    }
+
     pub fn staged_bytes(&self) -> u64 {
         lock(&self.state).numbers.staged_bytes
     }

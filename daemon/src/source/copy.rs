@@ -109,6 +109,8 @@ impl Migration {
             }
             wanted |= self.is_late(sync_count, remaining_bytes)?;
             if self.down.is_none() {
+                self.best_goodput =
+                    self.best_goodput.max(self.session.stats().goodput_bytes_per_s.unwrap_or(0));
                 wanted |= self.raw && self.fits_now(sync_count, remaining_bytes);
             }
             if used_up {
@@ -146,8 +148,10 @@ impl Migration {
     /// How long what is left of a raw stream takes. None: nothing is known of the link yet.
     fn raw_transfer(&self, remaining_bytes: u64) -> Option<Duration> {
         let goodput = self.session.stats().goodput_bytes_per_s.filter(|goodput| *goodput > 0)?;
-        let waiting = raw_waiting(self.entry.staged_bytes()).saturating_add(self.under_way_bytes());
-        Duration::try_from_secs_f64(remaining_bytes.saturating_add(waiting) as f64 / goodput as f64).ok()
+        // A link that has nothing to send carries more than it is seen to carry.
+        let goodput = if self.session.unsent_bytes() > 0 { goodput } else { goodput.max(self.best_goodput) };
+        let left = remaining_bytes.saturating_add(raw_waiting(self.entry.staged_bytes()));
+        raw_transfer(left, self.under_way_bytes(), self.entry.raw_and_sent(), goodput)
     }
 
     fn under_way_bytes(&self) -> u64 {
@@ -246,6 +250,13 @@ impl Migration {
     }
 }
 
+/// How long so much of QEMU's stream takes, and what is under way before it. `raw_and_sent`: what of it was sent so far, and as how much.
+fn raw_transfer(left: u64, under_way: u64, raw_and_sent: (u64, u64), goodput: u64) -> Option<Duration> {
+    let (raw, sent) = raw_and_sent;
+    let shrinks_to = if raw > 0 { (sent as f64 / raw as f64).min(1.0) } else { 1.0 };
+    Duration::try_from_secs_f64((left as f64 * shrinks_to + under_way as f64) / goodput as f64).ok()
+}
+
 /// What may wait here of a stream that is relayed raw: pages from before it went raw, or, when they are few, as much of it as is taken in.
 fn raw_waiting(staged_bytes: u64) -> u64 {
     staged_bytes.max(SourceConfig::default().raw_staging_bytes as u64)
@@ -254,6 +265,15 @@ fn raw_waiting(staged_bytes: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// 160 MiB of a guest that makes 22 MB/s, of which 6 cross.
+    #[test]
+    fn what_is_left_of_a_raw_stream_counts_as_what_will_cross() {
+        let takes = |raw_and_sent| raw_transfer(10 << 20, 1 << 20, raw_and_sent, 13_600_000).unwrap();
+        assert_eq!(takes((684_908_715, 178_226_935)).as_millis(), 277);
+        assert_eq!(takes((0, 0)).as_millis(), 848, "nothing is known yet");
+        assert_eq!(takes((1 << 20, 1 << 21)), takes((0, 0)), "what came before it was sent, too");
+    }
 
     #[test]
     fn pages_that_were_staged_before_the_stream_went_raw_go_first() {

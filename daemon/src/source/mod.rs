@@ -115,6 +115,8 @@ struct Migration {
     from_pump: UnboundedReceiver<FromPump>,
     mailbox: Mailbox,
     begun: Instant,
+    /// The most that was seen to arrive, bytes per second.
+    best_goodput: u64,
     deadline: Deadline,
     /// It has come, and the engine was told.
     late: Option<Duration>,
@@ -267,6 +269,7 @@ impl Migration {
             from_pump,
             mailbox,
             begun: Instant::now(),
+            best_goodput: 0,
             deadline,
             late: None,
             throttle: None,
