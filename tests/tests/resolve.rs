@@ -40,6 +40,16 @@ fn resolve(rig: &Rig, flags: &[&str]) -> Output {
     rig.source_site().hikyaku([&["resolve", rig.guest_name()], flags].concat(), COMMAND)
 }
 
+/// It has arrived, and the source does not hear so.
+fn runs_there_unheard(rig: &mut Rig) {
+    let command = rig.migrate_beside(&[]);
+    let there = rig.watch_destination();
+    there.wait_phase("starting");
+    rig.set_return_outage(true);
+    assert_eq!(rig.settles(SETTLE), Side::Destination);
+    command.wait(COMMAND).expect_code(IN_DOUBT);
+}
+
 fn there(rig: &Rig, words: &[&str]) -> Output {
     rig.destination_site().hikyaku([&[words[0], rig.guest_name()], &words[1..]].concat(), COMMAND)
 }
@@ -110,12 +120,7 @@ fn started_and_lost(rig: &mut Rig) -> Running {
 #[test]
 fn a_guest_that_was_said_to_be_here_and_runs_there_is_told_to_be_at_both() {
     let Some(mut rig) = rig() else { return };
-    let command = rig.migrate_beside(&[]);
-    let there = rig.watch_destination();
-    there.wait_phase("starting");
-    rig.set_return_outage(true);
-    assert_eq!(rig.settles(SETTLE), Side::Destination);
-    command.wait(COMMAND).expect_code(IN_DOUBT);
+    runs_there_unheard(&mut rig);
     resolve(&rig, &["--here", "--fenced"]).expect_code(0);
     assert_eq!(rig.wait_source_final(SETTLE), "resumed");
     rig.set_return_outage(false);
@@ -166,12 +171,7 @@ fn what_is_not_in_doubt_any_more_is_not_resolved() {
 #[test]
 fn a_guest_that_is_the_other_hosts_is_given_up_here() {
     let Some(mut rig) = rig() else { return };
-    let command = rig.migrate_beside(&[]);
-    let there = rig.watch_destination();
-    there.wait_phase("starting");
-    rig.set_return_outage(true);
-    assert_eq!(rig.settles(SETTLE), Side::Destination);
-    command.wait(COMMAND).expect_code(IN_DOUBT);
+    runs_there_unheard(&mut rig);
     let said = resolve(&rig, &["--there", "--fenced"]).expect_code(0);
     assert!(said.text().contains("given up here") && !said.text().contains("IN DOUBT"), "{said}");
     assert_eq!(rig.wait_source_final(SETTLE), "moved");
