@@ -8,12 +8,12 @@
 //! | none, but settings | at the source, running | set QEMU's migration settings back |
 //! | `Starting` | loaded here; perhaps running | see that it runs; `Arrived`, or `Refused` if it cannot |
 
-use crate::api::wire::{Resolution, Role};
+use crate::api::wire::Role;
 use crate::daemon::Daemon;
 use crate::destination::{Held, restart_starting};
 use crate::hooks::{self, Hook};
 use crate::outcome::{Ending, Outcome, Whereabouts};
-use crate::ownership::{self, Destination, Source};
+use crate::ownership::{self, Destination, Forbidden, Source, SourceStep};
 use crate::protocol::Verdict;
 use crate::records::{self, Record, RecordError};
 use crate::registry::Entry;
@@ -58,65 +58,62 @@ pub async fn take_up(daemon: &Rc<Daemon>) -> Result<(), RecordError> {
     Ok(())
 }
 
-async fn finish(daemon: Rc<Daemon>, mut record: Record) {
-    match (Source::found(record.phase), Destination::found(record.phase)) {
-        (Some(Source::Returned), _) => {
-            let entry = enter(&daemon, &record, Role::Source, ownership::Phase::Stopped);
-            let guest = keep(&daemon, &entry, &record, None).await;
-            let desc = "the daemon ended while the guest was stopped to be moved";
-            entry.finish(ownership::Phase::Failed, Outcome::new(Ending::Failed, guest, desc));
-            hooks::call_beside(&daemon.config.hooks, Hook::AfterFailure, &entry, &record.qmp, None);
+async fn finish(daemon: Rc<Daemon>, record: Record) {
+    if let Some(owner) = Source::found(record.phase) {
+        if let Err(defect) = finish_source(&daemon, owner, record).await {
+            tracing::error!(%defect, "the guest and its record are left as they are");
         }
-        (Some(_), _) => {
-            let entry = enter(&daemon, &record, Role::Source, ownership::Phase::Ceded);
-            let timeout = daemon.config.guest.qmp_timeout;
-            let verdict = tokio::select! {
-                verdict = doubt::ask(&daemon, &entry, &record) => verdict,
-                () = stop_again_whoever_continues(&record.qmp, record.qemu, timeout) => {
-                    unreachable!("it never ends")
-                }
-            };
-            match verdict {
-                Verdict::Refused { why } => {
-                    let mut writing = None;
-                    if entry.told() == Some(Resolution::Here) {
-                        // A daemon that comes after us is not in doubt again.
-                        record = Record { phase: records::Phase::Stopped, resolved: true, ..record };
-                        writing = write_soon(&daemon, &record).await;
-                    }
-                    let guest = keep(&daemon, &entry, &record, writing).await;
-                    let desc = format!("the destination did not take the guest: {why}");
-                    entry.finish(ownership::Phase::Resumed, Outcome::new(Ending::Failed, guest, desc));
-                    hooks::call_beside(&daemon.config.hooks, Hook::AfterFailure, &entry, &record.qmp, None);
-                }
-                verdict => {
-                    if let Err(error) = stop_copy(&record.qmp, record.qemu, timeout).await {
-                        tracing::debug!(%error, "the copy here is not seen");
-                    }
-                    forget(&daemon, &record).await;
-                    let guest = match verdict {
-                        Verdict::Running => Whereabouts::RunsAtDestination,
-                        _ => Whereabouts::StoppedAtDestination,
-                    };
-                    let outcome = doubt::moved(&entry, &record.peer, guest)
-                        .advise(if entry.told().is_some() { LEFT_COPY } else { STOPPED_COPY });
-                    entry.finish(ownership::Phase::Moved, outcome);
-                    hooks::call_beside(
-                        &daemon.config.hooks,
-                        Hook::AfterSwitchover,
-                        &entry,
-                        &record.qmp,
-                        None,
-                    );
-                }
-            }
-        }
-        (None, Some(_)) => {
-            let entry = enter(&daemon, &record, Role::Destination, ownership::Phase::Starting);
-            restart_starting(&daemon, &entry, &record, Held::Yes).await;
-        }
-        (None, None) => {}
+    } else if Destination::found(record.phase).is_some() {
+        let entry = enter(&daemon, &record, Role::Destination, ownership::Phase::Starting);
+        restart_starting(&daemon, &entry, &record, Held::Yes).await;
     }
+}
+
+async fn finish_source(daemon: &Rc<Daemon>, mut owner: Source, mut record: Record) -> Result<(), Forbidden> {
+    if owner == Source::Returned {
+        let entry = enter(daemon, &record, Role::Source, ownership::Phase::Stopped);
+        let guest = keep(daemon, &entry, &record, owner, None).await?;
+        let desc = "the daemon ended while the guest was stopped to be moved";
+        entry.finish(ownership::Phase::Failed, Outcome::new(Ending::Failed, guest, desc));
+        hooks::call_beside(&daemon.config.hooks, Hook::AfterFailure, &entry, &record.qmp, None);
+        return Ok(());
+    }
+    let entry = enter(daemon, &record, Role::Source, ownership::Phase::Ceded);
+    let timeout = daemon.config.guest.qmp_timeout;
+    let verdict = tokio::select! {
+        verdict = doubt::ask(daemon, &entry, &record) => verdict,
+        () = stop_again_whoever_continues(&record.qmp, record.qemu, timeout) => unreachable!("it never ends"),
+    };
+    let whereabouts = match verdict {
+        Verdict::Refused { why } => {
+            owner.step(doubt::step(&entry))?;
+            let mut writing = None;
+            if owner == Source::Reclaiming {
+                // A daemon that comes after us is not in doubt again.
+                record = Record { phase: records::Phase::Stopped, resolved: true, ..record };
+                writing = write_soon(daemon, &record).await;
+                owner.step(SourceStep::Settled)?;
+            }
+            let guest = keep(daemon, &entry, &record, owner, writing).await?;
+            let desc = format!("the destination did not take the guest: {why}");
+            entry.finish(ownership::Phase::Resumed, Outcome::new(Ending::Failed, guest, desc));
+            hooks::call_beside(&daemon.config.hooks, Hook::AfterFailure, &entry, &record.qmp, None);
+            return Ok(());
+        }
+        Verdict::Running => Whereabouts::RunsAtDestination,
+        Verdict::Paused => Whereabouts::StoppedAtDestination,
+    };
+    owner.step(SourceStep::Arrived)?;
+    if let Err(error) = stop_copy(&record.qmp, record.qemu, timeout).await {
+        tracing::debug!(%error, "the copy here is not seen");
+    }
+    owner.step(SourceStep::Released)?;
+    forget(daemon, &record).await;
+    let advice = if entry.told().is_some() { LEFT_COPY } else { STOPPED_COPY };
+    let outcome = doubt::moved(&entry, &record.peer, whereabouts).advise(advice);
+    entry.finish(ownership::Phase::Moved, outcome);
+    hooks::call_beside(&daemon.config.hooks, Hook::AfterSwitchover, &entry, &record.qmp, None);
+    Ok(())
 }
 
 fn enter(daemon: &Daemon, record: &Record, role: Role, phase: ownership::Phase) -> Arc<Entry> {
@@ -142,8 +139,9 @@ async fn keep(
     daemon: &Rc<Daemon>,
     entry: &Entry,
     record: &Record,
+    mut owner: Source,
     mut writing: Option<Writing>,
-) -> Whereabouts {
+) -> Result<Whereabouts, Forbidden> {
     let mut said = String::new();
     loop {
         let error = match record.run {
@@ -155,17 +153,21 @@ async fn keep(
         };
         match error {
             None => {
+                owner.step(SourceStep::Continued)?;
                 forget_behind(daemon, writing.take(), record.clone()).await;
-                return if record.run { Whereabouts::RunsAtSource } else { Whereabouts::StoppedAtSource };
+                return Ok(match record.run {
+                    true => Whereabouts::RunsAtSource,
+                    false => Whereabouts::StoppedAtSource,
+                });
             }
             Some(error @ (GuestError::Ended | GuestError::NotHeld(_))) => {
                 // Left as it is, the record would act on whatever QEMU answers on that socket one day.
                 tracing::error!(guest = %record.guest, %error, "there is no stopped guest to continue");
                 forget_behind(daemon, writing.take(), record.clone()).await;
-                return match error {
+                return Ok(match error {
                     GuestError::Ended => Whereabouts::EndedAtSource,
                     _ => Whereabouts::Untouched,
-                };
+                });
             }
             Some(error) if error.to_string() != said => {
                 said = error.to_string();

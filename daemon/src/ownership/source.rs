@@ -7,6 +7,9 @@
 //!   └─┼──────────────┼──unmark───┤               │               │          │                  │ refused
 //!     │              │           │               └──── fail ─────┴──────────┴──▶ Returned ◀────┘ ──continued──▶ Kept
 //!     └───── fail ───┴───────────┴──────────────────────────────────────────────────────────────────────────────▶ Kept
+//!
+//!                                     here                settled
+//!                             LetGo ────────▶ Reclaiming ─────────▶ Returned
 //! ```
 //!
 //! Each step is asked for before it is done; one that this table does not have is refused, and nothing is done. The table is small enough to be
@@ -32,6 +35,8 @@ pub enum Source {
     Ceded,
     /// GO has left, or may have: only the destination can tell.
     LetGo,
+    /// Somebody who has fenced the destination says that the guest is here: *Stopped* is on its way to the disk, over *Ceded*.
+    Reclaiming,
     /// The destination has it.
     Taken,
     /// The guest is ours for good, and may have to be continued.
@@ -65,6 +70,10 @@ pub enum Step {
     Arrived,
     /// The destination will never have the guest: that is durable there.
     Refused,
+    /// Somebody says that the destination does not have the guest, and never will: *Stopped* is written again.
+    Here,
+    /// That is durable, or the disk does not take it: the guest does not wait for it, and a daemon that comes after us asks once more.
+    Settled,
     /// Something failed.
     Fail,
     /// QEMU was told to continue the guest, if it ran, and does.
@@ -103,6 +112,8 @@ impl Source {
             (LetGo, Step::NeverLeft) => Ceded,
             (LetGo, Step::Arrived) => Taken,
             (LetGo, Step::Refused) => Returned,
+            (LetGo, Step::Here) => Reclaiming,
+            (Reclaiming, Step::Settled) => Returned,
             // It is not ours to continue: whoever has stopped it was not us.
             (Free | Marking | Marked, Step::Fail) => Kept,
             (Stopped | Ceding | Ceded, Step::Fail) => Returned,
@@ -127,9 +138,9 @@ impl Source {
 mod tests {
     use super::*;
 
-    const ALL: [Source; 11] = {
+    const ALL: [Source; 12] = {
         use Source::*;
-        [Free, Marking, Marked, Stopped, Ceding, Ceded, LetGo, Taken, Returned, Kept, Moved]
+        [Free, Marking, Marked, Stopped, Ceding, Ceded, LetGo, Reclaiming, Taken, Returned, Kept, Moved]
     };
 
     #[test]

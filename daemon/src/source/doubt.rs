@@ -13,6 +13,7 @@ use crate::api::wire::Resolution;
 use crate::daemon::Daemon;
 use crate::id::Id;
 use crate::outcome::{Ending, Outcome, Whereabouts};
+use crate::ownership::SourceStep;
 use crate::protocol::{self, Answer, Ask, Hello, PROTOCOL, Verdict};
 use crate::records::Record;
 use crate::registry::Entry;
@@ -67,6 +68,14 @@ fn as_told(resolution: Resolution) -> Verdict {
     match resolution {
         Resolution::Here => Verdict::Refused { why: "whoever resolved it said so".into() },
         Resolution::There => Verdict::Running,
+    }
+}
+
+/// What a guest that is not the destination's is taken back by.
+pub fn step(entry: &Entry) -> SourceStep {
+    match entry.told() {
+        Some(Resolution::Here) => SourceStep::Here,
+        _ => SourceStep::Refused,
     }
 }
 

@@ -2,7 +2,6 @@
 
 use super::guest::{self, GuestError, continue_guest};
 use super::{Migration, SourceError};
-use crate::api::wire::Resolution;
 use crate::fail;
 use crate::hooks::Hook;
 use crate::outcome::{Ending, Outcome, Whereabouts};
@@ -21,11 +20,12 @@ impl Migration {
         // A GO that was not heard is not to be heard any more, once the guest runs here.
         self.session.abandon(Refusal::Done as u16, "taken back");
         self.end_pump().await;
-        if self.entry.told() == Some(Resolution::Here) {
+        if self.owner == Source::Reclaiming {
             // A daemon that comes after us is not in doubt again.
             if let Err(error) = self.write(records::Phase::Stopped).await {
                 tracing::error!(%error, "what was said of the guest is not on record yet");
             }
+            self.owner.step(SourceStep::Settled)?;
         }
         let guest = self.return_guest().await;
         let outcome =

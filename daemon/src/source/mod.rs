@@ -394,7 +394,7 @@ impl Migration {
         self.entry.set_stop(self.times);
         match verdict {
             Verdict::Refused { why } => {
-                self.owner.step(SourceStep::Refused)?;
+                self.owner.step(doubt::step(&self.entry))?;
                 fail::point("source.verdict");
                 self.take_back(why).await
             }

@@ -108,6 +108,7 @@ fn each_way_to_be_wrong_is_caught() {
         TakesSilenceForDisobedience,
         SaysArrivedTooSoon,
         ForgetsTooSoon,
+        IsToldUnfenced,
     ] {
         let explored = explore(FAULTS, broken, false);
         let wrong = explored.wrong.unwrap_or_else(|| panic!("{broken:?} is not caught"));

@@ -25,6 +25,8 @@ pub(super) enum Broken {
     SaysArrivedTooSoon,
     /// The destination is told that nobody will ask before that is durable.
     ForgetsTooSoon,
+    /// Somebody says that the guest is here, and has not made sure of it.
+    IsToldUnfenced,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -259,6 +261,14 @@ impl Ways<'_> {
                 self.source_step("GO leaves", SourceStep::Go, |to| to.go = true);
             }
             (Source::LetGo, _) => self.source_let_go(),
+            (Source::Reclaiming, Some(record)) => {
+                for durable in [true, false] {
+                    self.source_step("what was said is on record, or is not", SourceStep::Settled, |to| {
+                        to.source_disk = if durable { Some(record) } else { to.source_disk };
+                        to.source_writing = None;
+                    });
+                }
+            }
             (Source::Returned, _) => {
                 for durable in [true, false] {
                     let kept = SourceStep::Continued;
@@ -310,9 +320,31 @@ impl Ways<'_> {
             None if !self.from.asked => self.way("the source asks", |to| to.asked = true),
             None => {}
         }
+        self.somebody_says_here();
         if self.broken == Broken::TakesSilenceForNo && !self.from.source_session {
             self.way("the source takes silence for no", |to| to.source = Daemon::Has(Source::Returned));
         }
+    }
+
+    /// Whoever says so has ended the QEMU there, in which the guest has not run, and its host is not reached.
+    fn somebody_says_here(&mut self) {
+        let has_run = self.from.there == Qemu::Runs || self.from.destination_disk == Some(Phase::Arrived);
+        let unfenced = self.broken == Broken::IsToldUnfenced;
+        let Ok(reclaiming) = Source::LetGo.after(SourceStep::Here) else { return };
+        if has_run && !unfenced {
+            return;
+        }
+        self.fault("somebody says that the guest is here", |to| {
+            to.source = Daemon::Has(reclaiming);
+            to.source_writing = Some(Phase::Stopped);
+            to.source_session = false;
+            (to.asked, to.answer, to.verdict) = (false, None, None);
+            if !unfenced {
+                (to.there, to.told) = (Qemu::Failed, false);
+                (to.destination, to.destination_writing) = (Daemon::Dead, None);
+                to.destination_session = false;
+            }
+        });
     }
 
     fn destination(&mut self) {
