@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hikyaku_lab::guest::Load;
 use nix::sys::signal::Signal;
 
 use crate::command::Running;
@@ -48,6 +49,7 @@ pub type Row = (&'static str, What, Ends);
 
 pub const SAFE: &[&str] = &["--switchover", "safe"];
 
+const MEMORY_MIB: u32 = 64;
 /// Longer than `dead_after`.
 const STILL: Duration = Duration::from_secs(5);
 const OUTAGE: Duration = Duration::from_secs(5);
@@ -203,7 +205,10 @@ pub fn rig_with_clocks() -> Option<Rig> {
 }
 
 fn rig_of(qemu: &QemuBinary, fake_clock: Option<PathBuf>) -> Rig {
-    let plan = Plan::new("us", qemu).memory_mib(64).kind(GuestKind::bare("oltp@1"));
+    // All of it each second: after each fault it is waited for up to two rounds.
+    let mut load = Load::preset("oltp@1").expect("a preset");
+    load.sweep_pages_per_s = Some(MEMORY_MIB << 8);
+    let plan = Plan::new("us", qemu).memory_mib(MEMORY_MIB).kind(GuestKind::Bare(load));
     Rig::with(plan, |settings| {
         settings.fake_clock = fake_clock.clone();
         settings.more = "[link]\ndead_after = \"3s\"\nconnect_timeout = \"3s\"\n".to_owned();
