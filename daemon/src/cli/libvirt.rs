@@ -25,40 +25,58 @@ pub fn setup(file: &Path, alias: Option<&str>, apply: bool) -> Result<Ending, su
         (None, None) => None,
     };
     let hosts = setup::hosts(&config);
-    if landing.is_none() && hosts.is_empty() {
+    let qemu = landing.map(setup::qemu_conf).unwrap_or_default();
+    let lines: Vec<String> = qemu.iter().map(|(key, value)| format!("{key} = {value}")).collect();
+    let keys: Vec<&str> = qemu.iter().map(|(key, _)| *key).collect();
+    let names: Vec<&str> = hosts.iter().filter_map(|line| line.split(' ').nth(1)).collect();
+    // All of them are looked at before the first is written. Where there is nothing to be said what was said before goes.
+    let changes: Result<Vec<Wanted>, SetupError> = [(HOSTS, &hosts, &names), (QEMU_CONF, &lines, &keys)]
+        .into_iter()
+        .map(|(path, lines, keys)| {
+            let change = Change::of(Path::new(path), lines, keys)?;
+            Ok(Wanted { path, goes: lines.is_empty(), change })
+        })
+        .filter(|wanted| !wanted.as_ref().is_ok_and(|wanted| wanted.goes && wanted.change.is_there))
+        .collect();
+    let changes = match changes {
+        // To be shown what is to be there nobody needs to read what is.
+        Err(_) if !apply => Vec::new(),
+        changes => changes?,
+    };
+    if changes.is_empty() && landing.is_none() && hosts.is_empty() {
         say!("guests land nowhere: neither this host nor a peer has a landing in {}.", file.display());
         say!("For one here: hikyaku libvirt setup --alias NAME, such as {}", "tokyo.hikyaku");
         return Ok(Ending::Configuration);
     }
-    let qemu = landing.map(setup::qemu_conf).unwrap_or_default();
-    let lines: Vec<String> = qemu.iter().map(|(key, value)| format!("{key} = {value}")).collect();
     if !apply {
         show(HOSTS, &hosts);
         show(QEMU_CONF, &lines);
+        for Wanted { path, .. } in changes.iter().filter(|wanted| wanted.goes) {
+            say!("{path}: without the lines of ours");
+        }
         say!("hikyaku libvirt setup --apply writes these lines. Then:");
-        next(landing.is_some());
+        next(changes.iter().any(|wanted| wanted.path == QEMU_CONF));
         return Ok(Ending::Moved);
     }
-    let keys: Vec<&str> = qemu.iter().map(|(key, _)| *key).collect();
-    let names: Vec<&str> = hosts.iter().filter_map(|line| line.split(' ').nth(1)).collect();
-    let changes: Result<Vec<(&str, Change)>, SetupError> =
-        [(HOSTS, &hosts, &names), (QEMU_CONF, &lines, &keys)]
-            .into_iter()
-            .filter(|(_, lines, _)| !lines.is_empty())
-            .map(|(path, lines, keys)| Ok((path, Change::of(Path::new(path), lines, keys)?)))
-            .collect();
-    // All of them are looked at before the first is written.
-    for (path, change) in changes? {
+    for Wanted { path, goes, change } in &changes {
         if change.is_there {
             say!("{path} is as it should be");
             continue;
         }
         change.write()?;
-        say!("{path} is written");
+        say!("{path} is written{}", if *goes { ", without the lines of ours" } else { "" });
     }
     say!("Then:");
-    next(landing.is_some());
+    next(changes.iter().any(|wanted| wanted.path == QEMU_CONF));
     Ok(Ending::Moved)
+}
+
+/// Of one file.
+struct Wanted {
+    path: &'static str,
+    /// Nothing of ours is to be there.
+    goes: bool,
+    change: Change,
 }
 
 fn show(path: &str, lines: &[String]) {

@@ -21,6 +21,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Nobody waits longer for a peer.
 const PEER_TIMEOUT: Duration = Duration::from_secs(5);
+/// What stands in a file is known at once.
+const NAME_TIMEOUT: Duration = Duration::from_secs(1);
 /// The programs of libvirt that read `qemu.conf`.
 const LIBVIRTS: [&str; 2] = ["libvirtd", "virtqemud"];
 
@@ -232,8 +234,7 @@ fn lands(landing: &Landing, conf: &Path) -> Vec<Finding> {
 
 fn leaves(peer: &str, landing: &Landing) -> Vec<Finding> {
     let (alias, address) = (&landing.alias, landing.address);
-    let found: Vec<IpAddr> =
-        (alias.as_str(), 0).to_socket_addrs().map(|all| all.map(|at| at.ip()).collect()).unwrap_or_default();
+    let found = resolved(alias);
     let is_it = !found.is_empty() && found.iter().all(|at| *at == IpAddr::V4(address));
     let mut findings = Vec::new();
     if !is_it {
@@ -254,6 +255,17 @@ fn leaves(peer: &str, landing: &Landing) -> Vec<Finding> {
         None => {}
     }
     findings
+}
+
+/// A name that nobody knows is sought far away, and may be for long.
+fn resolved(name: &str) -> Vec<IpAddr> {
+    let (tell, told) = std::sync::mpsc::channel();
+    let name = name.to_owned();
+    std::thread::spawn(move || {
+        let found = (name.as_str(), 0).to_socket_addrs().map(|all| all.map(|at| at.ip()).collect());
+        tell.send(found.unwrap_or_default())
+    });
+    told.recv_timeout(NAME_TIMEOUT).unwrap_or_default()
 }
 
 /// The first of libvirt's programs that runs since before `changed`.

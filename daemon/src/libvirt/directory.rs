@@ -78,6 +78,22 @@ impl Drop for Directory {
     }
 }
 
+/// Removes what a daemon that was killed has left below `root`: directories in whose sockets nobody listens or waits.
+pub fn sweep(root: &Path) {
+    let used = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    for file in fs::read_dir(root).into_iter().flatten().flatten() {
+        let path = file.path();
+        let is_ours = file
+            .file_name()
+            .to_str()
+            .is_some_and(|name| name.len() == DIGITS && name.bytes().all(|digit| digit.is_ascii_hexdigit()));
+        let within = format!(" {}/", path.display());
+        if is_ours && !used.lines().any(|line| line.contains(&within)) {
+            drop(Directory(path));
+        }
+    }
+}
+
 /// Whose QEMUs libvirt starts: this user, or the one that distributions make for it. None: root's.
 pub fn qemu_user(named: Option<&str>) -> io::Result<Option<User>> {
     let find = |name: &str| User::from_name(name).map_err(io::Error::from);
@@ -112,6 +128,23 @@ mod tests {
         let path = directory.path().to_owned();
         drop(directory);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_a_killed_daemon_left_is_removed_unless_it_is_used() {
+        let root = tempfile::tempdir().unwrap();
+        let make = || {
+            let directory = Directory::open_to_all(root.path(), Id::random()).unwrap();
+            let listener = UnixListener::bind(directory.socket(Place::Ram)).unwrap();
+            (std::mem::ManuallyDrop::new(directory), listener)
+        };
+        let ((left, listener), (used, _listener)) = (make(), make());
+        drop(listener);
+        let other = root.path().join("0123456789abcdef-not");
+        fs::create_dir(&other).unwrap();
+        sweep(root.path());
+        assert!(!left.path().exists());
+        assert!(used.path().exists() && other.exists());
     }
 
     #[test]
