@@ -10,8 +10,9 @@ use crate::libvirt::{check, far, near};
 use crate::outcome::{Ending, Outcome, Whereabouts};
 use crate::ownership::Phase;
 use crate::protocol::{self, Ask, Hello, Note, PROTOCOL, Refusal};
-use crate::records::Records;
+use crate::records::{Records, Shelf};
 use crate::registry::Registry;
+use crate::service::Keeper;
 use crate::settings::Store;
 use crate::source::{self, experience::Experience};
 use crate::units::LIMIT_BYTES_PER_S_MIN;
@@ -30,6 +31,7 @@ const NEVER_CAME_MOST: usize = 256;
 const OVERS_MOST: usize = 64;
 /// Questions that are looked into at once.
 const QUESTIONS_MOST: usize = 4;
+const DOUBTS: usize = 16;
 /// Sources that may wait at one armed QEMU's door; one is taken.
 const DOOR: usize = 4;
 
@@ -38,6 +40,11 @@ pub struct Daemon {
     pub node: Node,
     pub records: Records,
     pub settings: Store,
+    /// At a source: what libvirts of peers were asked of guests that they are to let run.
+    pub asked: Shelf,
+    /// At a destination: what libvirt here was.
+    pub delivered: Shelf,
+    pub keeper: Keeper,
     pub registry: Registry,
     pub workers: Workers,
     /// What earlier moves have taught.
@@ -57,6 +64,8 @@ pub struct Daemon {
     overs: Arc<Semaphore>,
     /// For peers' questions that take a while to answer.
     questions: Semaphore,
+    /// For their questions what became of a guest, which may wait for a disk or for virsh.
+    doubts: Semaphore,
     /// Held by whoever still has something to put away.
     tidying: Rc<()>,
 }
@@ -67,13 +76,18 @@ impl Daemon {
         node: Node,
         records: Records,
         settings: Store,
+        shelves: [Shelf; 2],
         workers: Workers,
     ) -> Rc<Daemon> {
+        let [asked, delivered] = shelves;
         Rc::new(Daemon {
             config,
             node,
             records,
             settings,
+            asked,
+            delivered,
+            keeper: Keeper::of_this_process(),
             registry: Registry::default(),
             workers,
             experience: RefCell::default(),
@@ -85,6 +99,7 @@ impl Daemon {
             receiving: RefCell::default(),
             never_came: RefCell::default(),
             overs: Arc::new(Semaphore::new(OVERS_MOST)),
+            doubts: Semaphore::new(DOUBTS),
             questions: Semaphore::new(QUESTIONS_MOST),
             tidying: Rc::default(),
         })
@@ -152,7 +167,7 @@ impl Daemon {
     }
 
     /// With no guest on its way the daemon gives back what it kept for speed.
-    fn rest(&self) {
+    pub fn rest(&self) {
         if self.registry.unfinished().is_empty() {
             tokio::task::spawn_blocking(hikyaku_transport::release_freed_buffers);
         }
@@ -200,9 +215,10 @@ impl Daemon {
                 }
                 // A record that is kept for nothing is small; a peer that says so without end is not heard.
                 let Ok(permit) = self.overs.clone().try_acquire_owned() else { return };
-                let records = self.records.clone();
+                let (records, delivered) = (self.records.clone(), self.delivered.clone());
                 tokio::task::spawn_local(async move {
                     destination::over(&records, peer.as_str(), migration).await;
+                    far::became::over(&delivered, peer.as_str(), migration).await;
                     drop(permit);
                 });
             }
@@ -298,6 +314,17 @@ impl Daemon {
                 Ok(reply) => drop(incoming.accept(reply, 0, Arc::new(Deaf))),
                 Err(text) => refuse(incoming, Refusal::Other, text),
             },
+            Ok(Hello::WhatBecame(what)) => {
+                let answer = {
+                    let _turn = self.doubts.acquire().await;
+                    far::became::answer(&self, &peer, &what).await
+                };
+                tracing::info!(%peer, carriage = %what.carriage, ?answer, "was asked what became of a guest that libvirt moves");
+                match answer.and_then(|answer| protocol::encode(&answer).map_err(|error| error.to_string())) {
+                    Ok(reply) => drop(incoming.accept(reply, 0, Arc::new(Deaf))),
+                    Err(text) => refuse(incoming, Refusal::Other, text),
+                }
+            }
             Ok(Hello::Ask(ask)) => {
                 if let Err(text) = self.may_ask(&peer, &ask).await {
                     return refuse(incoming, Refusal::Other, text);

@@ -11,7 +11,7 @@
 //! | `enospc`, `eio` | what is being written is not ([`io`]) |
 
 /// By where they lie on the way of a guest. Behind the phase comes what has just been done.
-pub const POINTS: [&str; 31] = [
+pub const POINTS: [&str; 33] = [
     "source.answered",
     "source.begun",
     "source.marking",
@@ -36,6 +36,8 @@ pub const POINTS: [&str; 31] = [
     "destination.refusing",
     "destination.refused",
     "destination.asked",
+    "libvirt.keeping",
+    "libvirt.asked",
     "libvirt.finish",
     "libvirt.shut",
     "record.write",

@@ -11,6 +11,7 @@
 //! |---|---|
 //! | [`ownership`], [`records`] | who owns a guest, and what of that survives a power cut |
 //! | [`settings`] | what was set in a source's QEMU before, and is to be set again |
+//! | [`service`] | what the service manager keeps for the next daemon |
 //! | [`protocol`] | what two daemons say to each other about a guest |
 //! | [`estimate`], [`report`] | how a move would go, and what came of what was foretold |
 //! | [`standing`] | links that are there before a guest is to be moved |
@@ -51,6 +52,7 @@ pub mod registry;
 pub mod report;
 pub mod restart;
 pub mod runtime;
+pub mod service;
 pub mod settings;
 pub mod source;
 pub mod standing;

@@ -1,11 +1,12 @@
 //! The system calls that have no safe wrapper.
 #![allow(unsafe_code)]
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::time::ClockId;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 /// Bytes that wait in a socket's receive queue.
@@ -36,4 +37,18 @@ pub fn hold_unread(socket: &impl AsFd, bytes: usize) {
     if setsockopt(socket, sockopt::SndBufForce, &bytes).is_err() {
         let _ = setsockopt(socket, sockopt::SndBuf, &bytes);
     }
+}
+
+/// The first of those that a service manager passes on.
+const LISTEN_FDS_START: i32 = 3;
+
+/// So many descriptors that were passed to this process, from the first one on; none, where that one is not open. They are not passed on by it.
+pub fn passed_descriptors(count: u32) -> impl Iterator<Item = Option<OwnedFd>> {
+    (LISTEN_FDS_START..).take(count.min(4096) as usize).map(|number| {
+        // SAFETY: it is only asked whether it is open, and borrowed no longer than that.
+        let fd = unsafe { BorrowedFd::borrow_raw(number) };
+        let is_open = fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).is_ok();
+        // SAFETY: whoever passed it has left it to this process, which takes it once, before it opens any of its own.
+        is_open.then(|| unsafe { OwnedFd::from_raw_fd(number) })
+    })
 }

@@ -12,6 +12,13 @@ pub fn guest_name(command_line: &[u8]) -> Option<String> {
     })
 }
 
+/// The guest's UUID in `-uuid UUID`, likewise.
+pub fn guest_uuid(command_line: &[u8]) -> Option<&str> {
+    let mut arguments = command_line.split(|&byte| byte == 0);
+    arguments.find(|argument| matches!(*argument, b"-uuid" | b"--uuid"))?;
+    std::str::from_utf8(arguments.next()?).ok()
+}
+
 /// Options are parted by commas; a comma within one is written twice.
 fn options(value: &str) -> impl Iterator<Item = String> {
     let mut rest = value.chars().peekable();
@@ -47,6 +54,8 @@ mod tests {
         assert_eq!(name(&["qemu", "-m", "guest=web"]), None);
         assert_eq!(name(&["qemu", "-name"]), None);
         assert_eq!(guest_name(b""), None);
+        assert_eq!(guest_uuid(b"qemu\0-name\0web\0-uuid\0ae1b\0"), Some("ae1b"));
+        assert_eq!(guest_uuid(b"qemu\0-uuid"), None);
         assert_eq!(guest_name(b"qemu\0-name\0\xff\0"), None);
     }
 }

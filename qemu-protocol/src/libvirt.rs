@@ -6,6 +6,8 @@
 //! two the connection is silent but for keepalive packets, which are not carried: they would say that the far libvirt lives, and are meant
 //! to say that the near one hears. Whoever carries the rest answers them ([`PONG`]).
 
+use std::fmt;
+use std::str::FromStr;
 use thiserror::Error;
 
 pub const HEADER_BYTES: usize = 28;
@@ -108,6 +110,67 @@ pub fn finish_is_cancelled(packet: &[u8]) -> bool {
     packet.len() >= HEADER_BYTES + 4 && packet[packet.len() - 4..] != [0; 4]
 }
 
+/// Whose guest a whole Finish is about: its cookie, which is text, has it.
+pub fn finish_uuid(packet: &[u8]) -> Option<Uuid> {
+    const BEFORE: &[u8] = b"<uuid>";
+    let at = packet.windows(BEFORE.len()).position(|there| there == BEFORE)? + BEFORE.len();
+    std::str::from_utf8(packet.get(at..at + UUID_TEXT_BYTES)?).ok()?.parse().ok()
+}
+
+const UUID_TEXT_BYTES: usize = 36;
+
+/// What libvirt calls a guest by, whatever its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Uuid([u8; 16]);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("no UUID")]
+pub struct NoUuid;
+
+impl FromStr for Uuid {
+    type Err = NoUuid;
+
+    fn from_str(text: &str) -> Result<Uuid, NoUuid> {
+        let dashes = [8, 13, 18, 23];
+        let fits = text.len() == UUID_TEXT_BYTES
+            && text.bytes().enumerate().all(|(at, byte)| match dashes.contains(&at) {
+                true => byte == b'-',
+                false => byte.is_ascii_hexdigit(),
+            });
+        let digits = text.replace('-', "");
+        let number = fits.then(|| u128::from_str_radix(&digits, 16).ok()).flatten().ok_or(NoUuid)?;
+        Ok(Uuid(number.to_be_bytes()))
+    }
+}
+
+impl fmt::Display for Uuid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e] = [0..4, 4..6, 6..8, 8..10, 10..16].map(|range| hex(&self.0[range]));
+        write!(f, "{a}-{b}-{c}-{d}-{e}")
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The answer to the Finish of this serial number, of a guest that runs: as libvirt there gives it, or would have. `id`: its number there.
+pub fn finished(serial: u32, name: &str, uuid: Uuid, id: i32) -> Vec<u8> {
+    let mut body = Vec::new();
+    body.extend((name.len() as u32).to_be_bytes());
+    body.extend(name.as_bytes());
+    body.resize(body.len().next_multiple_of(4), 0);
+    body.extend(uuid.0);
+    body.extend(id.to_be_bytes());
+    // A cookie, which whoever asked does not need.
+    body.extend(0_u32.to_be_bytes());
+    let length = (HEADER_BYTES + body.len()) as u32;
+    let words = [length, REMOTE, 1, procedure::FINISH as u32, REPLY as u32, serial, OK as u32];
+    let mut packet: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
+    packet.append(&mut body);
+    packet
+}
+
 #[derive(Debug, PartialEq, Eq)]
 pub enum Part<'a> {
     /// Goes on as it is.
@@ -140,9 +203,9 @@ enum State {
 }
 
 impl Reader {
-    /// In a packet that has begun and has not ended.
-    pub fn is_within(&self) -> bool {
-        self.state != State::Header || !self.held.is_empty()
+    /// The last that went on is part of a packet of which more is to come: nothing else may stand there.
+    pub fn is_passing(&self) -> bool {
+        matches!(self.state, State::Passing(_) | State::Failed(_))
     }
 
     /// `whole`: this packet is to be looked at. After an error it says the same for ever.
@@ -248,4 +311,42 @@ const fn keepalive(procedure: i32) -> [u8; HEADER_BYTES] {
         n += 1;
     }
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finish_says_whose_guest_it_is() {
+        let uuid = "6e1b6d0c-2b2f-4b7e-9a53-0b9e3c1d2f10";
+        let cookie = format!("<qemu-migration>\n  <name>web</name>\n  <uuid>{uuid}</uuid>");
+        assert_eq!(finish_uuid(cookie.as_bytes()).map(|uuid| uuid.to_string()).as_deref(), Some(uuid));
+        for cut in 0..cookie.len() - "</uuid>".len() {
+            assert_eq!(finish_uuid(&cookie.as_bytes()[..cut]), None);
+        }
+        for none in
+            ["6e1b6d0c-2b2f-4b7e-9a53-0b9e3c1d2f1+", "6e1b6d0c2b2f-4b7e-9a53-0b9e3c1d2f1000", "日本語"]
+        {
+            assert_eq!(none.parse::<Uuid>(), Err(NoUuid));
+        }
+    }
+
+    /// As libvirt 11.3 answers, but for the cookie.
+    #[test]
+    fn an_answer_can_be_given_in_its_place() {
+        let uuid = "6e1b6d0c-2b2f-4b7e-9a53-0b9e3c1d2f10".parse().unwrap();
+        let answer = finished(6, "courier", uuid, 3);
+        let header = Header::read(answer[..HEADER_BYTES].try_into().unwrap());
+        assert_eq!((header.length as usize, header.procedure), (answer.len(), procedure::FINISH));
+        assert_eq!(header.answers(6), Some(Answer::Done));
+        let body = [
+            &[0, 0, 0, 7][..],
+            b"courier\0",
+            b"\x6e\x1b\x6d\x0c\x2b\x2f\x4b\x7e\x9a\x53\x0b\x9e\x3c\x1d\x2f\x10",
+            &[0, 0, 0, 3],
+            &[0, 0, 0, 0],
+        ];
+        assert_eq!(answer[HEADER_BYTES..], body.concat());
+    }
 }

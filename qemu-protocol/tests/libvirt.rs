@@ -37,7 +37,7 @@ fn read(bytes: &[u8], piece: usize) -> (Told, Result<(), RpcError>, bool) {
             Part::Ping => told.pings += 1,
         })
     });
-    (told, result, reader.is_within())
+    (told, result, reader.is_passing())
 }
 
 #[test]

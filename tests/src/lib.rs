@@ -10,6 +10,7 @@
 //! | [`rig`] | a link, two daemons and a guest: a whole move, and the checks of it |
 //! | [`virt`] | the same with a libvirt at either end |
 //! | [`crash`] | one fault at each point of a move (and the program `crash-soak`) |
+//! | [`keeper`] | a service manager that keeps a daemon's sockets |
 //! | [`flood`] | connections of strangers (the program `flood`) |
 //! | [`proxy`] | a TCP proxy that damages what passes (the program `faulty-proxy`) |
 //!
@@ -22,6 +23,7 @@ pub mod binaries;
 pub mod command;
 pub mod crash;
 pub mod flood;
+pub mod keeper;
 pub mod linux;
 pub mod machine;
 pub mod proxy;

@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use crate::binaries;
 use crate::command::{self, Output, Running};
+use crate::keeper::Keeper;
 use crate::proxy::Fault;
 
 /// The port daemons listen on.
@@ -48,6 +49,8 @@ pub struct Settings {
     pub enter: Option<PathBuf>,
     /// With this library the daemon's clock can be made to jump ([`Site::jump_clock`]).
     pub fake_clock: Option<PathBuf>,
+    /// A service manager keeps sockets for it.
+    pub kept: bool,
     /// More TOML: whole tables.
     pub more: String,
 }
@@ -91,6 +94,7 @@ const KEY: &str = "key";
 const STATE: &str = "state";
 const CONFIG: &str = "config.toml";
 const LOG: &str = "log";
+const NOTIFY: &str = "notify";
 const FAKE_CLOCK: &str = "fake-clock";
 const CLOCK: &str = "clock";
 
@@ -114,6 +118,7 @@ pub struct Site {
     name: String,
     directory: TempDir,
     enter: Option<PathBuf>,
+    keeper: Option<Keeper>,
     daemon: Child,
 }
 
@@ -126,8 +131,9 @@ impl Site {
             std::os::unix::fs::symlink(library, path.join(FAKE_CLOCK)).expect("a link can be made");
         }
         let enter = settings.enter.clone();
-        let daemon = spawn(host, path, enter.as_deref(), "");
-        let mut site = Site { name: settings.name.clone(), directory, enter, daemon };
+        let keeper = settings.kept.then(|| Keeper::start(&path.join(NOTIFY)));
+        let daemon = spawn(host, path, enter.as_deref(), keeper.as_ref(), "");
+        let mut site = Site { name: settings.name.clone(), directory, enter, keeper, daemon };
         site.wait_for_api();
         site
     }
@@ -209,7 +215,8 @@ impl Site {
     /// The same, to fail where `points` says: `POINT:WHAT,…` as in the daemon's `fail.rs`.
     pub fn restart_failing(&mut self, host: &Host, points: &str) {
         self.kill();
-        self.daemon = spawn(host, self.directory.path(), self.enter.as_deref(), points);
+        let (directory, enter) = (self.directory.path(), self.enter.as_deref());
+        self.daemon = spawn(host, directory, enter, self.keeper.as_ref(), points);
         self.wait_for_api();
     }
 
@@ -246,6 +253,11 @@ impl Site {
             );
             std::thread::sleep(POLL);
         }
+    }
+
+    /// What a service manager keeps for the daemon.
+    pub fn kept(&self) -> Vec<String> {
+        self.keeper.as_ref().map(Keeper::names).unwrap_or_default()
     }
 
     /// Records, by the names of their files.
@@ -302,14 +314,26 @@ impl Drop for Site {
     }
 }
 
-fn spawn(host: &Host, directory: &Path, enter: Option<&Path>, fail_points: &str) -> Child {
+fn spawn(
+    host: &Host,
+    directory: &Path,
+    enter: Option<&Path>,
+    keeper: Option<&Keeper>,
+    fail_points: &str,
+) -> Child {
     let log =
         File::options().append(true).create(true).open(directory.join(LOG)).expect("the log can be made");
     let daemon = binaries::product("hikyakud");
+    let copies = keeper.map(Keeper::copies).unwrap_or_default();
     let mut command = match enter {
         Some(namespace) => {
             let mut command = host.command("nsenter");
-            command.arg(format!("--mount={}", namespace.display())).arg("--").arg(daemon);
+            command.arg(format!("--mount={}", namespace.display())).arg("--");
+            if keeper.is_some() {
+                // Whoever is passed sockets is told that they are for it.
+                command.args(["sh", "-c", "export LISTEN_PID=$$; exec \"$0\" \"$@\""]);
+            }
+            command.arg(daemon);
             command
         }
         None => host.command(daemon),
@@ -324,6 +348,12 @@ fn spawn(host: &Host, directory: &Path, enter: Option<&Path>, fail_points: &str)
         command.env("FAKETIME_CACHE_DURATION", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
     }
     command.stdout(log.try_clone().expect("a descriptor")).stderr(log);
+    if let Some(keeper) = keeper {
+        command.env("NOTIFY_SOCKET", keeper.path());
+        let (names, fds): (Vec<_>, Vec<_>) = copies.into_iter().unzip();
+        command.env("LISTEN_FDS", fds.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
+        link::pass_from_3(&mut command, fds);
+    }
     link::die_with_parent(&mut command);
     command.spawn().expect("hikyakud starts")
 }
@@ -381,6 +411,7 @@ fn settings(network: &Network, name: &str, peer: &str, peer_key: String) -> Sett
         drain: None,
         enter: None,
         fake_clock: None,
+        kept: false,
         more,
     }
 }

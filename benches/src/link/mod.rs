@@ -56,7 +56,7 @@ pub use profile::{
     Direction, ParseError, Profile, Queue, Rate, parse_bytes, parse_duration, parse_loss, parse_rate,
 };
 pub(crate) use sys::be_punctual;
-pub use sys::die_with_parent;
+pub use sys::{die_with_parent, pass_from_3};
 pub use window::WINDOW;
 
 /// What a packet costs on the wire beside its IP bytes: preamble 8, Ethernet header 14, frame check sequence 4.

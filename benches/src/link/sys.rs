@@ -426,6 +426,30 @@ pub fn die_with_parent(command: &mut Command) {
     unsafe { command.pre_exec(bind) };
 }
 
+/// The most that [`pass_from_3`] passes.
+const PASSED_MOST: usize = 16;
+
+/// The command has these open from 3 on, as a service manager passes them.
+pub fn pass_from_3(command: &mut Command, fds: Vec<OwnedFd>) {
+    assert!(fds.len() <= PASSED_MOST, "{} descriptors to be passed", fds.len());
+    let pass = move || {
+        let mut high = [0; PASSED_MOST];
+        for (fd, high) in fds.iter().zip(&mut high) {
+            // Out of the way first: one of them may be where another one is to go.
+            // SAFETY: no memory is involved.
+            *high = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 64) };
+            check(*high)?;
+        }
+        for (to, high) in (3..).zip(&high[..fds.len()]) {
+            // SAFETY: as above.
+            check(unsafe { libc::dup2(*high, to) })?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec `pass` makes system calls only.
+    unsafe { command.pre_exec(pass) };
+}
+
 /// Gives the calling thread timers without slack, and a low real-time priority where it may have one.
 pub(crate) fn be_punctual(realtime: bool) {
     let priority = libc::sched_param { sched_priority: 1 };

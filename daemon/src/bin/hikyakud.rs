@@ -6,11 +6,11 @@ use hikyaku_daemon::api::server;
 use hikyaku_daemon::config::{Allow, Config, Io};
 use hikyaku_daemon::daemon::{Daemon, Door};
 use hikyaku_daemon::heap::Heap;
-use hikyaku_daemon::libvirt::near;
+use hikyaku_daemon::libvirt::{directory, near};
 use hikyaku_daemon::records::Records;
 use hikyaku_daemon::settings::Store;
 use hikyaku_daemon::workers::Workers;
-use hikyaku_daemon::{fail, keyfile, restart, runtime, standing};
+use hikyaku_daemon::{fail, keyfile, restart, runtime, service, standing};
 use hikyaku_transport::{Congestion, Node, NodeConfig, Peer};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -53,12 +53,15 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let kept = service::kept();
     fail::prepare().map_err(anyhow::Error::msg)?;
     hikyaku_transport::keep_freed_buffers();
     let config = Config::read(&arguments.config)?;
     let key = keyfile::read(&config.key)?;
     let records = Records::open(&config.state)?;
     let settings = Store::open(&config.state)?;
+    directory::sweep(&config.libvirt.directory);
+    let shelves = [records.shelf("libvirt-asked")?, records.shelf("libvirt-delivered")?];
     let uring = match config.io {
         Io::Plain => false,
         Io::Auto => runtime::uring_is_allowed(),
@@ -103,9 +106,10 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         let api = config.api.clone();
         let listener =
             server::bind(&api).map_err(|e| anyhow::anyhow!("the API socket {}: {e}", api.display()))?;
-        let daemon = Daemon::new(config, node, records, settings, workers);
+        let daemon = Daemon::new(config, node, records, settings, shelves, workers);
         // Whoever knocks meanwhile waits: what was left unfinished is known to this daemon before anybody is answered.
         restart::take_up(&daemon).await?;
+        near::left::take_up(&daemon, kept).await?;
         tokio::task::spawn_local(daemon.clone().answer_the_door(knocks));
         tokio::task::spawn_local(daemon.clone().read_notes(notes));
         standing::begin(&daemon, &own);

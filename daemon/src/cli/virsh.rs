@@ -6,8 +6,10 @@ use crate::api::client::Client;
 use crate::api::wire::{CarryArguments, Carrying, Command, Which};
 use crate::outcome::{Ending, Whereabouts};
 use crate::sys;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::ffi::OsString;
-use std::io::Read;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::process::{self, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -17,7 +19,7 @@ use std::time::Duration;
 const SEEN_WITHIN: Duration = Duration::from_secs(2);
 /// From the end of the migration until virsh has.
 const VIRSH_ENDS_WITHIN: Duration = Duration::from_secs(10);
-/// Of what virsh says.
+/// Of what virsh says, the last.
 const WORDS_BYTES: u64 = 4096;
 
 #[derive(Debug, thiserror::Error)]
@@ -81,7 +83,16 @@ pub fn migrate(cli: &super::Cli, arguments: CarryArguments, wish: &Wish<'_>) -> 
         }
         let _ = tell.send((status, words));
     });
-    let ending = follow(&mut events, carrying.id, None, cli.json)?;
+    let ending = match follow(&mut events, carrying.id, None, cli.json) {
+        Ok(ending) => ending,
+        Err(error) => {
+            eprintln!("hikyaku: {error}; virsh goes on, and is waited for");
+            if let Ok((status, words)) = told.recv() {
+                eprintln!("hikyaku: virsh says: {}", said(&words, status));
+            }
+            return Err(error);
+        }
+    };
     if ending == Ending::InDoubt {
         return Ok(ending);
     }
@@ -160,19 +171,17 @@ struct Virsh {
 }
 
 fn start(mut command: process::Command) -> std::io::Result<Virsh> {
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    // No pipe: virsh would end, in the middle of its calls, when it says something and this command has ended.
+    let mut words = File::from(memfd_create(c"virsh", MFdFlags::MFD_CLOEXEC)?);
+    let mut child = command.stdout(Stdio::null()).stderr(words.try_clone()?).spawn()?;
     let (tell, ended) = channel();
     std::thread::spawn(move || {
-        let mut words = String::new();
-        if let Some(stderr) = child.stderr.take() {
-            // The rest is read too, or virsh would wait for it to be.
-            let mut stderr = stderr;
-            let _ = stderr.by_ref().take(WORDS_BYTES).read_to_string(&mut words);
-            let _ = std::io::copy(&mut stderr, &mut std::io::sink());
-        }
-        if let Ok(status) = child.wait() {
-            let _ = tell.send((status, words));
-        }
+        let Ok(status) = child.wait() else { return };
+        let length = words.metadata().map_or(0, |meta| meta.len());
+        let mut last = Vec::new();
+        let _ = words.seek(SeekFrom::Start(length.saturating_sub(WORDS_BYTES)));
+        let _ = words.read_to_end(&mut last);
+        let _ = tell.send((status, String::from_utf8_lossy(&last).into_owned()));
     });
     Ok(Virsh { ended })
 }

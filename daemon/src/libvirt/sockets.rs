@@ -1,7 +1,7 @@
 //! TCP sockets of this host: whose they are, from `/proc`.
 
 use crate::process::ProcessId;
-use hikyaku_qemu::command_line::guest_name;
+use hikyaku_qemu::command_line::{guest_name, guest_uuid};
 use nix::unistd::Uid;
 use std::fs;
 use std::io;
@@ -88,8 +88,12 @@ pub fn who_listens(at: SocketAddrV4, ports: &RangeInclusive<u16>) -> Option<List
     })
 }
 
-/// The QEMU here whose guest has this name, of root's and this user's.
-pub fn qemu_of(guest: &str, user: Option<Uid>) -> Option<ProcessId> {
+/// The QEMU here whose guest has this name, or this UUID, of root's and this user's.
+pub fn qemu_of(guest: &str, uuid: Option<&str>, user: Option<Uid>) -> Option<ProcessId> {
+    let is_guest = |pid: i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        guest_name(&line).as_deref() == Some(guest) || uuid.is_some() && guest_uuid(&line) == uuid
+    };
     let is_its = |pid: &i32| {
         let owner = fs::metadata(format!("/proc/{pid}")).ok().map(|meta| Uid::from_raw(meta.uid()));
         let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
@@ -99,7 +103,7 @@ pub fn qemu_of(guest: &str, user: Option<Uid>) -> Option<ProcessId> {
         let is_here = network(&pid.to_string()) == network("self");
         is_qemu && is_here && owner.is_some_and(|owner| owner.is_root() || Some(owner) == user)
     };
-    processes().find(|pid| guest_of(*pid).as_deref() == Some(guest) && is_its(pid)).and_then(ProcessId::of)
+    processes().find(|pid| is_guest(*pid) && is_its(pid)).and_then(ProcessId::of)
 }
 
 /// Of these ports those at which this process does not listen.
@@ -180,7 +184,7 @@ mod tests {
         let found = [memory, disks].map(|at| who_listens(at, &all));
         let beside = who_listens(disks, &(disks.port()..=u16::MAX));
         let elsewhere = who_listens(SocketAddrV4::new(Ipv4Addr::new(127, 77, 0, 8), disks.port()), &all);
-        let by_name = qemu_of("landing-test", None);
+        let by_name = qemu_of("landing-test", None, None);
         drop(child.stdin.take());
         child.wait().unwrap();
         let listener = |first| Some(Listener { guest: "landing-test".to_owned(), first });

@@ -13,6 +13,9 @@
 //!   Taken ─────────────────────────────────▶
 //!   End ───────────────────────────────────▶  it was closed there, after this chunk
 //!   ◀─────────────────────────── ToNear::End  it was closed here, after these bytes
+//!
+//!   Hello::WhatBecame (any later link) ────▶  libvirt there was asked to let the guest run, or was to be: what did it do?
+//!   ◀──────────────────────────────── Became
 //! ```
 
 use crate::id::Id;
@@ -64,6 +67,29 @@ pub struct Examined {
     pub directory: String,
     /// Where guests land, as the configuration has it.
     pub landing: Option<String>,
+}
+
+/// A question about a Finish that lets a guest run, whose answer was not heard.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct WhatBecame {
+    pub protocol: u16,
+    pub carriage: Id,
+    /// The destination's as the source knew it.
+    pub incarnation: Id,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum Became {
+    /// libvirt there was not asked, and will not be.
+    NeverAsked,
+    /// It is at it; ask again.
+    Pending,
+    /// It runs there, under this name and with this number.
+    Runs { name: String, id: i32 },
+    /// libvirt there has said that it does not run, and it has ended it.
+    Failed,
+    /// Nobody can tell but a person.
+    Unclear { why: String },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -158,6 +184,13 @@ mod tests {
         let examined =
             Examined { findings: vec![finding], directory: "/m".into(), landing: Some("l".into()) };
         assert_bytes(examined, &[&[1, 2, 1], b"w", &[1], b"a", &[2], b"/m", &[1, 1], b"l"]);
+        let what = WhatBecame { protocol: PROTOCOL, carriage: Id([8; 16]), incarnation: Id([9; 16]) };
+        assert_bytes(Hello::WhatBecame(what), &[&[6, 2], &[8; 16], &[9; 16]]);
+        assert_bytes(Became::NeverAsked, &[&[0]]);
+        assert_bytes(Became::Pending, &[&[1]]);
+        assert_bytes(Became::Runs { name: "web".into(), id: -1 }, &[&[2, 3], b"web", &[1]]);
+        assert_bytes(Became::Failed, &[&[3]]);
+        assert_bytes(Became::Unclear { why: "no".into() }, &[&[4, 2], b"no"]);
         assert_bytes(Listens { guest: "web".into(), first: true }, &[&[3], b"web", &[1]]);
         assert_bytes(Connected { dictionary_slots: 4096 }, &[&[251, 0, 16]]);
         assert_bytes(ToFar::Taken { bytes: 250 }, &[&[0, 250]]);

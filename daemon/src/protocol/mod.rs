@@ -54,6 +54,7 @@ pub enum Hello {
     Conduit(libvirt::Conduit),
     WhoListens(libvirt::WhoListens),
     Examine(libvirt::Examine),
+    WhatBecame(libvirt::WhatBecame),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]

@@ -4,6 +4,7 @@
 //! STATE/lock             held by the daemon that owns the directory
 //! STATE/incarnation          16 random bytes in hex; made once. Another one means: the records were lost.
 //! STATE/migrations/ID.json   the last phase that had to be durable, and what a restart needs to finish it
+//! STATE/libvirt-asked/, STATE/libvirt-delivered/   the same of guests that libvirt moves ([`Shelf`])
 //! ```
 //!
 //! A record is written whole to a new file, fsynced, renamed over the old one, and the directory is fsynced:
@@ -13,6 +14,7 @@
 //! when the source has said that it will not ask again.
 
 mod disk;
+mod shelf;
 
 use crate::fail;
 use crate::id::Id;
@@ -25,6 +27,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+pub use shelf::Shelf;
 
 #[derive(Debug, thiserror::Error)]
 #[error("state directory: {what} {path}: {source}")]

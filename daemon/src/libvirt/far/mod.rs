@@ -1,5 +1,6 @@
 //! A carriage at its destination: a directory for the waiting QEMU's sockets, and connections to them and to libvirt.
 
+pub mod became;
 pub mod conduit;
 
 use super::directory::{self, Directory, qemu_user};
@@ -18,6 +19,7 @@ use crate::ownership::Phase;
 use crate::protocol::libvirt::{Carried, Carry, Conduit, Listens, Place, WhoListens};
 use crate::protocol::{self, PROTOCOL, Refusal};
 use crate::registry::Entry;
+use became::{Finish, Guard};
 use conduit::{ConduitError, Shape, Told};
 use hikyaku_engine::{PAGE_BYTES, ReceiverConfig};
 use hikyaku_qemu::libvirt::Answer;
@@ -30,7 +32,7 @@ use std::io;
 use std::net::SocketAddrV4;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpStream, UnixStream};
@@ -52,11 +54,31 @@ const LAST_WORDS: Duration = Duration::from_secs(30);
 
 /// Those that are there, by the session they came with.
 #[derive(Default)]
-pub struct Carriages(RefCell<HashMap<Id, AtDoor>>);
+pub struct Carriages {
+    here: RefCell<HashMap<Id, AtDoor>>,
+    /// Of these, and of those that are over and have connections left.
+    finishes: RefCell<HashMap<Id, (PeerName, Weak<Finish>)>>,
+}
 
 struct AtDoor {
     peer: PeerName,
     door: Sender<(Conduit, Incoming)>,
+}
+
+impl Carriages {
+    fn enter(&self, carriage: Id, at_door: AtDoor) -> Rc<Finish> {
+        let finish = Rc::new(Finish::default());
+        let mut finishes = self.finishes.borrow_mut();
+        finishes.retain(|_, (_, finish)| finish.strong_count() > 0);
+        finishes.insert(carriage, (at_door.peer.clone(), Rc::downgrade(&finish)));
+        self.here.borrow_mut().insert(carriage, at_door);
+        finish
+    }
+
+    /// How far Finish has come of one, if it may come, or came by a connection that is still there.
+    fn finish(&self, carriage: Id, peer: &PeerName) -> Option<Rc<Finish>> {
+        self.finishes.borrow().get(&carriage).filter(|(its, _)| its == peer)?.1.upgrade()
+    }
 }
 
 /// A peer wants its libvirt's guest carried here.
@@ -74,7 +96,7 @@ pub fn carry(daemon: &Rc<Daemon>, peer: PeerName, hello: &Carry, incoming: Incom
 pub fn conduit(daemon: &Daemon, peer: &PeerName, hello: Conduit, incoming: Incoming) {
     use tokio::sync::mpsc::error::TrySendError::{Closed, Full};
     let door = {
-        let carriages = daemon.carriages.0.borrow();
+        let carriages = daemon.carriages.here.borrow();
         carriages.get(&hello.carriage).filter(|at| at.peer == *peer).map(|at| at.door.clone())
     };
     let Some(door) = door else {
@@ -145,7 +167,7 @@ fn begin(
         );
         return Err((Refusal::Incompatible, text));
     }
-    let its = daemon.carriages.0.borrow().values().filter(|at| at.peer == *peer).count();
+    let its = daemon.carriages.here.borrow().values().filter(|at| at.peer == *peer).count();
     if its >= CARRIAGES_MOST {
         return Err((
             Refusal::Other,
@@ -181,12 +203,14 @@ fn accept(daemon: &Rc<Daemon>, peer: PeerName, begun: Begun, incoming: Incoming)
         }
     };
     let (at_door, door) = channel(DOOR);
-    daemon.carriages.0.borrow_mut().insert(entry.id, AtDoor { peer: peer.clone(), door: at_door });
+    let last = daemon.carriages.enter(entry.id, AtDoor { peer: peer.clone(), door: at_door });
     let (ended, ends) = unbounded_channel();
     let (passed, passes) = unbounded_channel();
     let (told, tells) = unbounded_channel();
     let carriage = Carriage {
         daemon: daemon.clone(),
+        peer,
+        last: last.clone(),
         entry,
         directory: directory.map(Rc::new),
         session,
@@ -209,12 +233,16 @@ fn accept(daemon: &Rc<Daemon>, peer: PeerName, begun: Begun, incoming: Incoming)
     tokio::task::spawn_local(async move {
         let (daemon, id) = (carriage.daemon.clone(), carriage.entry.id);
         carriage.run().await;
-        daemon.carriages.0.borrow_mut().remove(&id);
+        daemon.carriages.here.borrow_mut().remove(&id);
+        last.close();
+        daemon.rest();
     });
 }
 
 struct Carriage {
     daemon: Rc<Daemon>,
+    peer: PeerName,
+    last: Rc<Finish>,
     entry: Arc<Entry>,
     directory: Option<Rc<Directory>>,
     session: RxSession,
@@ -313,12 +341,19 @@ impl Carriage {
             native: hello.native && place == Place::Ram,
             dictionary_slots: memory.dictionary_slots(),
         };
-        let (ended, passed, told) = (self.ended.clone(), self.passed.clone(), self.told.clone());
+        let (ended, told) = (self.ended.clone(), self.told.clone());
         // What QEMU has in it is still to be read when the carriage has ended.
         let directory = self.directory.clone();
         let guest = self.entry.guest.clone();
+        let calls = (place == Place::Rpc).then(|| {
+            let (shelf, peer, last) = (self.daemon.delivered.clone(), self.peer.clone(), self.last.clone());
+            Calls {
+                passed: self.passed.clone(),
+                guard: Guard::new(shelf, self.entry.id, peer, guest.clone(), last),
+            }
+        });
         tokio::task::spawn_local(async move {
-            let result = carry_one(guest, place, to, shape, incoming, passed, told).await;
+            let result = carry_one(guest, calls, to, shape, incoming, told).await;
             drop(directory);
             let _ = ended.send((place, result));
         });
@@ -338,7 +373,13 @@ impl Carriage {
                 fail::point("libvirt.finish");
                 self.finish = Some(cancelled);
             }
-            Passed::Finished(answer) => self.answer = Some(answer),
+            Passed::Finished(answer) | Passed::Unheard(answer) => {
+                self.answer = Some(answer);
+                if self.finish == Some(false) {
+                    let (shelf, id) = (self.daemon.delivered.clone(), self.entry.id);
+                    tokio::task::spawn_local(async move { became::answered(&shelf, id, answer).await });
+                }
+            }
         }
     }
 
@@ -468,13 +509,18 @@ impl fmt::Display for To {
     }
 }
 
+/// Of a connection that carries libvirt's calls.
+struct Calls {
+    passed: UnboundedSender<Passed>,
+    guard: Guard,
+}
+
 async fn carry_one(
     guest: String,
-    place: Place,
+    calls: Option<Calls>,
     to: To,
     shape: Shape,
     incoming: Incoming,
-    passed: UnboundedSender<Passed>,
     told: UnboundedSender<Told>,
 ) -> Result<(), String> {
     let stream = match connect(&to, &guest).await {
@@ -485,13 +531,12 @@ async fn carry_one(
             return Err(text);
         }
     };
-    let ended = if place == Place::Rpc {
-        rpc(stream, shape, incoming, passed, told).await
-    } else {
-        match stream.into_std() {
+    let ended = match calls {
+        Some(calls) => rpc(stream, shape, incoming, calls, told).await,
+        None => match stream.into_std() {
             Ok(socket) => conduit::run(incoming, socket, shape, told).await,
             Err(error) => Err(ConduitError::Resources(error)),
-        }
+        },
     };
     ended.map_err(|error| error.to_string())
 }
@@ -500,7 +545,7 @@ async fn rpc(
     stream: UnixStream,
     shape: Shape,
     incoming: Incoming,
-    passed: UnboundedSender<Passed>,
+    calls: Calls,
     told: UnboundedSender<Told>,
 ) -> Result<(), ConduitError> {
     let pair = std::os::unix::net::UnixStream::pair().and_then(|(ours, carried)| {
@@ -508,8 +553,8 @@ async fn rpc(
         Ok((UnixStream::from_std(ours)?, carried))
     });
     let (ours, carried) = pair.map_err(ConduitError::Resources)?;
-    // What the source says is what libvirt here is asked; nobody is held here, for what libvirt was asked it does.
-    let tap = tap::run(ours, stream, passed, std::future::ready(()));
+    // What the source says is what libvirt here is asked.
+    let tap = tap::run(ours, stream, calls.passed, &calls.guard);
     let (tapped, carried) = tokio::join!(tap, conduit::run(incoming, carried, shape, told));
     if let Err(error) = tapped {
         tracing::warn!(%error, "what libvirt says to libvirt");

@@ -1,8 +1,10 @@
 //! One connection of a carriage: what it is, and what becomes of it.
 
+use super::asked::{Holding, Known};
 use super::conduit::{self, ConduitError};
 use super::{Came, Stop, Told, ram};
 use crate::daemon::Daemon;
+use crate::id::Id;
 use crate::libvirt::tap;
 use crate::ownership::Phase;
 use crate::protocol::PROTOCOL;
@@ -12,9 +14,9 @@ use crate::source::sharing;
 use hikyaku_engine::precopy::AdaptiveConfig;
 use hikyaku_transport::{Priority, Share};
 use nix::sys::socket::{MsgFlags, recv};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +38,12 @@ pub struct Carrier {
     pub downtime: Option<Duration>,
     pub told: Told,
     pub stop: watch::Receiver<Stop>,
+    /// What became of the guest, if that is known otherwise than by its answer.
+    pub known: watch::Receiver<Option<Known>>,
+    /// The peer's.
+    pub incarnation: Id,
+    /// A guest is let run once: one Finish has come.
+    pub first: Rc<Cell<bool>>,
     /// Connections of this guest's memory that are none of QEMU's plain streams: beside them its plain one carries no pages.
     pub others: Rc<Cell<usize>>,
 }
@@ -121,7 +129,25 @@ impl Carrier {
         let (ours, carried) = std::os::unix::net::UnixStream::pair().map_err(ConduitError::Resources)?;
         let ours = ours.set_nonblocking(true).and_then(|()| UnixStream::from_std(ours));
         let ours = ours.map_err(ConduitError::Resources)?;
-        let tap = tap::run(stream, ours, self.told.passed.clone(), self.stopped(Stop::All));
+        let caller = stream.as_fd().try_clone_to_owned().map_err(ConduitError::Resources)?;
+        let holding = Holding {
+            daemon: self.daemon.clone(),
+            entry: self.entry.clone(),
+            peer: self.to.clone(),
+            incarnation: self.incarnation,
+            caller,
+            first: self.first.clone(),
+            begun: Cell::new(false),
+            stop: self.stop.clone(),
+            known: self.known.clone(),
+            asked: RefCell::default(),
+            told: self.told.asked.clone(),
+        };
+        let tap = async {
+            let tapped = tap::run(stream, ours, self.told.passed.clone(), &holding).await;
+            holding.tidy();
+            tapped
+        };
         let (tapped, carried) = tokio::join!(tap, conduit::run(&self.daemon, carried, opened));
         tapped?;
         carried
@@ -129,16 +155,20 @@ impl Carrier {
 
     /// Returns when so much, or more, is to stop.
     async fn stopped(&self, what: Stop) {
-        let mut stop = self.stop.clone();
-        let is_told = |told: &Stop| match what {
-            Stop::No => true,
-            Stop::Ram => *told != Stop::No,
-            Stop::All => *told == Stop::All,
-        };
-        if stop.wait_for(is_told).await.is_err() {
-            // The carriage is gone, and with it whoever could say so.
-            std::future::pending().await
-        }
+        stopped(&self.stop, what).await;
+    }
+}
+
+pub(super) async fn stopped(stop: &watch::Receiver<Stop>, what: Stop) {
+    let mut stop = stop.clone();
+    let is_told = |told: &Stop| match what {
+        Stop::No => true,
+        Stop::Ram => *told != Stop::No,
+        Stop::All => *told == Stop::All,
+    };
+    if stop.wait_for(is_told).await.is_err() {
+        // The carriage is gone, and with it whoever could say so.
+        std::future::pending().await
     }
 }
 

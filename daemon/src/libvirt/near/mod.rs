@@ -4,9 +4,11 @@
 //!  open ─▶ nobody has come ─▶ libvirt there prepares ─▶ disks, memory ─▶ the guest stands ─▶ Finish is answered ─▶ closed
 //! ```
 
+mod asked;
 mod carrier;
 pub mod conduit;
 pub mod landing;
+pub mod left;
 pub mod ram;
 mod seen;
 
@@ -27,8 +29,10 @@ use crate::protocol::{self, Hello, PROTOCOL, Refusal};
 use crate::registry::Entry;
 use crate::report::Report;
 use crate::source::sharing;
+use asked::{Asked, Known};
 use carrier::Carrier;
 use conduit::ConduitError;
+use hikyaku_qemu::libvirt::Answer;
 use hikyaku_transport::{OpenError, SessionId, TxSession};
 use seen::Seen;
 use std::cell::Cell;
@@ -134,13 +138,10 @@ async fn ask(
     let (passed, passes) = unbounded_channel();
     let (ended, ends) = unbounded_channel();
     let (ram_told, ram_tells) = unbounded_channel();
-    let told = Told { passed, ended, ram: ram_told };
-    let (guest, named) = (arguments.guest.clone(), daemon.config.libvirt.qemu_user.clone());
-    let qemu = tokio::task::spawn_blocking(move || {
-        let user = directory::qemu_user(named.as_deref()).ok().flatten().map(|user| user.uid);
-        sockets::qemu_of(&guest, user)
-    });
-    let qemu = qemu.await.ok().flatten();
+    let (asked_told, asks) = unbounded_channel();
+    let (found, finds) = unbounded_channel();
+    let told = Told { passed, ended, ram: ram_told, asked: asked_told };
+    let qemu = qemu_of(daemon, &arguments.guest, None).await;
     Ok(Carriage {
         daemon: daemon.clone(),
         entry: entry.clone(),
@@ -153,12 +154,28 @@ async fn ask(
         passes,
         ends,
         ram_tells,
+        asks,
+        asked: None,
+        found,
+        finds,
+        known: watch::channel(None).0,
         seen: Seen::default(),
         qemu,
         stop: watch::channel(Stop::No).0,
         others: Rc::default(),
+        first: Rc::default(),
         rests_until: tokio::time::Instant::now(),
     })
+}
+
+/// The guest's, here.
+async fn qemu_of(daemon: &Daemon, guest: &str, uuid: Option<String>) -> Option<ProcessId> {
+    let (guest, named) = (guest.to_owned(), daemon.config.libvirt.qemu_user.clone());
+    let found = tokio::task::spawn_blocking(move || {
+        let user = directory::qemu_user(named.as_deref()).ok().flatten().map(|user| user.uid);
+        sockets::qemu_of(&guest, uuid.as_deref(), user)
+    });
+    found.await.ok().flatten()
 }
 
 fn refused(to: &str, error: OpenError) -> Outcome {
@@ -252,6 +269,7 @@ struct Told {
     passed: UnboundedSender<Passed>,
     ended: UnboundedSender<(Place, Result<(), ConduitError>)>,
     ram: UnboundedSender<ram::Told>,
+    asked: UnboundedSender<Asked>,
 }
 
 /// What conduits are told.
@@ -276,11 +294,18 @@ struct Carriage {
     passes: UnboundedReceiver<Passed>,
     ends: UnboundedReceiver<(Place, Result<(), ConduitError>)>,
     ram_tells: UnboundedReceiver<ram::Told>,
+    asks: UnboundedReceiver<Asked>,
+    /// libvirt there was asked to let the guest run.
+    asked: Option<Asked>,
+    found: UnboundedSender<Known>,
+    finds: UnboundedReceiver<Known>,
+    known: watch::Sender<Option<Known>>,
     seen: Seen,
     /// The guest's, here.
     qemu: Option<ProcessId>,
     stop: watch::Sender<Stop>,
     others: Rc<Cell<usize>>,
+    first: Rc<Cell<bool>>,
     /// No connection is taken until then.
     rests_until: tokio::time::Instant,
 }
@@ -296,7 +321,10 @@ impl Carriage {
                     self.seen.cancelled = true;
                     self.stop.send_replace(Stop::Ram);
                 }
+                // Before that it has passed on is seen.
+                Some(asked) = self.asks.recv() => self.asked = Some(asked),
                 Some(passed) = self.passes.recv() => self.passed(passed),
+                Some(known) = self.finds.recv() => self.found(known),
                 Some(told) = self.ram_tells.recv() => self.ram_told(told),
                 Some((place, ended)) = self.ends.recv() => self.conduit_ended(place, ended),
                 message = self.mailbox.next() => self.handle_peer(message),
@@ -331,6 +359,9 @@ impl Carriage {
             downtime: self.arguments.downtime_ms.map(Duration::from_millis),
             told: self.told.clone(),
             stop: self.stop.subscribe(),
+            known: self.known.subscribe(),
+            incarnation: self.carried.incarnation,
+            first: self.first.clone(),
             others: self.others.clone(),
         };
         tokio::task::spawn_local(async move {
@@ -379,7 +410,11 @@ impl Carriage {
             }
         }
         self.seen.ended(place, ended.err().map(|error| error.to_string()));
-        if place == Place::Rpc {
+        if place == Place::Rpc && self.seen.rpc.open == 0 {
+            let runs = matches!(*self.known.borrow(), Some(Known::Runs { .. }));
+            if runs && self.seen.answer.is_none() {
+                self.seen.passed(Passed::Unheard(Answer::Done));
+            }
             self.doubt();
         }
     }
@@ -420,7 +455,36 @@ impl Carriage {
         if let Some(outcome) = doubt.filter(|_| !self.seen.in_doubt) {
             self.seen.in_doubt = true;
             self.entry.set_outcome(outcome);
+            if let Some(asked) = self.asked.clone() {
+                let (daemon, entry, found) = (self.daemon.clone(), self.entry.clone(), self.found.clone());
+                tokio::task::spawn_local(async move {
+                    tokio::select! {
+                        known = asked::ask(&daemon, &entry, entry.id, &asked) => drop(found.send(known)),
+                        // A person was faster.
+                        () = found.closed() => {}
+                    }
+                });
+            }
         }
+    }
+
+    /// The destination says what became of the guest.
+    fn found(&mut self, known: Known) {
+        if self.seen.answer.is_some() || self.seen.resolved.is_some() {
+            return;
+        }
+        let (listens, answer) = (self.seen.rpc.open > 0, asked::answer_of(&known));
+        match known {
+            _ if !listens => self.seen.passed(Passed::Unheard(answer)),
+            Known::Not => self.seen.passed(Passed::Finished(answer)),
+            // Whoever waits is told now, and what comes of that passes.
+            Known::Runs { .. } if self.asked.as_ref().is_some_and(|asked| asked.uuid.is_some()) => {}
+            Known::Runs { .. } => {
+                self.seen.held = true;
+                self.seen.passed(Passed::Finished(answer));
+            }
+        }
+        self.known.send_replace(Some(known));
     }
 
     fn resolved(&mut self, resolution: Resolution) {
@@ -434,10 +498,26 @@ impl Carriage {
     /// Says what came of it, and leaves the connections that are still there time to end by themselves.
     async fn end(mut self) {
         self.doors.close();
+        // Nobody asks any more.
+        self.finds.close();
+        if let Ok(asked) = self.asks.try_recv() {
+            self.asked = Some(asked);
+        }
         if self.seen.is_unsaid() {
             self.seen.kept = self.keeps().await;
         }
-        let (phase, outcome) = self.seen.outcome(&self.entry.guest, &self.arguments.to);
+        if let (Some(asked), Some(resolution)) = (&self.asked, self.seen.resolved) {
+            asked::said(&self.daemon, self.entry.id, asked, resolution).await;
+        }
+        let (guest, to) = (self.entry.guest.clone(), self.arguments.to.clone());
+        let (mut phase, mut outcome) = self.seen.outcome(&guest, &to);
+        let copy = self.asked.as_ref().and_then(|asked| asked.qemu);
+        let is_at_both = self.seen.is_at_both() && copy.is_none_or(|copy| copy.is_there());
+        if is_at_both {
+            (phase, outcome) = (Phase::Failed, asked::untold(self.entry.id, &guest, &to));
+        } else if self.seen.held {
+            outcome = asked::cannot_be_told(&guest, &to);
+        }
         if phase == Phase::Moved {
             self.entry.set_report(Report::default());
             if self.entry.phase() != Phase::Handed {
@@ -446,6 +526,9 @@ impl Carriage {
                 self.entry.advance(Phase::Handed);
             }
         }
+        let is_held = self.seen.held || self.seen.resolved == Some(Resolution::There);
+        // What is on record would be taken up by the next daemon.
+        let tidying = (self.asked.is_some() && !is_held && !is_at_both).then(|| self.daemon.tidying());
         self.entry.finish(phase, outcome);
         let last = async {
             while self.seen.conduits > 0 {
@@ -457,10 +540,28 @@ impl Carriage {
         if tokio::time::timeout(LAST_WORDS, last).await.is_err() {
             tracing::info!(id = %self.entry.id.short(), conduits = self.seen.conduits, "still connected");
         }
-        if self.seen.resolved != Some(Resolution::There) {
+        if !is_held {
             self.stop.send_replace(Stop::All);
         }
         self.session.close(Refusal::Done as u16, "closed");
+        self.daemon.rest();
+        if self.asked.is_none() {
+            return;
+        }
+        // One who is still held would continue the guest if the next daemon knew nothing of him.
+        while self.seen.rpc.open > 0 {
+            tokio::select! {
+                Some((place, ended)) = self.ends.recv() => self.conduit_ended(place, ended),
+                () = asked::has_ended(copy), if *self.stop.borrow() != Stop::All => {
+                    self.stop.send_replace(Stop::All);
+                }
+            }
+        }
+        if is_at_both {
+            asked::until_settled(&self.entry).await;
+        }
+        asked::over(&self.daemon, self.entry.id, &to).await;
+        drop(tidying);
     }
 
     /// Libvirt's calls were not carried. Whether it keeps the guest here shows by its QEMU: it ends one whose guest runs elsewhere.

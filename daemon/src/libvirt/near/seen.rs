@@ -20,6 +20,10 @@ pub struct Seen {
     finish: Option<bool>,
     /// What it answered.
     pub answer: Option<Answer>,
+    /// libvirt here was not there any more to be told of it.
+    pub untold: bool,
+    /// It cannot be told, and waits.
+    pub held: bool,
     /// The waiting QEMU's last word.
     pub shut: Option<u32>,
     /// libvirt here keeps the guest, or has let it go; none: that could not be seen.
@@ -79,6 +83,7 @@ impl Seen {
             Passed::Prepare | Passed::Tunnel => self.prepared = true,
             Passed::Finish { cancelled } => self.finish = Some(cancelled),
             Passed::Finished(answer) => self.answer = Some(answer),
+            Passed::Unheard(answer) => (self.answer, self.untold) = (Some(answer), true),
             Passed::Unanswered => {}
         }
     }
@@ -115,6 +120,14 @@ impl Seen {
         self.ram.were_and_are_not() || (self.cancelled || self.lost.is_some()) && self.ram.open == 0
     }
 
+    /// It runs there, and libvirt here may have continued it.
+    pub fn is_at_both(&self) -> bool {
+        self.untold
+            && self.answer == Some(Answer::Done)
+            && self.finish == Some(false)
+            && self.resolved.is_none()
+    }
+
     /// What is said while libvirt's answer may be had no more.
     pub fn doubt(&self, guest: &str, to: &str) -> Option<Outcome> {
         self.is_finishing().then(|| {
@@ -143,6 +156,12 @@ impl Seen {
                 return failed(Ending::Failed, Whereabouts::RunsAtSource, desc);
             }
             (None, Some(Answer::Done), Some(false)) => return moved(format!("moved to {to}, by libvirt")),
+            (None, Some(Answer::Failed), Some(false)) if self.untold => {
+                let desc = format!(
+                    "libvirt at {to} has not run {guest}; the one here was not told so, and continues it, or has left it paused if virsh was ended"
+                );
+                return failed(Ending::Failed, Whereabouts::AsItWas, desc).advised(guest);
+            }
             (None, Some(Answer::Failed), Some(false)) => {
                 let desc = format!("libvirt at {to} could not run {guest}; the one here continues it");
                 return failed(Ending::Failed, Whereabouts::RunsAtSource, desc);
@@ -171,6 +190,12 @@ impl Seen {
                     (Phase::Moved, outcome).advised(guest)
                 }
             };
+        }
+        if self.prepared && self.shut == Some(0) && self.finish.is_none() {
+            let desc = format!(
+                "all of {guest} was at {to}, and libvirt was not asked to run it there: the one here continues it, or has left it paused if virsh was ended"
+            );
+            return failed(Ending::Failed, Whereabouts::AsItWas, desc).advised(guest);
         }
         let why = match (&self.lost, &self.trouble) {
             (Some(lost), _) => format!("the link to {to} was lost: {lost}"),
@@ -230,6 +255,15 @@ mod tests {
         assert!(answered(FINISH, Answer::Done).is_over());
     }
 
+    /// virsh is gone: whoever it asked has left the guest paused, or continued it.
+    #[test]
+    fn where_libvirt_here_was_not_told_nobody_says_what_it_does() {
+        let failed = seen(&[PREPARE, FINISH, Passed::Unheard(Answer::Failed)]);
+        assert_eq!(ending(&failed), (Phase::Failed, Ending::Failed, Whereabouts::AsItWas));
+        assert!(seen(&[PREPARE, FINISH, Passed::Unheard(Answer::Done)]).is_at_both());
+        assert!(!seen(&[PREPARE, FINISH, Passed::Finished(Answer::Done)]).is_at_both());
+    }
+
     #[test]
     fn a_finish_that_is_not_answered_is_in_doubt_until_somebody_knows() {
         let mut seen = seen(&[PREPARE, FINISH]);
@@ -252,6 +286,16 @@ mod tests {
         seen.ended(Place::Rpc, None);
         assert!(seen.is_over());
         assert_eq!(ending(&seen), HERE);
+    }
+
+    /// virsh was killed between the two, or the link was lost there.
+    #[test]
+    fn one_that_was_all_there_and_was_not_asked_for_may_stand_here() {
+        let mut seen = seen(&[PREPARE]);
+        seen.shut = Some(0);
+        seen.ended(Place::Rpc, None);
+        assert!(seen.is_over());
+        assert_eq!(ending(&seen), (Phase::Failed, Ending::Failed, Whereabouts::AsItWas));
     }
 
     #[test]
