@@ -98,11 +98,14 @@ impl Carrier {
         if came.port.is_some() && self.entry.phase() == Phase::Preparing {
             self.entry.advance(Phase::Copying);
         }
+        let sharing = sharing::Follower::start(opened.session.clone(), self.entry.clone());
         let socket = came.stream.into_std().map_err(ConduitError::Resources)?;
-        tokio::select! {
+        let ended = tokio::select! {
             ended = conduit::run(&self.daemon, socket, opened) => ended,
             () = self.stopped(Stop::Ram) => Ok(()),
-        }
+        };
+        drop(sharing);
+        ended
     }
 
     async fn ram(&self, came: Came) -> Result<(), ConduitError> {
