@@ -22,6 +22,7 @@ use tokio::net::unix::pipe::Receiver;
 
 /// The manager has taken what it was sent when it has closed what came behind it. One that does not, is old, or stands.
 const TAKEN_WITHIN: Duration = Duration::from_secs(2);
+const SAY_AGAIN: Duration = Duration::from_millis(20);
 
 /// Who keeps sockets for this process, if anybody does.
 #[derive(Debug, Default, Clone)]
@@ -37,7 +38,19 @@ impl Keeper {
         if self.0.is_none() {
             return Ok(());
         }
-        self.say(&format!("FDSTORE=1\nFDNAME={name}"), Some(what))?;
+        // Its queue may be full for a moment.
+        let deadline = tokio::time::Instant::now() + TAKEN_WITHIN;
+        loop {
+            match self.say(&format!("FDSTORE=1\nFDNAME={name}"), Some(what)) {
+                Err(error)
+                    if error.kind() == io::ErrorKind::WouldBlock
+                        && tokio::time::Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(SAY_AGAIN).await;
+                }
+                said => break said?,
+            }
+        }
         let (ours, theirs) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
         self.say("BARRIER=1", Some(theirs.as_fd()))?;
         drop(theirs);

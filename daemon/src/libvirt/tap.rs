@@ -74,6 +74,8 @@ pub trait Gate {
     async fn before(&self, finishing: Finishing) -> io::Result<()>;
     /// The reply has not come this way, and will not.
     async fn released(&self) -> Released;
+    /// Nobody who cannot be answered has to be held any more.
+    async fn freed(&self);
 }
 
 /// How it ended.
@@ -115,7 +117,8 @@ pub async fn run(
         ended = tap.up(up) => ended.map(|()| Ended::ByLibvirt),
         ended = tap.down(down) => ended.map(|()| Ended::ByCarrier),
     };
-    let _ = shutdown(socket, Shutdown::Both);
+    // What it has still to read it reads before that.
+    let _ = shutdown(socket, Shutdown::Write);
     ended
 }
 
@@ -271,6 +274,7 @@ impl<G: Gate> Tap<'_, G> {
         };
         let _ = self.passed.send(Passed::Unanswered);
         let mut released = std::pin::pin!(self.gate.released());
+        let mut freed = std::pin::pin!(self.gate.freed());
         let mut waits = true;
         loop {
             tokio::select! {
@@ -292,6 +296,7 @@ impl<G: Gate> Tap<'_, G> {
                         }
                     }
                 },
+                () = &mut freed, if !waits && !self.said.get() => return Ok(()),
                 () = self.gone.notified() => return Ok(()),
                 Some(()) = way.pongs.recv(), if !within => drop(way.write(&PONG).await),
             }
@@ -350,6 +355,10 @@ mod tests {
         async fn released(&self) -> Released {
             let released = self.released.borrow_mut().take().expect("once");
             released.await.unwrap_or(Released::Close)
+        }
+
+        async fn freed(&self) {
+            std::future::pending().await
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Written, found and removed as they are: whole, synced, renamed.
 
-use super::{RecordError, Records, Wanted, at, disk::Disk, replace};
+use super::{RecordError, Records, UNFINISHED, Wanted, at, disk::Disk, replace};
 use crate::id::Id;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -89,6 +89,17 @@ impl Shelf {
         .await
     }
 
+    /// One that cannot be read, and that nobody needs any more: it stays beside, for whoever looks why.
+    pub async fn set_aside(&self, id: Id) -> Result<(), RecordError> {
+        self.beside(id, "cannot set aside", |disk, path| {
+            match disk.rename(path, &path.with_extension("damaged")) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => path.parent().map_or(Ok(()), |dir| disk.sync_dir(dir)),
+            }
+        })
+        .await
+    }
+
     /// Of which migrations something is there.
     pub async fn ids(&self) -> Result<Vec<Id>, RecordError> {
         let (disk, dir) = (self.disk.clone(), self.dir.clone());
@@ -102,7 +113,7 @@ impl Shelf {
     fn sweep(&self) {
         for name in self.disk.names(&self.dir).into_iter().flatten() {
             let path = self.dir.join(name);
-            if path.extension().is_none_or(|end| end != "json") {
+            if path.extension().is_some_and(|end| end.to_string_lossy().starts_with(UNFINISHED)) {
                 let _ = self.disk.remove(&path);
             }
         }

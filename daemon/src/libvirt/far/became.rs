@@ -75,12 +75,14 @@ pub struct Guard {
     pub peer: PeerName,
     pub guest: String,
     finish: Rc<Finish>,
+    /// It is this one's Finish that is put on record.
+    asking: Cell<bool>,
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
         self.finish.guards.update(|guards| guards - 1);
-        if self.finish.door.get() == Door::Asking {
+        if self.asking.get() {
             self.finish.close();
         }
     }
@@ -89,7 +91,7 @@ impl Drop for Guard {
 impl Guard {
     pub fn new(shelf: Shelf, carriage: Id, peer: PeerName, guest: String, finish: Rc<Finish>) -> Guard {
         finish.guards.update(|guards| guards + 1);
-        Guard { shelf, carriage, peer, guest, finish }
+        Guard { shelf, carriage, peer, guest, finish, asking: Cell::new(false) }
     }
 
     fn delivered(&self, uuid: Option<Uuid>, runs: Option<bool>) -> Delivered {
@@ -104,9 +106,11 @@ impl Gate for Guard {
             return Err(io::Error::other("it was given up, or asked before: libvirt here is not asked"));
         }
         self.finish.door.set(Door::Asking);
+        self.asking.set(true);
         let delivered = self.delivered(finishing.uuid, None);
         let put =
             self.shelf.put_within(self.carriage, &delivered, PUT_TIMEOUT).await.map_err(io::Error::other);
+        self.asking.set(false);
         if put.is_ok() && self.finish.door.get() == Door::Asking {
             self.finish.door.set(Door::Asked);
             return Ok(());
@@ -122,6 +126,8 @@ impl Gate for Guard {
     async fn released(&self) -> Released {
         Released::Close
     }
+
+    async fn freed(&self) {}
 }
 
 /// libvirt here has answered.

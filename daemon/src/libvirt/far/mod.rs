@@ -420,16 +420,7 @@ impl Carriage {
     async fn end(mut self, why: Option<String>) {
         let finishing = self.finish == Some(false);
         if finishing && self.answer.is_none() {
-            let answered = async {
-                while self.answer.is_none() && self.conduits > 0 {
-                    tokio::select! {
-                        biased;
-                        Some(passed) = self.passes.recv() => self.passed(passed),
-                        Some((place, ended)) = self.ends.recv() => self.conduit_ended(place, &ended),
-                    }
-                }
-            };
-            let _ = tokio::time::timeout(LAST_WORDS, answered).await;
+            let _ = tokio::time::timeout(LAST_WORDS, self.answered()).await;
         }
         self.session.close(Refusal::Done as u16, "closed");
         let guest = &self.entry.guest;
@@ -468,6 +459,20 @@ impl Carriage {
             self.entry.advance(Phase::Handed);
         }
         self.entry.finish(phase, outcome);
+        if finishing && self.answer.is_none() {
+            // It comes late, and is put on record all the same: the source asks for it.
+            tokio::task::spawn_local(async move { self.answered().await });
+        }
+    }
+
+    async fn answered(&mut self) {
+        while self.answer.is_none() && self.conduits > 0 {
+            tokio::select! {
+                biased;
+                Some(passed) = self.passes.recv() => self.passed(passed),
+                Some((place, ended)) = self.ends.recv() => self.conduit_ended(place, &ended),
+            }
+        }
     }
 }
 

@@ -36,6 +36,10 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 const PUT_TIMEOUT: Duration = Duration::from_secs(5);
 /// What a person has said is acted on, whether it is on record by then or not.
 const SAID_TIMEOUT: Duration = Duration::from_secs(2);
+/// Until the guest's QEMU here is found.
+const FOUND_WITHIN: Duration = Duration::from_secs(2);
+/// Until a QEMU whose guest was moved has ended, most often.
+const ENDS_WITHIN: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// What was asked.
@@ -95,8 +99,11 @@ impl Gate for Holding {
             return Err(io::Error::other("a second Finish in one migration"));
         }
         let uuid = finishing.uuid.map(|uuid| uuid.to_string());
+        // A process whose memory is on a disk that hangs may hold up whoever looks at it.
+        let qemu = super::qemu_of(&self.daemon, &self.entry.guest, uuid.clone());
+        let qemu = tokio::time::timeout(FOUND_WITHIN, qemu).await.ok().flatten();
         let asked = Asked {
-            qemu: super::qemu_of(&self.daemon, &self.entry.guest, uuid.clone()).await,
+            qemu,
             uuid,
             guest: self.entry.guest.clone(),
             peer: self.peer.clone(),
@@ -150,6 +157,11 @@ impl Gate for Holding {
             },
             () = stopped(&self.stop, Stop::All) => Released::Close,
         }
+    }
+
+    async fn freed(&self) {
+        let qemu = self.asked.borrow().as_ref().and_then(|asked| asked.qemu);
+        has_ended(qemu).await;
     }
 }
 
@@ -248,7 +260,6 @@ pub(super) fn untold(carriage: Id, guest: &str, peer: &str) -> Outcome {
 
 /// Shown, by daemons after this one too, until somebody says that it is not so any more.
 pub(super) async fn until_settled(entry: &Entry) {
-    entry.unresolve();
     let left = match entry.resolved().await {
         Resolution::Here => Whereabouts::AsItWas,
         Resolution::There => Whereabouts::LeftToDestination,
@@ -263,6 +274,11 @@ pub(super) async fn said(daemon: &Daemon, carriage: Id, asked: &Asked, resolutio
     if let Err(error) = daemon.asked.put_within(carriage, &asked, SAID_TIMEOUT).await {
         tracing::error!(%error, "what was said of the guest is not on record");
     }
+}
+
+/// libvirt was told before it went away, and ends the copy here; or a person has.
+pub(super) async fn ends_soon(qemu: Option<ProcessId>) -> bool {
+    qemu.is_some() && tokio::time::timeout(ENDS_WITHIN, has_ended(qemu)).await.is_ok()
 }
 
 /// Until there is no copy here any more that libvirt could continue. Never, if it was not seen.

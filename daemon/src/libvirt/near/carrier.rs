@@ -151,7 +151,14 @@ impl Carrier {
             holding.tidy();
             tapped
         };
-        let (tapped, carried) = tokio::join!(tap, conduit::run(&self.daemon, carried, opened));
+        let carried = async {
+            tokio::select! {
+                ended = conduit::run(&self.daemon, carried, opened) => ended,
+                // So that whoever waits for an answer is released, though one could still come.
+                () = self.stopped(Stop::All) => Ok(()),
+            }
+        };
+        let (tapped, carried) = tokio::join!(tap, carried);
         tapped?;
         carried
     }

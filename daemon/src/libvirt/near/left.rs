@@ -4,7 +4,7 @@
 //! said on the connection, or it is closed, and libvirt continues the guest. A connection without a record is closed: its Finish never left.
 
 use super::asked::{
-    Asked, Known, NAME, ask, cannot_be_told, doubt, has_ended, over, said, until_settled, untold,
+    Asked, Known, NAME, ask, cannot_be_told, doubt, ends_soon, has_ended, over, said, until_settled, untold,
 };
 use crate::api::wire::{Resolution, Role};
 use crate::daemon::Daemon;
@@ -24,8 +24,6 @@ use tokio::net::UnixStream;
 
 /// Until libvirt takes a few bytes that it waits for.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Until libvirt closes a connection on which it has heard what it asked.
-const LIBVIRT_CLOSES: Duration = Duration::from_secs(30);
 
 /// To be called before anybody is let in.
 pub async fn take_up(daemon: &Rc<Daemon>, kept: Vec<(String, OwnedFd)>) -> Result<(), RecordError> {
@@ -76,7 +74,7 @@ impl Caller {
 
     /// The manager has a copy, which would hold it open.
     fn end(self, daemon: &Daemon) {
-        let _ = shutdown(self.stream.as_raw_fd(), Shutdown::Both);
+        let _ = shutdown(self.stream.as_raw_fd(), Shutdown::Write);
         daemon.keeper.let_go(&self.name);
     }
 }
@@ -111,6 +109,9 @@ fn hold_unknown(daemon: &Rc<Daemon>, id: Id, caller: Option<Caller>, why: &str) 
             }
             caller.end(&daemon);
         }
+        if let Err(error) = daemon.asked.set_aside(id).await {
+            tracing::warn!(%error, "the next daemon asks once more");
+        }
     });
 }
 
@@ -142,8 +143,7 @@ async fn finish(daemon: &Rc<Daemon>, entry: &Arc<Entry>, asked: &Asked, mut call
                 (Rest::Heard, moved(Whereabouts::RunsAtDestination, desc))
             }
             Heard::CannotBe => (Rest::Held, (Phase::Moved, cannot_be_told(guest, peer))),
-            // It was told before that daemon ended, or a person has ended the copy.
-            Heard::Gone if asked.qemu.is_some_and(|qemu| !qemu.is_there()) => {
+            Heard::Gone if ends_soon(asked.qemu).await => {
                 (Rest::None, moved(Whereabouts::RunsAtDestination, format!("moved to {peer}, by libvirt")))
             }
             // Nobody has kept libvirt here from taking it for one that failed.
@@ -174,11 +174,12 @@ async fn finish(daemon: &Rc<Daemon>, entry: &Arc<Entry>, asked: &Asked, mut call
         }
     };
     let is_told = outcome.guest != Whereabouts::AtBoth;
+    if !is_told {
+        entry.unresolve();
+    }
     entry.finish(phase, outcome);
     match (rest, &mut caller) {
-        (Rest::Heard, Some(caller)) => {
-            let _ = tokio::time::timeout(LIBVIRT_CLOSES, answer_pings(caller, true)).await;
-        }
+        (Rest::Heard, Some(caller)) => answer_pings(caller, true).await,
         (Rest::Held, Some(caller)) => tokio::select! {
             () = hold(Some(caller)) => {}
             () = has_ended(asked.qemu) => {}
@@ -187,7 +188,7 @@ async fn finish(daemon: &Rc<Daemon>, entry: &Arc<Entry>, asked: &Asked, mut call
     }
     if let Some(caller) = caller {
         // The manager has a copy, which would hold it open.
-        let _ = shutdown(caller.as_raw_fd(), Shutdown::Both);
+        let _ = shutdown(caller.as_raw_fd(), Shutdown::Write);
     }
     if !is_told {
         until_settled(entry).await;

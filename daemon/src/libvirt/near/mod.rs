@@ -512,7 +512,7 @@ impl Carriage {
         let (guest, to) = (self.entry.guest.clone(), self.arguments.to.clone());
         let (mut phase, mut outcome) = self.seen.outcome(&guest, &to);
         let copy = self.asked.as_ref().and_then(|asked| asked.qemu);
-        let is_at_both = self.seen.is_at_both() && copy.is_none_or(|copy| copy.is_there());
+        let is_at_both = self.seen.is_at_both() && !asked::ends_soon(copy).await;
         if is_at_both {
             (phase, outcome) = (Phase::Failed, asked::untold(self.entry.id, &guest, &to));
         } else if self.seen.held {
@@ -529,6 +529,9 @@ impl Carriage {
         let is_held = self.seen.held || self.seen.resolved == Some(Resolution::There);
         // What is on record would be taken up by the next daemon.
         let tidying = (self.asked.is_some() && !is_held && !is_at_both).then(|| self.daemon.tidying());
+        if is_at_both {
+            self.entry.unresolve();
+        }
         self.entry.finish(phase, outcome);
         let last = async {
             while self.seen.conduits > 0 {
