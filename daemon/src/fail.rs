@@ -11,9 +11,10 @@
 //! | `enospc`, `eio` | what is being written is not ([`io`]) |
 
 /// By where they lie on the way of a guest. Behind the phase comes what has just been done.
-pub const POINTS: [&str; 33] = [
+pub const POINTS: [&str; 34] = [
     "source.answered",
     "source.begun",
+    "source.looking",
     "source.marking",
     "source.marked",
     "source.stopping",

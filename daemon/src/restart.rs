@@ -63,9 +63,11 @@ async fn finish(daemon: Rc<Daemon>, record: Record) {
         if let Err(defect) = finish_source(&daemon, owner, record).await {
             tracing::error!(%defect, "the guest and its record are left as they are");
         }
-    } else if Destination::found(record.phase).is_some() {
+    } else if let Some(owner) = Destination::found(record.phase) {
         let entry = enter(&daemon, &record, Role::Destination, ownership::Phase::Starting);
-        restart_starting(&daemon, &entry, &record, Held::Yes).await;
+        if let Err(defect) = restart_starting(&daemon, &entry, &record, owner, Held::Yes).await {
+            tracing::error!(%defect, "the guest and its record are left as they are");
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use hikyaku_tests::command::Output;
 use hikyaku_tests::machine::{self, QemuBinary, need};
-use hikyaku_tests::rig::{Plan, Rig};
+use hikyaku_tests::rig::{Plan, Rig, Side};
 use hikyaku_tests::site::Settings;
 
 /// For a word to cross, and a link to be made.
@@ -92,6 +92,19 @@ fn a_link_that_dies_before_the_answer_has_the_guest_begun_again() {
     let mut rig = rig("us", &qemu);
     rig.arm();
     std::thread::sleep(WORD);
+    restart_unseen(&mut rig, true);
+    rig.migrate_live_armed(&[]);
+    assert_eq!((said(&rig, AHEAD), said(&rig, AGAIN)), (1, 1));
+}
+
+/// Its QEMU, whose stream ends with the session, is asked how it does before anybody hears of the link.
+#[test]
+fn nor_does_its_qemu_have_the_last_word_of_it() {
+    let Some(qemu) = need("QEMU", machine::qemu()) else { return };
+    let mut rig = rig("us", &qemu);
+    rig.restart_daemon(Side::Source, "source.looking:1s");
+    rig.arm();
+    std::thread::sleep(2 * WORD);
     restart_unseen(&mut rig, true);
     rig.migrate_live_armed(&[]);
     assert_eq!((said(&rig, AHEAD), said(&rig, AGAIN)), (1, 1));

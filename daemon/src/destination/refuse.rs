@@ -18,11 +18,13 @@ impl Reception {
         tracing::error!(guest = %self.arguments.guest, %error, "looking until it is known");
         self.inbox.push(ToApply::End);
         let record = self.record(records::Phase::Starting, "");
-        let Reception { daemon, entry, guest, session, mut mailbox, .. } = self;
+        let Reception { daemon, entry, guest, session, mut mailbox, owner, .. } = self;
         // QEMU speaks to one client at a time.
         drop(guest);
-        let verdict = restart_starting(&daemon, &entry, &record, Held::NoMore).await;
-        say(&session, verdict);
+        match restart_starting(&daemon, &entry, &record, owner, Held::NoMore).await {
+            Ok(verdict) => say(&session, verdict),
+            Err(defect) => tracing::error!(%defect, "the guest and its record are left as they are"),
+        }
         part(session, &mut mailbox).await;
     }
 

@@ -10,7 +10,7 @@ use crate::api::wire::Resolution;
 use crate::daemon::Daemon;
 use crate::hooks::{self, Hook, HookError};
 use crate::outcome::{Ending, Outcome, Whereabouts};
-use crate::ownership;
+use crate::ownership::{self, Destination, DestinationStep, Forbidden};
 use crate::process::ProcessId;
 use crate::protocol::Verdict;
 use crate::records::{Phase, Record};
@@ -56,8 +56,9 @@ pub async fn restart_starting(
     daemon: &Daemon,
     entry: &Arc<Entry>,
     record: &Record,
+    mut owner: Destination,
     mut held: Held,
-) -> Verdict {
+) -> Result<Verdict, Forbidden> {
     let begun = tokio::time::Instant::now();
     let mut said = String::new();
     // A person who has looked.
@@ -65,7 +66,7 @@ pub async fn restart_starting(
     let mut wait = INTERVAL;
     // To run.
     let mut ordered = false;
-    let (phase, outcome, record) = loop {
+    let (step, phase, outcome, record) = loop {
         if entry.is_kept_at_source() {
             held = Held::ForGood;
         }
@@ -83,7 +84,7 @@ pub async fn restart_starting(
             },
             // QEMU has the last word, if it can be asked.
             Some(Resolution::Here) => {
-                let seen = see(daemon, record, false, held).await;
+                let seen = see(daemon, record, &mut owner, false, held).await;
                 match seen {
                     Ok(Seen::Arrived) => Ok(Seen::Arrived),
                     // Whatever answers on its socket now.
@@ -100,7 +101,7 @@ pub async fn restart_starting(
                 }
             }
             None if held == Held::ForGood && is_gone(record) => Ok(Seen::NeverLoaded(KEPT.into())),
-            None => see(daemon, record, begun.elapsed() > NEVER_LOADS_AFTER, held).await,
+            None => see(daemon, record, &mut owner, begun.elapsed() > NEVER_LOADS_AFTER, held).await,
         };
         let seen = match seen {
             Ok(Seen::Loaded) => match hold(daemon, entry, record).await {
@@ -130,6 +131,7 @@ pub async fn restart_starting(
                 };
                 let outcome = Outcome::new(Ending::Moved, guest, format!("arrived from {}", record.peer));
                 break (
+                    DestinationStep::Seen,
                     ownership::Phase::Running,
                     outcome,
                     Record { phase: Phase::Arrived, ..record.clone() },
@@ -138,6 +140,7 @@ pub async fn restart_starting(
             Seen::Ended => {
                 let desc = format!("arrived from {}, as somebody has said", record.peer);
                 break (
+                    DestinationStep::Seen,
                     ownership::Phase::Running,
                     Outcome::new(Ending::Moved, Whereabouts::EndedAtDestination, desc),
                     Record { phase: Phase::Arrived, run: false, ..record.clone() },
@@ -146,6 +149,7 @@ pub async fn restart_starting(
             Seen::NeverLoaded(why) => {
                 let outcome = Outcome::new(Ending::Failed, Whereabouts::ReturnsToSource, why.clone());
                 break (
+                    DestinationStep::NeverLoaded,
                     ownership::Phase::Refused,
                     outcome,
                     Record { phase: Phase::Refused, why, ..record.clone() },
@@ -175,10 +179,14 @@ pub async fn restart_starting(
             resolution = entry.resolved(), if told.is_none() => told = Some(resolution),
         }
     };
+    owner.step(step)?;
     // Until it is durable the answer to the source stays Pending.
     while let Err(error) = daemon.records.write(&record).await {
         tracing::error!(%error, "the end of a migration cannot be recorded; trying again");
         tokio::time::sleep(NEVER_LOADS_AFTER).await;
+    }
+    if owner == Destination::Refusing {
+        owner.step(DestinationStep::RefusedDurable)?;
     }
     let verdict = match record.phase {
         Phase::Refused => Verdict::Refused { why: record.why.clone() },
@@ -189,7 +197,7 @@ pub async fn restart_starting(
     let hook = if phase == ownership::Phase::Running { Hook::AfterSwitchover } else { Hook::AfterFailure };
     let behind = hooks::behind_orphans(&daemon.config.hooks, Hook::BeforeSwitchover, entry);
     hooks::call_beside(&daemon.config.hooks, hook, entry, &record.qmp, Some(behind));
-    verdict
+    Ok(verdict)
 }
 
 async fn hold(daemon: &Daemon, entry: &Arc<Entry>, record: &Record) -> Result<(), HookError> {
@@ -206,7 +214,13 @@ async fn hold(daemon: &Daemon, entry: &Arc<Entry>, record: &Record) -> Result<()
     }
 }
 
-async fn see(daemon: &Daemon, record: &Record, late: bool, held: Held) -> Result<Seen, QmpError> {
+async fn see(
+    daemon: &Daemon,
+    record: &Record,
+    owner: &mut Destination,
+    late: bool,
+    held: Held,
+) -> Result<Seen, QmpError> {
     let timeout = daemon.config.guest.qmp_timeout;
     let qmp =
         Client::connect(&record.qmp, ClientConfig { command_timeout: timeout, ..ClientConfig::default() })
@@ -236,10 +250,10 @@ async fn see(daemon: &Daemon, record: &Record, late: bool, held: Held) -> Result
         }
         Some("completed") if held == Held::Yes => Ok(Seen::Loaded),
         Some("completed") if !record.run => Ok(Seen::Arrived),
-        Some("completed") => {
-            qmp.cont().await?;
-            Ok(Seen::Told)
-        }
+        Some("completed") => match owner.step(DestinationStep::Run) {
+            Ok(()) => qmp.cont().await.map(|()| Seen::Told),
+            Err(defect) => Ok(Seen::Unclear(defect.to_string())),
+        },
         Some("failed") => Ok(never_loaded(migration.error_desc.as_deref().unwrap_or("it does not say why"))),
         _ if late => Ok(never_loaded("QEMU still waits for it")),
         other => Ok(Seen::Unclear(format!("QEMU's migration is {}", other.unwrap_or("none")))),

@@ -9,6 +9,8 @@
 //!     └──────────── refuse ──────────┴────────────┴──▶ Refusing ──durable──▶ Refused
 //! ```
 //!
+//! A daemon that finds *Starting* on record begins at *Told*: whether its QEMU has heard is not known, and it may be told again.
+//!
 //! The guest runs here only after *Starting* is durable, and is refused only if it cannot have run: what may have been obeyed is neither.
 
 use super::Forbidden;
@@ -48,7 +50,7 @@ pub enum Step {
     Seen,
     /// The guest is not taken.
     Refuse,
-    /// QEMU itself says that it never had all of the guest.
+    /// QEMU itself says that it never had all of the guest; or its process is gone, and a person or the source says so.
     NeverLoaded,
     /// *Refused* is durable.
     RefusedDurable,
@@ -73,7 +75,7 @@ impl Destination {
         Ok(match (self, step) {
             (Filling, Step::Go) => Given,
             (Given, Step::Durable) => Ours,
-            (Ours, Step::Run) => Told,
+            (Ours | Told, Step::Run) => Told,
             (Told, Step::Disobeyed) => Ours,
             // One that is to stand is not told anything.
             (Ours | Told, Step::Seen) => Arrived,

@@ -5,6 +5,7 @@ use super::guest::Hold;
 use super::pump::{FromPump, ToPump};
 use super::{Migration, SourceError, options, throttle};
 use crate::api::wire::OnDeadline;
+use crate::fail;
 use crate::hooks::{self, Hook};
 use hikyaku_engine::{PAGE_BYTES, SourceConfig, SyncInfo};
 use std::time::{Duration, Instant};
@@ -82,6 +83,7 @@ impl Migration {
                 }
                 _ = ticks.tick() => {}
             }
+            fail::point("source.looking");
             let info = guest.look().await?;
             if gated && info.is("pre-switchover") {
                 // It stopped the guest by itself, and waits. What is left is little, and the guest does not wait for the link.

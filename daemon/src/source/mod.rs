@@ -12,6 +12,7 @@
 //! destination's verdict counts; while it cannot be had, [`doubt`] goes on asking.
 
 mod answer;
+mod cause;
 mod copy;
 mod deadline;
 pub mod doubt;
@@ -299,7 +300,7 @@ impl Migration {
                     tracing::error!(%defect, "the guest and its record are left as they are");
                 }
             }
-            Err(error) => match self.unanswered(error).await {
+            Err(error) => match self.cause(error).await {
                 error @ SourceError::Unforeseen(_) => {
                     tracing::info!(id = %self.entry.id.short(), %error, "begun again");
                     self.undo(Refusal::Other, &error).await;
@@ -309,17 +310,6 @@ impl Migration {
             },
         }
         Ended::ForGood
-    }
-
-    /// A session that nobody answers, or that is refused, is gone without a word: mailbox and pump may see it first.
-    async fn unanswered(&mut self, error: SourceError) -> SourceError {
-        match &error {
-            SourceError::Pump(_) | SourceError::Closed { .. } if !self.answer.is_had() => {
-                let answer = tokio::time::timeout(ANSWER_SOON, self.answer.next(&self.welcome));
-                answer.await.ok().and_then(Result::err).unwrap_or(error)
-            }
-            _ => error,
-        }
     }
 
     /// The destination takes the guest, as it said it would.
@@ -597,9 +587,6 @@ impl Migration {
         self.raw || self.arguments.switchover == Switchover::Safe
     }
 }
-
-/// From a session's end until its answer is known, on two threads of this daemon.
-const ANSWER_SOON: Duration = Duration::from_millis(500);
 
 /// SHUT with no error, as QEMU's return path carries it.
 const SHUT_OK: [u8; 8] = [0, 1, 0, 4, 0, 0, 0, 0];

@@ -414,7 +414,10 @@ impl Ways<'_> {
                 }
                 // It is told again, for it may not have been told; it does not hang any more, or nothing could be seen.
                 if there == Qemu::Loaded && !self.from.told {
-                    self.way("QEMU is told again, and runs the guest", |to| to.there = Qemu::Runs);
+                    self.way("QEMU is told again, and runs the guest", |to| {
+                        to.there = Qemu::Runs;
+                        to.destination = step(DestinationStep::Run);
+                    });
                 }
                 if there == Qemu::Failed {
                     self.way("QEMU says that it never had the guest", |to| {
