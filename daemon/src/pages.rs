@@ -170,7 +170,6 @@ mod tests {
         let block = |(i, n): (usize, &u64)| Block {
             name: BlockName::new(format!("b{i}").as_bytes()).unwrap(),
             used_bytes: n * PAGE_BYTES as u64,
-            page_bytes: None,
             gpa: None,
         };
         RamLayout { section_id: 2, blocks: pages.iter().enumerate().map(block).collect() }

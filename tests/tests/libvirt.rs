@@ -54,6 +54,27 @@ fn virsh_moves_a_guest_by_several_connections() {
     moves(&["--parallel"], false);
 }
 
+/// Relayed as it is: what the guest asks for there comes behind it, and when it is let run is libvirt's to say.
+#[test]
+fn virsh_moves_a_guest_that_runs_there_before_all_of_it_is_there() {
+    let Some(plan) = Plan::here("jgn") else { return };
+    let virt = Virt::new(&plan);
+    let began = Instant::now();
+    let timeout = ["--limit", "60mbit", "--postcopy", "--timeout", "2", "--timeout-postcopy"];
+    let command = virt.hikyaku_beside(&[&["virsh-migrate", GUEST, "--to", "b"], &timeout[..]].concat());
+    let there = virt.console_there();
+    there.wait(MOVE, |log| log.heartbeats.first().copied()).expect("it runs there");
+    let ran = Instant::now();
+    let output = command.wait(MOVE).expect_code(0);
+    assert!(ran.elapsed() > Duration::from_secs(2), "{:?}: {output}", ran.elapsed());
+    assert!(output.stderr.contains("with --postcopy its memory is carried as it is"), "{output}");
+    virt.check_moved(&there, false);
+    // Of what QEMU had given little was on the way when it stopped the guest.
+    let gap = Timeline::merge(&[&virt.source, &there]).longest_gap(began..ran).length;
+    assert!(gap < Duration::from_secs(3), "{gap:?}: {output}");
+    println!("gap {gap:.0?}");
+}
+
 /// Debian 12's: libvirt 9.0 and QEMU 7.2, which stops its guest when it thinks that it is time.
 #[test]
 fn an_older_libvirt_moves_a_guest() {

@@ -54,12 +54,7 @@ impl Corpus {
 pub fn layout(pages: u32) -> RamLayout {
     let name = BlockName::new(b"pc.ram").into_iter();
     let blocks = name
-        .map(|name| Block {
-            name,
-            used_bytes: u64::from(pages) * PAGE_BYTES as u64,
-            page_bytes: None,
-            gpa: None,
-        })
+        .map(|name| Block { name, used_bytes: u64::from(pages) * PAGE_BYTES as u64, gpa: None })
         .collect();
     RamLayout { section_id: RAM_SECTION, blocks }
 }

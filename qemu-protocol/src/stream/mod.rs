@@ -77,8 +77,6 @@ impl fmt::Debug for BlockName {
 pub struct Block {
     pub name: BlockName,
     pub used_bytes: u64,
-    /// Present for hugetlb blocks when postcopy-ram is on.
-    pub page_bytes: Option<u64>,
     /// Guest-physical address; present with `x-ignore-shared`.
     pub gpa: Option<u64>,
 }

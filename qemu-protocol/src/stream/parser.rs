@@ -68,6 +68,8 @@ pub enum Why {
     Version(u32),
     #[error("an item of type {0:#04x}")]
     Item(u8),
+    #[error("postcopy is turned on: the guest may be let run there before all of it is there")]
+    Postcopy,
     #[error("command {cmd} with {len} bytes")]
     Command { cmd: u16, len: u16 },
     #[error("the configuration has a part that is not known")]
@@ -109,8 +111,6 @@ pub struct Parser {
     at: u64,
     /// The item before was the configuration or one of its subsections.
     in_configuration: bool,
-    /// Blocks may come with their page size.
-    postcopy_advised: bool,
     /// Blocks come with their guest-physical address.
     ignore_shared: bool,
     layout: RamLayout,
@@ -146,7 +146,6 @@ impl Parser {
             state: State::Header,
             at: 0,
             in_configuration: false,
-            postcopy_advised: false,
             ignore_shared: false,
             layout: RamLayout { section_id: 0, blocks: Vec::new() },
             ram_started: false,
@@ -300,14 +299,14 @@ impl Parser {
         let mut at = Cursor::new(rest);
         at.u8();
         let (Some(cmd), Some(len)) = (at.be16(), at.be16()) else { return Step::Need };
+        if (cmd, len) == (command::POSTCOPY_ADVISE, wire::POSTCOPY_TERMS_BYTES) {
+            return Step::Bad(Why::Postcopy);
+        }
         if !wire::is_precopy_command(cmd, len) {
             return Step::Bad(Why::Command { cmd, len });
         }
         if at.bytes(usize::from(len)).is_none() {
             return Step::Need;
-        }
-        if cmd == command::POSTCOPY_ADVISE && len > 0 {
-            self.postcopy_advised = true;
         }
         self.opaque(rest, at.pos(), State::Item, ev)
     }
@@ -413,22 +412,6 @@ impl Parser {
             return Step::Bad(Why::TooManyBlocks);
         }
         let left_bytes = left_bytes - used_bytes;
-        let mut page_bytes = None;
-        if self.postcopy_advised {
-            if self.ignore_shared {
-                // Whether one word or two follow cannot be told.
-                return Step::Bad(Why::RamSetup);
-            }
-            match scan::page_size_word(at, left_bytes == 0) {
-                scan::PageSize::Need => return Step::Need,
-                scan::PageSize::Bad => return Step::Bad(Why::RamSetup),
-                scan::PageSize::Absent => {}
-                scan::PageSize::Present(bytes) => {
-                    at.be64();
-                    page_bytes = Some(bytes);
-                }
-            }
-        }
         let gpa = if self.ignore_shared {
             match at.be64() {
                 None => return Step::Need,
@@ -437,7 +420,7 @@ impl Parser {
         } else {
             None
         };
-        self.layout.blocks.push(Block { name, used_bytes, page_bytes, gpa });
+        self.layout.blocks.push(Block { name, used_bytes, gpa });
         let next = if left_bytes == 0 { State::RamSetupEnd } else { State::RamBlocks { left_bytes } };
         self.opaque(rest, at.pos(), next, ev)
     }

@@ -183,28 +183,3 @@ fn read_configuration_part(rest: &[u8]) -> Option<ConfigurationPart> {
     }
     Some(ConfigurationPart::Known { len: at.pos(), ignore_shared })
 }
-
-pub enum PageSize {
-    Need,
-    Absent,
-    Present(u64),
-    Bad,
-}
-
-/// With postcopy advised, a block's page size follows its length only where it differs from the host's. What
-/// follows otherwise cannot be mistaken for one: a name's length byte is never 0, and EOS is no page size.
-pub fn page_size_word(mut at: Cursor<'_>, last_entry: bool) -> PageSize {
-    let mut peek = at;
-    match peek.u8() {
-        None => return PageSize::Need,
-        Some(0) => {}
-        Some(_) if last_entry => return PageSize::Bad,
-        Some(_) => return PageSize::Absent,
-    }
-    match at.be64() {
-        None => PageSize::Need,
-        Some(ram::EOS) if last_entry => PageSize::Absent,
-        Some(bytes) if bytes.is_power_of_two() && bytes >= PAGE_BYTES as u64 => PageSize::Present(bytes),
-        Some(_) => PageSize::Bad,
-    }
-}

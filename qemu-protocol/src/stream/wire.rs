@@ -70,13 +70,16 @@ pub mod command {
     pub const SWITCHOVER_START: u16 = 11;
 }
 
+/// What POSTCOPY_ADVISE says where the guest's RAM may come behind it.
+pub const POSTCOPY_TERMS_BYTES: u16 = 16;
+
 /// Whether this is a command that may stand in a precopy stream before RAM's END, with its exact length.
 /// The others either begin postcopy or COLO, or have bytes outside their length (PACKAGED).
 pub fn is_precopy_command(cmd: u16, len: u16) -> bool {
     match cmd {
         command::OPEN_RETURN_PATH | command::SWITCHOVER_START => len == 0,
         command::PING => len == 4,
-        command::POSTCOPY_ADVISE => len == 0 || len == 16,
+        command::POSTCOPY_ADVISE => len == 0,
         _ => false,
     }
 }

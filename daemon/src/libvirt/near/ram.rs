@@ -235,15 +235,23 @@ impl Running {
             return;
         }
         self.released = true;
+        if self.raw {
+            // When it does is QEMU's to say and is not seen: it is to know, to the end, how slow the link is.
+            return self.let_stop();
+        }
         // A queue on the path would be part of the stop.
         let ebb = self.session().ebb().await;
         self.session().set_priority(Priority::Urgent);
-        if let Ok(ack) = Message::SwitchoverAck.to_bytes() {
-            self.opened.inbox.push(ToPump::ReturnPath(ack));
-        }
+        self.let_stop();
         // It will, within moments, and is read without a pause until it has.
         self.opened.inbox.push(ToPump::GuestStopped);
         drop(ebb);
+    }
+
+    fn let_stop(&self) {
+        if let Ok(ack) = Message::SwitchoverAck.to_bytes() {
+            self.opened.inbox.push(ToPump::ReturnPath(ack));
+        }
     }
 
     fn tell(&self, what: Told) {
