@@ -138,7 +138,7 @@ enum Verb {
         /// Its share beside other migrations to the same peer.
         #[arg(long, value_enum, default_value = "normal")]
         priority: Priority,
-        /// More options of virsh migrate.
+        /// More options of virsh migrate, behind hikyaku's own.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "VIRSH OPTION")]
         options: Vec<OsString>,
     },

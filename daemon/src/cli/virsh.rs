@@ -31,6 +31,8 @@ pub enum VirshError {
         guest = Whereabouts::Untouched
     )]
     NotAllowed(String),
+    #[error("{0} is hikyaku's own: give it before virsh's options; {guest}", guest = Whereabouts::Untouched)]
+    Misplaced(&'static str),
 }
 
 impl VirshError {
@@ -38,9 +40,15 @@ impl VirshError {
         match self {
             VirshError::Start(_) => Ending::Other,
             VirshError::NotAllowed(_) => Ending::NotAllowed,
+            VirshError::Misplaced(_) => Ending::Usage,
         }
     }
 }
+
+/// Not to be given behind virsh's, which would take them for its own and has none of that name.
+const OURS: [&str; 5] = ["--to", "--disks", "--downtime", "--limit", "--priority"];
+/// With one of them the guest's memory is not looked into.
+const UNREAD: [&str; 4] = ["--parallel", "--tls", "--postcopy", "--tunnelled"];
 
 /// What virsh is to do besides.
 pub struct Wish<'a> {
@@ -49,7 +57,24 @@ pub struct Wish<'a> {
     pub options: &'a [OsString],
 }
 
+impl Wish<'_> {
+    fn has(&self, option: &str) -> bool {
+        self.options.iter().filter_map(|word| word.to_str()).any(|word| {
+            word.strip_prefix(option).is_some_and(|value| value.is_empty() || value.starts_with('='))
+        })
+    }
+}
+
 pub fn migrate(cli: &super::Cli, arguments: CarryArguments, wish: &Wish<'_>) -> Result<Ending, CliError> {
+    if let Some(ours) = OURS.into_iter().find(|option| wish.has(option)) {
+        return Err(VirshError::Misplaced(ours).into());
+    }
+    for option in UNREAD.into_iter().filter(|option| wish.has(option)) {
+        eprintln!(
+            "hikyaku: {}: with {option} its memory is carried as it is: no deltas, and when it is stopped is QEMU's to say",
+            arguments.guest
+        );
+    }
     let mut events = subscribe(cli)?;
     let carrying: Carrying = Client::connect(&cli.api)?.execute(Command::Carry(arguments.clone()))?;
     let end = || {
@@ -222,6 +247,13 @@ mod tests {
              --migrateuri unix:///run/hikyaku/m/0123/ram --copy-storage-all \
              --disks-uri unix:///run/hikyaku/m/0123/nbd --verbose --unsafe"
         );
+    }
+
+    #[test]
+    fn an_option_of_ours_is_found_among_virshs() {
+        let options = ["--timeout", "3", "--limit=60mbit", "--priorityx"].map(OsString::from);
+        let wish = Wish { p2p: false, disks: false, options: &options };
+        assert_eq!(OURS.into_iter().filter(|option| wish.has(option)).collect::<Vec<_>>(), ["--limit"]);
     }
 
     #[test]
