@@ -12,6 +12,8 @@ use hikyaku_tests::command::Running;
 use hikyaku_tests::virt::{GUEST, Plan, Virt};
 
 const MOVE: Duration = Duration::from_secs(240);
+/// From a daemon's start until it has filled its link.
+const WARM: Duration = Duration::from_secs(20);
 /// Of the best of the others' time.
 const TOTAL_MOST: f64 = 0.75;
 /// Over a round trip and a half.
@@ -85,6 +87,7 @@ fn name(options: &[&str]) -> String {
 fn measure(plan: &Plan, what: &str, seen: &mut Seen, begin: impl FnOnce(&mut Virt) -> Running) {
     let mut virt = Virt::new(plan);
     make_certificates(&mut virt);
+    wait_warm(&virt);
     let began = Instant::now();
     let command = begin(&mut virt);
     let there = virt.console_there();
@@ -96,6 +99,15 @@ fn measure(plan: &Plan, what: &str, seen: &mut Seen, begin: impl FnOnce(&mut Vir
     println!("  {what:72} total {:6.2} s, gap {:4} ms", total.as_secs_f64(), gap.as_millis());
     seen.total_s.add(total.as_secs_f64());
     seen.gap_ms.add(gap.as_secs_f64() * 1e3);
+}
+
+/// The daemons have been up before, as they are where guests are moved.
+fn wait_warm(virt: &Virt) {
+    let deadline = Instant::now() + WARM;
+    while !virt.pair.a.log().contains("the link is warm") {
+        assert!(Instant::now() < deadline, "the link is not warm: {}", virt.pair.a.log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 fn by_itself(virt: &mut Virt, options: &[&str]) -> Running {
