@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
+use hikyaku_lab::backed::Backed;
 use hikyaku_lab::guest::{Load, Timeline};
 use hikyaku_lab::link::Profile;
 use hikyaku_lab::verdict::{Bound, Repeats, Verdict};
@@ -12,6 +13,8 @@ use hikyaku_tests::command::Running;
 use hikyaku_tests::virt::{GUEST, Plan, Virt};
 
 const MOVE: Duration = Duration::from_secs(240);
+/// More than two guests and two daemons have.
+const BACKED_BYTES: usize = 4 << 30;
 /// From a daemon's start until it has filled its link.
 const WARM: Duration = Duration::from_secs(20);
 /// Of the best of the others' time.
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
     let Some(plan) = Plan::here(link.clone().leak()) else { return ExitCode::FAILURE };
     load.sweep_pages_per_s = plan.load.sweep_pages_per_s;
     let plan = Plan { memory_mib, load, ..plan };
+    let _backed = Backed::hold(BACKED_BYTES);
     let mut alone: [Seen; 3] = Default::default();
     let mut ours = Seen::default();
     // In turns: what the machine does meanwhile is nobody's alone.
@@ -86,7 +90,7 @@ fn name(options: &[&str]) -> String {
 
 fn measure(plan: &Plan, what: &str, seen: &mut Seen, begin: impl FnOnce(&mut Virt) -> Running) {
     let mut virt = Virt::new(plan);
-    make_certificates(&mut virt);
+    make_certificates(&virt);
     wait_warm(&virt);
     let began = Instant::now();
     let command = begin(&mut virt);
@@ -123,8 +127,9 @@ fn openssl(within: &Path, words: &str) {
     assert!(output.status.success(), "openssl {words}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// As libvirt's own documentation has it: an authority, and a certificate of the destination.
-fn make_certificates(virt: &mut Virt) {
+/// As libvirt's own documentation has it: an authority, and a certificate of the destination, where libvirt looks for them by itself. One that is
+/// begun anew would leave the guest's QEMU to PID 1 to bury, for which libvirt waits.
+fn make_certificates(virt: &Virt) {
     let files = tempfile::tempdir().expect("a directory");
     let at = |name: &str| files.path().join(name);
     let ip = virt.network.host("b").ip4();
@@ -147,7 +152,7 @@ fn make_certificates(virt: &mut Virt) {
         files.path(),
         "x509 -req -in its.csr -CA ca-cert.pem -CAkey ca-key.pem -CAcreateserial -days 2 -extfile its -out server-cert.pem",
     );
-    for (name, virt_host) in [("a", &mut virt.a), ("b", &mut virt.b)] {
+    for virt_host in [&virt.a, &virt.b] {
         let to = virt_host.inside("/etc/pki/qemu");
         fs::create_dir_all(&to).expect("a directory");
         for (from, name) in [
@@ -159,10 +164,5 @@ fn make_certificates(virt: &mut Virt) {
         ] {
             fs::copy(at(from), to.join(name)).expect("a copy");
         }
-        let conf = virt_host.inside("/etc/libvirt/qemu.conf");
-        let text =
-            fs::read_to_string(&conf).expect("a file") + "migrate_tls_x509_cert_dir = \"/etc/pki/qemu\"\n";
-        fs::write(&conf, text).expect("a file");
-        virt_host.start_libvirtd(virt.network.host(name));
     }
 }
